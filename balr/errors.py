@@ -1,0 +1,57 @@
+"""What can go wrong, drawn as a tree. A message is one line: what, where, what to do.
+
+BalrError             stops the command; the line is shown, never a traceback
+├── ConfigError       an option, an override, a yaml file
+├── InputError        the corpus: a csv, a folder, a wav.scp
+├── CheckpointError   the model's files
+├── OutputError       the place where results go
+└── UtteranceError    one utterance; becomes a Failure and the run goes on
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+class BalrError(Exception):
+    """Say in one line what is wrong, where, and what the user can do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+class ConfigError(BalrError):
+    """An option, an override or a yaml file is wrong."""
+
+
+class InputError(BalrError):
+    """The corpus cannot be read as it is."""
+
+
+class CheckpointError(BalrError):
+    """The model's files are missing, broken or not what they claim to be."""
+
+
+class OutputError(BalrError):
+    """Results cannot be written where they should go."""
+
+
+class UtteranceError(BalrError):
+    """One utterance cannot be embedded."""
+
+
+Stage = Literal["decode", "embed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An utterance that got no embedding, and why: a line of failures.csv."""
+
+    id: str
+    audio: str
+    stage: Stage
+    reason: str
+
+
+def one_line(text: object) -> str:
+    """Fold any text, such as another library's message, into a single line."""
+    return " ".join(str(text).split())

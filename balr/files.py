@@ -1,0 +1,48 @@
+"""Files that are whole or absent: written under a temporary name in the same folder, then renamed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+from balr.errors import OutputError
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing, creating its folder; it takes the place of `path` only when all is written.
+
+    Raises OutputError that names the file.
+    """
+    temporary = path.with_name(f".{uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            yield file
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}.") from error
+    finally:
+        _remove(temporary)
+
+
+def check_writable(folder: Path) -> None:
+    """Create a folder and try to write in it. Raises OutputError."""
+    probe = folder / f".{uuid4().hex}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot be written to: {error.strerror or error}; choose another save_dir."
+        ) from error
+    finally:
+        _remove(probe)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:  # its folder is no folder, or not ours: then nothing was written either
+        return
