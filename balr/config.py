@@ -1,0 +1,233 @@
+"""The configuration: where its tree is, the schema of a run, and the names that a run's results get.
+
+Imports no torch: `--help`, `--cfg job` and `balr models` rest on this module alone.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
+from hydra.utils import get_class, instantiate
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from balr.errors import BalrError, ConfigError
+
+_T = TypeVar("_T")
+_LONGEST_LABEL = 120
+_SLASH_OR_QUOTE = "/'\""
+
+# What says where the corpus is or where results go, and so does not tell one job's results from another's.
+_NOT_IN_A_LABEL = frozenset(
+    {"input", "root_dir", "audio_formats", "force", "save_output", "save_dir", "vector_format", "embeddings/model"}
+)
+
+
+@dataclass
+class RunConfig:
+    """Name and type every run-level key; values and explanations are in `conf/config.yaml`.
+
+    Not frozen: OmegaConf takes a frozen schema as read-only and would refuse every override.
+    """
+
+    input: str = MISSING
+    root_dir: str | None = MISSING
+    audio_formats: list[str] = MISSING
+    device: str = MISSING
+    force: bool = MISSING
+    save_output: bool = MISSING
+    save_dir: str | None = MISSING
+    vector_format: str = MISSING
+    embeddings: Any = MISSING
+    data: Any = MISSING
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Say how utterances are loaded.
+
+    `num_workers` processes decode ahead (0: in the main process), each at most `prefetch_factor` utterances.
+    """
+
+    num_workers: int = 1
+    prefetch_factor: int = 4
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 0:
+            raise ConfigError(f"data.num_workers={self.num_workers}: must be 0 or more.")
+        if self.prefetch_factor < 1:
+            raise ConfigError(f"data.prefetch_factor={self.prefetch_factor}: must be 1 or more.")
+
+
+@dataclass(frozen=True)
+class FeaturesConfig:
+    """Override feature settings of a checkpoint; None keeps what its own config.yaml says.
+
+    `int16_scale`: multiply the waveform by 32768 first, as WeSpeaker's models expect; models of 3D-Speaker want
+    `int16_scale=False` and `window_type="povey"`. `mean_norm`: subtract the mean over the utterance's own frames.
+    """
+
+    sample_rate_hz: int | None = None
+    num_mel_bins: int | None = None
+    frame_length_ms: float | None = None
+    frame_shift_ms: float | None = None
+    window_type: str | None = None
+    int16_scale: bool | None = None
+    mean_norm: bool | None = None
+
+
+@dataclass(frozen=True)
+class PublishedCheckpoint:
+    """Describe a checkpoint that ships as `conf/embeddings/model/<name>.yaml`; EERs are on VoxCeleb1-O, -E, -H."""
+
+    name: str
+    model_repo: str
+    revision: str
+    architecture: str
+    embedding_dim: int
+    parameters_millions: float
+    trained_on: str
+    eer_percent: tuple[float, ...] | None
+    licence: str
+
+
+def config_dir() -> Path:
+    """Return the absolute path of the config tree: inside the package (wheel) or beside it (checkout)."""
+    package = Path(__file__).resolve().parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+@cache
+def published_checkpoints() -> Mapping[str, PublishedCheckpoint]:
+    """Return the shipped checkpoints by repository id, ordered by name."""
+    found = {}
+    for path in sorted((config_dir() / "embeddings" / "model").glob("[!_]*.yaml")):
+        for repo, facts in yaml.safe_load(path.read_text(encoding="utf-8"))["published"].items():
+            eer = facts.pop("eer_percent")
+            found[repo] = PublishedCheckpoint(
+                name=path.stem, model_repo=repo, eer_percent=tuple(eer) if eer else None, **facts
+            )
+    return found
+
+
+def register() -> None:
+    """Make the schema and the resolvers of `conf/` known to Hydra; calling it again changes nothing."""
+    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    OmegaConf.register_new_resolver("balr.corpus", corpus_name, replace=True)
+    OmegaConf.register_new_resolver("balr.label", _label_of_this_job, replace=True)
+
+
+def check(cfg: DictConfig) -> RunConfig:
+    """Return the composed config as a checked `RunConfig`.
+
+    Raises ConfigError that lists every missing value at once, or names the value that does not resolve.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        example = "; for example: balr extract path/to/corpus" if missing == ["input"] else ""
+        raise ConfigError(f"Missing {', '.join(missing)}: give each as KEY=VALUE{example}.")
+    run = OmegaConf.to_object(cfg)
+    assert isinstance(run, RunConfig)
+    if not run.input:
+        raise ConfigError("input is empty: give a csv, a folder, an audio file or a wav.scp.")
+    if run.vector_format not in ("npy", "txt"):
+        raise ConfigError(f"vector_format={run.vector_format}: must be npy or txt.")
+    if run.save_dir == "":
+        raise ConfigError("save_dir is empty: give a folder, or save_dir=null to write beside the audio.")
+    return _in_a_sweep(run) if _is_sweep() else run
+
+
+def build(node: Mapping[str, Any], kind: type[_T], **arguments: object) -> _T:
+    """Instantiate a `_target_` node that must be a `kind` defined in balr.
+
+    Raises ConfigError where a target is anything else or does not take the node's keys: a config can come with a
+    downloaded model or from a colleague, and must not name arbitrary code.
+    """
+    _check_targets(node, kind)
+    try:
+        made = instantiate({**node}, _convert_="all", **arguments)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, BalrError):
+            raise cause from None
+        if isinstance(cause, TypeError):
+            raise ConfigError(f"{node['_target_']} does not take these settings: {cause}.") from error
+        raise ConfigError(f"{node['_target_']}: {error}") from error
+    assert isinstance(made, kind)
+    return made
+
+
+def _check_targets(node: Mapping[str, Any], kind: type) -> None:
+    target = node.get("_target_")
+    try:
+        cls = get_class(target) if isinstance(target, str) and target.startswith("balr.") else None
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"_target_={target}: {error}") from error
+    if cls is None or not cls.__module__.startswith("balr.") or not issubclass(cls, kind):
+        raise ConfigError(f"_target_={target}: must be a {kind.__name__} of balr, as in the yaml files of conf/.")
+    for child in node.values():
+        if isinstance(child, Mapping):
+            _check_targets(child, object)
+
+
+def corpus_name(path: str) -> str:
+    """Name a corpus after its folder, or its list and the list's folder: `voxceleb2`, `voxceleb2-metadata`."""
+    resolved = Path(path).expanduser().resolve()
+    name = resolved.name or "root"
+    return _as_folder_name(name if resolved.is_dir() else f"{resolved.parent.name}-{resolved.stem}")
+
+
+def job_label(choice: str, overrides: Sequence[str], *, sweep: bool) -> str:
+    """Name what a job computes: its model and whatever else changes the numbers or tells it from other jobs.
+
+    The label is the config name of the model, or its repository where that was overridden, then every other override
+    below `embeddings.`; in a sweep, every override that is not about input and output.
+    """
+    parts = []
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key == "embeddings.model.model_repo":
+            known = published_checkpoints().get(value.strip("'\""))
+            choice = known.name if known else value.strip("'\"").replace("/", "--")
+        elif key.startswith("embeddings.") or (sweep and key not in _NOT_IN_A_LABEL):
+            parts.append(f"{key.removeprefix('embeddings.model.')}={value.strip(_SLASH_OR_QUOTE)}")
+    return _as_folder_name(",".join([choice, *sorted(parts)]))
+
+
+def _label_of_this_job(*, _root_: DictConfig) -> str:
+    if not HydraConfig.initialized():  # composed in a notebook or a test
+        return job_label("", [f"embeddings.model.model_repo={_root_.embeddings.model.model_repo}"], sweep=False)
+    hydra = HydraConfig.get()
+    return job_label(hydra.runtime.choices["embeddings/model"], hydra.overrides.task, sweep=_is_sweep())
+
+
+def _is_sweep() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _in_a_sweep(run: RunConfig) -> RunConfig:
+    """Give the job a folder of its own below a save_dir that was fixed for the whole sweep."""
+    if run.save_dir is None:
+        raise ConfigError("save_dir=null in a sweep: jobs would overwrite one another's embeddings beside the audio.")
+    given = [o for o in HydraConfig.get().overrides.task if o.startswith("save_dir=")]
+    if given and "${" not in given[-1]:
+        hydra = HydraConfig.get()
+        label = job_label(hydra.runtime.choices["embeddings/model"], hydra.overrides.task, sweep=True)
+        run.save_dir = str(Path(run.save_dir) / corpus_name(run.input) / label)
+    return run
+
+
+def _as_folder_name(text: str) -> str:
+    name = re.sub(r"[^\w=,+@.-]+", "-", text).strip("-.") or "unnamed"
+    if len(name) <= _LONGEST_LABEL:
+        return name
+    return f"{name[:_LONGEST_LABEL]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
