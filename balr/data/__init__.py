@@ -1,0 +1,1 @@
+"""Corpora: which utterances there are, and their waveforms."""

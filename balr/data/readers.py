@@ -1,0 +1,179 @@
+"""Read what a corpus consists of: a csv, a folder, a single file or a Kaldi wav.scp becomes a list of utterances.
+
+The invariant kept here: ids are unique, files exist, and no path leads out of the corpus folder. All problems of a kind
+are counted and the first is shown, before any model is loaded.
+"""
+
+import csv
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from balr.errors import InputError
+
+log = logging.getLogger(__name__)
+
+AUDIO_FORMATS = ("flac", "mp3", "m4a", "ogg", "opus", "wav", "wma")
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """Name an utterance and its files; nothing is opened yet. `extra` holds the other columns of a csv."""
+
+    id: str
+    audio: Path | None
+    speaker: str | None = None
+    embedding: Path | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_csv(path: Path, root_dir: Path) -> list[Utterance]:
+    """Read a csv with the columns `audio` or `embedding`, and optionally `id`, `speaker` and any others.
+
+    Relative paths start at `root_dir`. Without an `id` column the audio path as written is the id.
+    """
+    found = []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            columns = _check_columns(path, reader.fieldnames or [])
+            for row in reader:
+                if None in row or None in row.values():
+                    raise InputError(f"{path}:{reader.line_num}: the number of cells is not that of the header.")
+                found.append((reader.line_num, _from_row(path, reader.line_num, row, columns, root_dir)))
+    except csv.Error as error:
+        raise InputError(f"{path}:{reader.line_num + 1}: not a csv: {error}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not text in UTF-8 (byte {error.start}); save the csv as UTF-8.") from error
+    return _checked(path, found)
+
+
+def read_scp(path: Path, root_dir: Path) -> list[Utterance]:
+    """Read a Kaldi wav.scp, `id path` on each line. Commands (lines with a pipe) are refused, never run."""
+    found = []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not text in UTF-8 (byte {error.start}).") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        id_, *rest = line.split(maxsplit=1)
+        if not rest:
+            raise InputError(f"{path}:{number}: expected 'id path', found {line.strip()[:80]!r}.")
+        if "|" in rest[0]:
+            raise InputError(f"{path}:{number}: commands are not run; write the audio to files and list those.")
+        found.append((number, Utterance(id_, _path(path, number, rest[0].strip(), root_dir))))
+    return _checked(path, found)
+
+
+def read_dir(folder: Path, audio_formats: Sequence[str] = AUDIO_FORMATS) -> list[Utterance]:
+    """Find audio files below a folder, linked folders included; ids are POSIX paths relative to it, with suffix."""
+    suffixes = {f".{name.strip().lower().lstrip('.')}" for name in audio_formats}
+    hidden = broken = 0
+    found = []
+    for file in _walk(folder, (folder.resolve(),)):
+        if file.suffix.lower() not in suffixes:
+            continue
+        if file.name.startswith("."):
+            hidden += 1
+        elif not file.is_file():
+            broken += 1
+        else:
+            found.append(Utterance(file.relative_to(folder).as_posix(), file))
+    if hidden or broken:
+        log.warning("%s: skipped %d hidden files and %d broken links.", folder, hidden, broken)
+    if not found:
+        raise InputError(f"{folder}: no audio files; searched for {', '.join(sorted(suffixes))} (see audio_formats).")
+    return found
+
+
+def _walk(folder: Path, chain: tuple[Path, ...]) -> Iterator[Path]:
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error.strerror or error}.") from error
+    for entry in entries:
+        if not entry.is_dir():
+            yield entry
+        elif not entry.name.startswith("."):
+            target = entry.resolve()
+            if target not in chain:  # a link to a folder above would never end
+                yield from _walk(entry, (*chain, target))
+
+
+def _check_columns(path: Path, columns: Sequence[str]) -> set[str]:
+    if not {"audio", "embedding"} & set(columns):
+        hint = " Are cells separated by something other than a comma?" if len(columns) == 1 else ""
+        raise InputError(f"{path}:1: no column 'audio' or 'embedding'; found {', '.join(columns) or 'none'}.{hint}")
+    repeated = {name for name in columns if columns.count(name) > 1}
+    if repeated:
+        raise InputError(f"{path}:1: column {', '.join(sorted(repeated))} appears more than once.")
+    return set(columns)
+
+
+def _from_row(path: Path, line: int, row: Mapping[str, str], columns: set[str], root_dir: Path) -> Utterance:
+    audio, embedding = row.get("audio", ""), row.get("embedding", "")
+    if not audio and not embedding:
+        raise InputError(f"{path}:{line}: neither audio nor embedding is given.")
+    known = {"id", "audio", "speaker", "embedding"}
+    return Utterance(
+        id=row["id"] if "id" in columns else audio or embedding,
+        audio=_path(path, line, audio, root_dir) if audio else None,
+        speaker=row.get("speaker"),
+        embedding=_path(path, line, embedding, root_dir) if embedding else None,
+        extra={name: cell for name, cell in row.items() if name not in known},
+    )
+
+
+def _path(source: Path, line: int, text: str, root_dir: Path) -> Path:
+    if "\0" in text:
+        raise InputError(f"{source}:{line}: the path holds a NUL character.")
+    if os.path.isabs(text):
+        return Path(os.path.normpath(text))
+    if Path(os.path.normpath(text)).parts[0] == os.pardir:
+        raise InputError(
+            f"{source}:{line}: {text!r} leads out of the corpus folder {root_dir}; "
+            "set root_dir to a folder above all files, or write absolute paths."
+        )
+    return root_dir / os.path.normpath(text)
+
+
+def _checked(path: Path, found: Sequence[tuple[int, Utterance]]) -> list[Utterance]:
+    if not found:
+        raise InputError(f"{path}: no utterances.")
+    _refuse(path, "without a usable id (empty, or with control characters)", found, lambda u: not _is_id(u.id))
+    _refuse_repeated(path, found)
+    _refuse(path, "whose file does not exist", found, lambda u: not all(f.is_file() for f in _files(u)))
+    return [utterance for _, utterance in found]
+
+
+def _refuse(
+    path: Path, problem: str, found: Iterable[tuple[int, Utterance]], is_bad: Callable[[Utterance], bool]
+) -> None:
+    bad = [(line, utterance) for line, utterance in found if is_bad(utterance)]
+    if bad:
+        line, first = bad[0]
+        files = ", ".join(str(file) for file in _files(first))
+        raise InputError(f"{path}:{line}: {len(bad)} utterances {problem}, first: id {first.id[:80]!r}, {files}.")
+
+
+def _refuse_repeated(path: Path, found: Iterable[tuple[int, Utterance]]) -> None:
+    lines: dict[str, int] = {}
+    repeated = []
+    for line, utterance in found:
+        if lines.setdefault(utterance.id, line) != line:
+            repeated.append((line, utterance.id))
+    if repeated:
+        line, id_ = repeated[0]
+        raise InputError(f"{path}:{line}: {len(repeated)} repeated ids, first: {id_!r}, also on line {lines[id_]}.")
+
+
+def _files(utterance: Utterance) -> list[Path]:
+    return [path for path in (utterance.audio, utterance.embedding) if path is not None]
+
+
+def _is_id(text: str) -> bool:
+    return bool(text.strip()) and not any(ord(character) < 32 or ord(character) == 127 for character in text)

@@ -1,0 +1,71 @@
+"""Embeddings as files: `.npy` and `.txt` are written and read, `.pkl` of the earlier BA-LR toolkit only read."""
+
+import pickle
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from balr.errors import InputError, OutputError
+from balr.files import whole_file
+
+VECTOR_SUFFIXES = (".npy", ".txt", ".pkl")
+
+# All that a pickled numpy array refers to, by the names of numpy 1 and 2.
+_ARRAY_PARTS = frozenset(
+    {
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy.core.numeric", "_frombuffer"),
+        ("numpy._core.numeric", "_frombuffer"),
+        ("_codecs", "encode"),
+    }
+)
+
+
+def write_vector(path: Path, vector: npt.NDArray[np.float32]) -> None:
+    """Write an embedding `(dim,)` as `.npy` or `.txt`, whole or not at all. Raises OutputError."""
+    if path.suffix not in (".npy", ".txt"):
+        raise OutputError(f"{path}: vectors are written as .npy or .txt only.")
+    with whole_file(path) as file:
+        if path.suffix == ".npy":
+            np.save(file, vector, allow_pickle=False)
+        else:
+            np.savetxt(file, vector, fmt="%.9g")  # nine digits give every float32 back
+
+
+def read_vector(path: Path) -> npt.NDArray[Any]:
+    """Read an embedding `(dim,)` from `.npy`, `.txt` or `.pkl`. Raises InputError; runs no code from the file."""
+    try:
+        vector = _read(path)
+    except (OSError, ValueError, EOFError, pickle.UnpicklingError, AttributeError, TypeError) as error:
+        raise InputError(f"{path}: not an embedding: {error}.") from error
+    if not (isinstance(vector, np.ndarray) and vector.ndim == 1 and vector.size and vector.dtype.kind in "fiu"):
+        raise InputError(f"{path}: not an embedding: one row of numbers is expected.")
+    return vector
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".npy":
+        return np.load(path, allow_pickle=False)
+    if path.suffix == ".txt":
+        return np.loadtxt(path, dtype=np.float32, ndmin=1)
+    if path.suffix == ".pkl":
+        with path.open("rb") as file:
+            return _ArrayUnpickler(file).load()
+    raise ValueError(f"unknown kind of file, expected one of {', '.join(VECTOR_SUFFIXES)}")
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickle numpy arrays and nothing else: a pickle may name any function to call."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file)
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ARRAY_PARTS:
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which no array needs")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
