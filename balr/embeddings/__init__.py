@@ -1,0 +1,1 @@
+"""Models: from a waveform to a speaker embedding."""
