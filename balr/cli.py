@@ -1,0 +1,172 @@
+"""`balr …` for the shell: flags become Hydra overrides and go to the same main as `python -m balr.main`."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from balr.config import config_dir, published_checkpoints
+
+app = typer.Typer(
+    help="Speaker embeddings of a whole corpus with published WeSpeaker models.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+class Shown(StrEnum):
+    """What `--cfg` can show."""
+
+    job = "job"
+    hydra = "hydra"
+    all = "all"
+
+
+def main() -> None:
+    """Run the `balr` command."""
+    app()
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(version("balr"))
+        raise typer.Exit
+
+
+@app.callback()
+def _balr(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _complete_override(incomplete: str) -> list[str]:
+    group, found, _ = incomplete.partition("=")
+    if found and (config_dir() / group).is_dir():
+        names = sorted(path.stem for path in (config_dir() / group).glob("[!_]*.yaml"))
+        return [f"{group}={name}" for name in names if f"{group}={name}".startswith(incomplete)]
+    keys = ("embeddings/model=", "data=", "device=", "save_dir=", "force=true", "hydra/launcher=joblib_cpu")
+    return [key for key in keys if key.startswith(incomplete)]
+
+
+@app.command(epilog="Exit codes: 0 all embedded, 1 some utterances failed, 2 the command could not do its work.")
+def extract(
+    corpus: Annotated[
+        str | None, typer.Argument(metavar="INPUT", help="A csv, a folder, an audio file or a Kaldi wav.scp.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Any Hydra overrides, such as embeddings/model=campplus_lm.",
+            autocompletion=_complete_override,
+        ),
+    ] = None,
+    *,
+    force: Annotated[bool | None, typer.Option("--force/--no-force", help="Embed again what is already there.")] = None,
+    save_output: Annotated[bool | None, typer.Option(help="Write embeddings, or only compute and report.")] = None,
+    save_dir: Annotated[str | None, typer.Option(help="Where results go.", metavar="DIR")] = None,
+    audio_formats: Annotated[
+        list[str] | None,
+        typer.Option(help="File suffixes that a folder is searched for; repeat or separate by commas."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    root_dir: Annotated[
+        str | None, typer.Option(help="Where relative paths of a csv or wav.scp start.", metavar="DIR")
+    ] = None,
+    multirun: Annotated[bool, typer.Option("--multirun", "-m", help="Sweep: one job for each listed value.")] = False,
+    cfg: Annotated[Shown | None, typer.Option(help="Show the composed configuration and stop.")] = None,
+    resolve: Annotated[bool, typer.Option("--resolve", help="With --cfg: show interpolated values.")] = False,
+    conf: Annotated[
+        str | None, typer.Option("--config-dir", help="A folder with more configs, laid out as conf/.", metavar="DIR")
+    ] = None,
+) -> None:
+    """Embed every utterance of a corpus.
+
+    [bold]balr extract voxceleb2/metadata.csv[/bold]
+
+    [bold]balr extract recordings/ --device cuda embeddings/model=campplus_lm[/bold]
+
+    [bold]balr extract recordings/ -m embeddings/model=resnet34_lm,campplus_lm[/bold]
+    """
+    rest = list(overrides or [])
+    if corpus is not None and _is_override(corpus):
+        rest.insert(0, corpus)
+        corpus = None
+    flags: dict[str, Any] = {
+        "input": corpus,
+        "force": force,
+        "save_output": save_output,
+        "save_dir": save_dir,
+        "audio_formats": _split(audio_formats),
+        "device": device,
+        "root_dir": root_dir,
+    }
+    hydra_flags = ["--multirun"] * multirun + ["--resolve"] * resolve
+    hydra_flags += ["--cfg", cfg.value] if cfg else []
+    hydra_flags += ["--config-dir", conf] if conf else []
+
+    from balr.main import main as run
+
+    raise typer.Exit(run([*hydra_flags, *to_overrides(flags), *rest]))
+
+
+@app.command()
+def models() -> None:
+    """List the checkpoints that ship with balr."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        caption="EER in % on VoxCeleb1-O, -E, -H as WeSpeaker published them: cosine, no score normalisation.",
+        caption_justify="left",
+    )
+    for name in ("embeddings/model=", "architecture", "dim", "params", "EER O / E / H", "licence", "repository"):
+        table.add_column(name, no_wrap=True, justify="right" if name in ("dim", "params") else "left")
+    for checkpoint in sorted(published_checkpoints().values(), key=lambda c: c.name):
+        eer = " / ".join(f"{rate:.2f}" for rate in checkpoint.eer_percent) if checkpoint.eer_percent else "-"
+        size = f"{checkpoint.parameters_millions:.1f} M"
+        table.add_row(
+            *(checkpoint.name, checkpoint.architecture, str(checkpoint.embedding_dim), size),
+            *(eer, checkpoint.licence, checkpoint.model_repo),
+        )
+    console = Console()
+    # A table that is read by a program keeps its columns whole; a terminal sets its own width.
+    console.print(table, width=None if console.is_terminal else 200)
+
+
+def to_overrides(flags: dict[str, Any]) -> list[str]:
+    """Translate the flags that were given to Hydra overrides, quoted so that any path means itself."""
+    return [f"{key}={_quoted(value)}" for key, value in flags.items() if value is not None]
+
+
+def _quoted(value: bool | str | Sequence[str]) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, str):
+        return f"[{','.join(_quoted(item) for item in value)}]"
+    # Hydra unescapes backslashes only before a quote; OmegaConf reads ${ as an interpolation unless escaped.
+    text = value.replace("${", "\\${").replace("\\'", "\\\\'").replace("'", "\\'")
+    trailing = len(text) - len(text.rstrip("\\"))
+    return f"'{text}{chr(92) * trailing}'"
+
+
+def _split(values: Sequence[str] | None) -> list[str] | None:
+    if not values:
+        return None
+    return [part.strip() for value in values for part in value.split(",") if part.strip()]
+
+
+def _is_override(text: str) -> bool:
+    return "=" in text and not Path(text).exists()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""One run, from a corpus to embeddings on disk: the only file that knows all stages."""
+
+import csv
+import logging
+from pathlib import Path
+
+from balr.config import DataConfig, RunConfig, build
+from balr.data.dataset import AudioDataset
+from balr.embeddings.base import EmbeddingsModel
+from balr.errors import OutputError
+from balr.files import check_writable
+from balr.report import Report, Tally, write_lists
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: RunConfig, *, run_dir: Path) -> Report:
+    """Embed a corpus as configured and report what became of each utterance.
+
+    `run_dir` takes the lists where `save_dir` is null and embeddings go beside the audio. Raises a BalrError before the
+    model is loaded where input, output or configuration are wrong; a bad utterance is part of the report.
+    """
+    data_config = build(cfg.data, DataConfig)
+    dataset = AudioDataset.from_path(cfg.input, root_dir=cfg.root_dir, audio_formats=cfg.audio_formats)
+    dataset.vector_format = cfg.vector_format
+    dataset.set_output_dir(cfg.save_dir)
+    lists_in = dataset.output_dir or run_dir.absolute()
+    if cfg.save_output:
+        check_writable(lists_in)
+        if not cfg.force:
+            _refuse_another_corpus(lists_in / "metadata.csv", dataset)
+    audible = dataset.filter(lambda utterance: utterance.audio is not None)
+    todo = audible if cfg.force or not cfg.save_output else audible.filter(lambda u: not dataset.has_vector(u))
+    log.info("%d utterances in %s, %d already there", len(dataset), cfg.input, len(audible) - len(todo))
+    tally = Tally(len(todo))
+    try:
+        if len(todo):
+            model = build(cfg.embeddings["model"], EmbeddingsModel, device=cfg.device)
+            with tally:
+                model.extract_embeddings(todo, cfg.save_output, data_config, observer=tally)
+    finally:
+        if cfg.save_output:
+            write_lists(lists_in, dataset, tally.failures)
+    return Report(
+        total=len(dataset),
+        embedded=tally.embedded_count,
+        already_there=len(audible) - len(todo),
+        without_audio=len(dataset) - len(audible),
+        failures=tuple(tally.failures),
+        audio_seconds=tally.audio_seconds,
+        wall_seconds=tally.wall_seconds,
+        vectors_in=_vectors_in(cfg, dataset),
+        lists_in=lists_in if cfg.save_output else None,
+    )
+
+
+def _vectors_in(cfg: RunConfig, dataset: AudioDataset) -> str:
+    if not cfg.save_output:
+        return "not saved (save_output=false)"
+    return "beside the audio" if dataset.output_dir is None else str(dataset.output_dir)
+
+
+def _refuse_another_corpus(listed: Path, dataset: AudioDataset) -> None:
+    """Keep two corpora with the same ids out of one folder: one's embeddings would pass for the other's."""
+    if not listed.is_file():
+        return
+    with listed.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        before = {row.get("id"): row.get("audio") for row in csv.DictReader(file)}
+    for utterance in dataset.utterances:
+        audio = before.get(utterance.id)
+        if utterance.audio is not None and audio and audio != str(utterance.audio):
+            raise OutputError(
+                f"{listed}: holds embeddings of another corpus: {utterance.id!r} is {audio} there and "
+                f"{utterance.audio} here; choose another save_dir, or force=true to embed all again."
+            )

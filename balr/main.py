@@ -1,0 +1,152 @@
+"""`python -m balr.main`: compose the configuration, check it, run. The one way in; `balr extract` comes here too."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from balr.config import check, config_dir, register
+from balr.errors import BalrError, one_line
+
+log = logging.getLogger(__name__)
+
+DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+
+
+class JobFailedError(Exception):
+    """Tell the sweep that a job failed, after the other jobs had their turn. Its reason is logged already."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run with Hydra's command line, `argv` or the process's own, and return an exit code.
+
+    0: every utterance has an embedding. 1: some utterances or jobs of a sweep failed. 2: the command could not do its
+    work. 130: interrupted.
+    """
+    register()
+    with _argv(argv), _whole_exceptions():
+        try:
+            hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
+        except JobFailedError:
+            return SOME_FAILED
+        except (BalrError, HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
+            sys.stderr.write(f"ERROR {_explain(error)}\n")
+            return REFUSED
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except SystemExit as stop:
+            return stop.code if isinstance(stop.code, int) else DONE
+    return DONE
+
+
+def job(cfg: DictConfig) -> None:
+    """Do one job of Hydra's. A lone job ends the process with its exit code; a job of a sweep raises JobFailedError."""
+    register()
+    code = _run(cfg)
+    if code and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise JobFailedError(f"exit code {code}")
+    if code:
+        raise SystemExit(code)
+
+
+def _run(cfg: DictConfig) -> int:
+    try:
+        settings = check(cfg)
+
+        from balr.extraction import run  # brings torch: not for --help or --cfg
+        from balr.report import summary
+
+        report = run(settings, run_dir=Path(HydraConfig.get().runtime.output_dir))
+    except (BalrError, OmegaConfBaseException) as error:
+        log.error("%s", one_line(error))
+        return REFUSED
+    except KeyboardInterrupt:
+        log.error("interrupted; the same command goes on from here.")
+        return INTERRUPTED
+    except Exception as error:
+        log.exception("unexpected %s: %s (traceback in %s)", type(error).__name__, one_line(error), _log_file())
+        return REFUSED
+    log.info("done\n%s", summary(report))
+    return SOME_FAILED if report.failed else DONE
+
+
+def _log_file() -> Path:
+    return Path(HydraConfig.get().runtime.output_dir) / f"{HydraConfig.get().job.name}.log"
+
+
+def _explain(error: Exception) -> str:
+    """Put Hydra's messages, often several lines, into one that names near alternatives."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        options = [str(option) for option in error.options]
+        near = get_close_matches(name, options, n=3, cutoff=0.4)
+        choice = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(options)}."
+        return f"{group}={name}: no such config; {choice}"
+    if isinstance(error, ConfigCompositionException):
+        reason = one_line(error.__cause__ or error)
+        if "is not in struct" in reason or "not in 'RunConfig'" in reason:
+            return _unknown_key(str(error), reason)
+        return one_line(f"{error} {error.__cause__ or ''}")
+    return one_line(error)
+
+
+def _unknown_key(message: str, reason: str) -> str:
+    key = message.partition("'")[2].partition("'")[0] or reason
+    near = get_close_matches(key, _keys(), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "--cfg job shows all keys."
+    return f"{key}: no such key; {hint}"
+
+
+def _keys() -> list[str]:
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        tree = OmegaConf.to_container(hydra.compose("config"), resolve=False)
+    found: list[str] = []
+    nodes = [("", tree)]
+    while nodes:
+        prefix, node = nodes.pop()
+        if isinstance(node, dict):
+            nodes.extend((f"{prefix}{name!s}.", child) for name, child in node.items())
+        else:
+            found.append(str(prefix).rstrip("."))
+    return found
+
+
+@contextmanager
+def _argv(argv: Sequence[str] | None) -> Iterator[None]:
+    kept = sys.argv
+    sys.argv = kept if argv is None else [kept[0], *argv]
+    try:
+        yield
+    finally:
+        sys.argv = kept
+
+
+@contextmanager
+def _whole_exceptions() -> Iterator[None]:
+    """Let Hydra raise what it would print itself, over many lines; this variable is its switch for that."""
+    kept = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if kept is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = kept
+
+
+if __name__ == "__main__":
+    from balr.main import main as _main  # under its own name, so that jobs of a sweep can be sent to other processes
+
+    sys.exit(_main())

@@ -1,0 +1,180 @@
+"""What a run tells: progress while it goes on, the csv files it leaves, and a closing summary that adds up."""
+
+import csv
+import io
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from balr.data.dataset import AnnotatedAudio, AudioDataset
+from balr.errors import Failure
+from balr.files import whole_file
+
+log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+class TerminalHandler(logging.Handler):
+    """Write log lines to what stderr is at that moment, above a progress bar; tracebacks go to the log file only."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kept, record.exc_info, record.exc_text = record.exc_info, None, None
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+        finally:
+            record.exc_info = kept
+
+
+@dataclass(frozen=True)
+class Report:
+    """Add up a run: `total` = embedded + already_there + without_audio + failed + not_reached."""
+
+    total: int
+    embedded: int
+    already_there: int
+    without_audio: int
+    failures: tuple[Failure, ...]
+    audio_seconds: float
+    wall_seconds: float
+    vectors_in: str
+    lists_in: Path | None
+
+    @property
+    def failed(self) -> int:
+        return len(self.failures)
+
+    @property
+    def not_reached(self) -> int:
+        return self.total - self.embedded - self.already_there - self.without_audio - self.failed
+
+
+class Tally:
+    """Count what a model does and show it: a bar on a terminal, else a line every half minute."""
+
+    def __init__(self, todo: int) -> None:
+        self.embedded_count = 0
+        self.audio_seconds = 0.0
+        self.failures: list[Failure] = []
+        self._todo = todo
+        self._started = self._last_line = time.monotonic()
+        self._bar = Progress(
+            TextColumn("embedding"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[pace]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._bar.add_task("", total=todo, pace="")
+
+    def __enter__(self) -> Self:
+        self._started = self._last_line = time.monotonic()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._bar.stop()
+
+    @property
+    def wall_seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def embedded(self, utterance: AnnotatedAudio, audio_seconds: float) -> None:
+        self.embedded_count += 1
+        self.audio_seconds += audio_seconds
+        self._show()
+
+    def failed(self, failure: Failure) -> None:
+        self.failures.append(failure)
+        log.warning("%s: %s: %s", failure.id, failure.stage, failure.reason)
+        self._show()
+
+    def _show(self) -> None:
+        if not self._bar.live.is_started and not self._bar.disable:
+            self._bar.start()  # not before the first result: a thread must not run while workers are forked
+        done = self.embedded_count + len(self.failures)
+        pace = f"{_hours(self.audio_seconds)} of audio, {_pace(self.audio_seconds, self.wall_seconds)} real time"
+        if self.failures:
+            pace += f", {len(self.failures)} failed"
+        self._bar.update(self._task, completed=done, pace=pace)
+        if self._bar.disable and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            left = self.wall_seconds / done * (self._todo - done)
+            log.info("%d of %d utterances, %s, %.0f min left", done, self._todo, pace, left / 60)
+
+
+def write_lists(folder: Path, dataset: AudioDataset, failures: Iterable[Failure]) -> None:
+    """Write metadata.csv, which `AudioDataset.from_csv` reads back, and failures.csv where there are any.
+
+    Embeddings are named relative to the folder where they lie below it, audio by its absolute path.
+    """
+    failed = list(failures)
+    failed_ids = {failure.id for failure in failed}
+    extra = list(dict.fromkeys(name for utterance in dataset.utterances for name in utterance.extra))
+    rows = []
+    for utterance in dataset.utterances:
+        if utterance.id in failed_ids or not (utterance.audio is None or dataset.has_vector(utterance)):
+            continue
+        vector = utterance.embedding if utterance.audio is None else dataset.vector_path(utterance)
+        shown = vector.relative_to(folder) if vector and vector.is_relative_to(folder) else vector
+        row = [utterance.id, utterance.audio or "", utterance.speaker or "", shown]
+        rows.append([*row, *(utterance.extra.get(name, "") for name in extra)])
+    _write_csv(folder / "metadata.csv", ["id", "audio", "speaker", "embedding", *extra], rows)
+    columns = [column.name for column in fields(Failure)]
+    if failed:
+        _write_csv(folder / "failures.csv", columns, ([getattr(f, name) for name in columns] for f in failed))
+    else:
+        (folder / "failures.csv").unlink(missing_ok=True)
+
+
+def summary(report: Report) -> str:
+    """Render a report as a small table."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row("utterances in", f"{report.total:,}")
+    table.add_row("  embedded", f"{report.embedded:,}")
+    table.add_row("  already there", f"{report.already_there:,}")
+    for name, count in (("without audio", report.without_audio), ("not reached", report.not_reached)):
+        if count:
+            table.add_row(f"  {name}", f"{count:,}")
+    table.add_row("  failed", f"{report.failed:,}")
+    if report.embedded:
+        table.add_row("audio embedded", _hours(report.audio_seconds))
+        table.add_row("speed", f"{_pace(report.audio_seconds, report.wall_seconds)} real time")
+    table.add_row("embeddings", report.vectors_in)
+    if report.lists_in is not None:
+        table.add_row("list", str(report.lists_in / "metadata.csv"))
+        if report.failed:
+            table.add_row("failures", str(report.lists_in / "failures.csv"))
+    text = io.StringIO()
+    Console(file=text, width=1000, no_color=True).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _write_csv(path: Path, header: list[str], rows: Iterable[Iterable[object]]) -> None:
+    with whole_file(path) as file:
+        # File names need not be UTF-8: surrogateescape gives the very bytes back.
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+        writer = csv.writer(text, lineterminator=os.linesep)
+        writer.writerow(header)
+        writer.writerows(rows)
+        text.flush()
+        text.detach()
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.2f} h" if seconds >= 360 else f"{seconds:.1f} s"
+
+
+def _pace(audio_seconds: float, wall_seconds: float) -> str:
+    return f"{audio_seconds / max(wall_seconds, 1e-9):.0f} x"
