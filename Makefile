@@ -1,0 +1,59 @@
+# make help lists the targets. Everything lives in .venv; a target sets it up first, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+UV := $(BIN)/uv
+DEMO := outputs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint format typecheck check resolution lock bench clean
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv with the locked versions (skipped when nothing changed)
+
+$(STAMP): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make setup PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Setting up $(VENV): once, a few minutes, mostly the download of torch"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5,<1'
+	$(UV) pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+demo: setup ## Embed a few bundled voices, end to end, with an untrained model
+	@$(BIN)/python scripts/untrained_checkpoint.py $(DEMO)/checkpoint
+	@$(BIN)/balr extract resources/demo/metadata.csv --force --save-dir $(DEMO)/embeddings \
+		embeddings.model.model_dir=$(DEMO)/checkpoint embeddings.model.model_name=avg_model.pt
+
+test: setup ## Run the default tests
+	$(BIN)/python -m pytest
+
+test-all: setup ## Run all tests, slow ones too, that this machine can run
+	$(BIN)/python -m pytest -m ''
+
+lint: setup ## Check style and format
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: setup ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+typecheck: setup ## Check types
+	$(BIN)/mypy
+
+check: lint typecheck test ## Lint, types and default tests
+
+resolution: setup ## Check that an install without the lock gets torch and torchaudio that fit together
+	$(BIN)/python -m pytest -m network tests/test_resolution.py
+
+lock: setup ## Write requirements.lock anew from pyproject.toml
+	$(UV) pip compile pyproject.toml --quiet --extra dev --universal --python-version 3.11 --upgrade \
+		--no-header --no-annotate --no-emit-index-url --output-file requirements.lock
+
+clean: ## Remove .venv and caches, keep outputs
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
