@@ -1,0 +1,108 @@
+"""What tests share: synthetic audio, a tiny corpus, tiny checkpoints of real architectures, the command in-process."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import soundfile
+from untrained_checkpoint import write_checkpoint
+
+from balr.main import main
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SAMPLE = REPOSITORY.parent / "shared" / "data" / "voxceleb2"
+
+# A CAM++ of about 0.1 million parameters: the class is WeSpeaker's own.
+TINY = {"feat_dim": 80, "embed_dim": 32, "pooling_func": "TSTP", "growth_rate": 4, "init_channels": 16}
+
+Command = Callable[..., int]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def sample() -> Path:
+    """Return the folder of real speech: 18 utterances of 6 speakers, 24 kHz."""
+    if not SAMPLE.is_dir():
+        pytest.skip("the sample of real speech (../shared/data/voxceleb2) is not on this machine")
+    return SAMPLE
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", "CAMPPlus", TINY)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Return a folder of six short wav files of two speakers, at two rates."""
+    folder = tmp_path / "corpus"
+    for number in range(6):
+        write_wav(folder / f"spk{number % 2}" / f"utt{number}.wav", speechlike(1.0 + 0.2 * number, seed=number))
+    return folder
+
+
+@pytest.fixture
+def balr(tiny_checkpoint: Path) -> Command:
+    """Return a function that runs `python -m balr.main` in this process with the tiny checkpoint."""
+
+    def run(*overrides: str) -> int:
+        return main([*overrides, f"embeddings.model.model_dir={tiny_checkpoint}", "data=serial", *_MODEL_NAME])
+
+    return run
+
+
+_MODEL_NAME = ("embeddings.model.model_name=avg_model.pt",)
+
+
+@pytest.fixture
+def one_error_line(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """Return a function that gives the one ERROR line printed, and fails on a traceback or a second line."""
+
+    def read() -> str:
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+        assert not any("Traceback" in line for line in lines), lines
+        errors = [line for line in lines if not line.startswith(("INFO ", "WARNING "))]
+        assert len(errors) == 1 and errors[0].startswith("ERROR "), lines
+        return errors[0]
+
+    return read
+
+
+def speechlike(seconds: float, *, seed: int = 0, rate_hz: int = 16_000) -> npt.NDArray[np.float32]:
+    """Make noise with a moving pitch and level, in [-1, 1]: no two frames alike."""
+    generator = np.random.default_rng(seed)
+    time = np.arange(int(seconds * rate_hz)) / rate_hz
+    pitch = 120 + 60 * np.sin(2 * np.pi * (0.7 + 0.1 * seed) * time)
+    tone = sum(np.sin(2 * np.pi * k * np.cumsum(pitch) / rate_hz) / k for k in range(1, 12))
+    level = 0.15 + 0.1 * np.sin(2 * np.pi * 2.3 * time)
+    return ((tone * 0.4 + generator.standard_normal(time.size) * 0.3) * level).clip(-1, 1).astype(np.float32)
+
+
+def write_wav(path: Path, samples: npt.NDArray[np.float32], *, rate_hz: int = 16_000, subtype: str = "PCM_16") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, rate_hz, subtype=subtype, format="WAV")
+    return path
+
+
+def run_command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of this environment in a process of its own, such as `balr` or `python`."""
+    program = Path(sys.executable).parent / arguments[0]
+    return subprocess.run(
+        [str(program), *arguments[1:]],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )

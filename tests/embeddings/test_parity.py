@@ -1,0 +1,69 @@
+"""balr's embeddings equal those of WeSpeaker's own classes and torchaudio's fbank on real speech."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reference import Reference, cosine, relative_difference
+from untrained_checkpoint import write_checkpoint
+
+from balr.config import DataConfig
+from balr.data.dataset import AudioDataset
+from balr.embeddings.wespeaker import WespeakerModel
+
+TFMEL = {"n_mels": 72, "hop_length": 160, "win_length": 400, "n_fft": 512, "f_min": 20, "f_max": 7600}
+TFMEL |= {"do_preemph": True, "norm_signal": True, "eps": 1e-8}
+MEL_72 = {"fbank_args": {"num_mel_bins": 72, "frame_shift": 10, "frame_length": 25, "dither": 1.0}}
+
+
+@dataclass(frozen=True)
+class Case:
+    architecture: str
+    module: str
+    embed_dim: int
+    args: dict[str, Any] = field(default_factory=dict)
+    dataset_args: dict[str, Any] | None = None
+
+
+STATISTICS = {"feat_dim": 80, "pooling_func": "TSTP"}
+CASES = (
+    Case("ResNet34", "resnet", 256, STATISTICS | {"two_emb_layer": False}),
+    Case("ResNet293", "resnet", 256, STATISTICS | {"two_emb_layer": False}),
+    Case("ECAPA_TDNN_GLOB_c512", "ecapa_tdnn", 192, {"feat_dim": 80, "pooling_func": "ASTP"}),
+    Case("CAMPPlus", "campplus", 512, STATISTICS),
+    Case("Gemini_DF_ResNet114", "gemini_dfresnet", 256, STATISTICS | {"two_emb_layer": False}),
+    Case("SimAM_ResNet34_ASP", "samresnet", 256),
+    Case("ERes2Net34_Base", "eres2net", 512, STATISTICS | {"two_emb_layer": False}),
+    Case("ReDimNetB2", "redimnet", 192, {"feat_dim": 72, "pooling_func": "ASTP"}, MEL_72),
+    Case("ReDimNet2B0", "redimnet2", 192, {"feat_dim": 72}, {"frontend": "tfmel", "tfmel_args": TFMEL, "cmvn": False}),
+)
+
+
+def _assert_equal(case: Case, folder: Path, corpus: AudioDataset) -> None:
+    write_checkpoint(
+        folder, case.architecture, {**case.args, "embed_dim": case.embed_dim}, dataset_args=case.dataset_args, seed=7
+    )
+    reference = Reference(folder, case.module)
+    model = WespeakerModel(model_repo="", model_name="avg_model.pt", model_dir=folder)
+    pairs = model.extract_embeddings(corpus, False, DataConfig(num_workers=1))
+    assert [id_ for id_, _ in pairs] == [utterance.id for utterance in corpus.utterances]
+    for utterance, (_, ours) in zip(corpus.utterances, pairs, strict=True):
+        assert utterance.audio is not None
+        theirs = reference.embed(utterance.audio)
+        assert ours.shape == (case.embed_dim,)
+        assert relative_difference(ours, theirs) < 1e-4
+        assert cosine(ours, theirs) > 0.999999
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.architecture)
+def test_embeddings_equal_wespeaker_on_three_utterances(case: Case, sample: Path, tmp_path: Path) -> None:
+    corpus = AudioDataset.from_csv(sample / "metadata.csv")
+    some = {corpus.utterances[number].id for number in (0, 7, 16)}
+    _assert_equal(case, tmp_path / "checkpoint", corpus.filter(lambda utterance: utterance.id in some))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.architecture)
+def test_embeddings_equal_wespeaker_on_the_whole_sample(case: Case, sample: Path, tmp_path: Path) -> None:
+    _assert_equal(case, tmp_path / "checkpoint", AudioDataset.from_csv(sample / "metadata.csv"))
