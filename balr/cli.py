@@ -1,5 +1,6 @@
 """`balr …` for the shell: flags become Hydra overrides and go to the same main as `python -m balr.main`."""
 
+import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from importlib.metadata import version
@@ -12,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from balr.config import config_dir, published_checkpoints
+
+_FULL_WIDTH = 150
 
 app = typer.Typer(
     help="Speaker embeddings of a whole corpus with published WeSpeaker models.",
@@ -123,23 +126,22 @@ def extract(
 @app.command()
 def models() -> None:
     """List the checkpoints that ship with balr."""
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        caption="EER in % on VoxCeleb1-O, -E, -H as WeSpeaker published them: cosine, no score normalisation.",
-        caption_justify="left",
-    )
-    for name in ("embeddings/model=", "architecture", "dim", "params", "EER O / E / H", "licence", "repository"):
+    # A program that reads the table gets every column; so does a terminal that is wide enough.
+    console = Console() if sys.stdout.isatty() else Console(width=_FULL_WIDTH)
+    wide = console.width >= _FULL_WIDTH
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("embeddings/model=", "dim", "params", "EER O / E / H", "licence"):
         table.add_column(name, no_wrap=True, justify="right" if name in ("dim", "params") else "left")
+    if wide:
+        table.add_column("architecture", no_wrap=True)
+        table.add_column("repository", no_wrap=True)
     for checkpoint in sorted(published_checkpoints().values(), key=lambda c: c.name):
         eer = " / ".join(f"{rate:.2f}" for rate in checkpoint.eer_percent) if checkpoint.eer_percent else "-"
-        size = f"{checkpoint.parameters_millions:.1f} M"
-        table.add_row(
-            *(checkpoint.name, checkpoint.architecture, str(checkpoint.embedding_dim), size),
-            *(eer, checkpoint.licence, checkpoint.model_repo),
-        )
-    console = Console()
-    # A table that is read by a program keeps its columns whole; a terminal sets its own width.
-    console.print(table, width=None if console.is_terminal else 200)
+        row = (str(checkpoint.embedding_dim), f"{checkpoint.parameters_millions:.1f} M", eer, checkpoint.licence)
+        more = (checkpoint.architecture, checkpoint.model_repo) if wide else ()
+        table.add_row(checkpoint.name, *row, *more)
+    console.print(table)
+    print("EER: % on VoxCeleb1-O, -E, -H as WeSpeaker published it, cosine scores without normalisation.")
 
 
 def to_overrides(flags: dict[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 import yaml
@@ -16,13 +17,13 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from balr.errors import BalrError, ConfigError
 
 _T = TypeVar("_T")
-_LONGEST_LABEL = 120
+_LONGEST_NAME_BYTES = 150
 _SLASH_OR_QUOTE = "/'\""
 
 # What says where the corpus is or where results go, and so does not tell one job's results from another's.
@@ -131,7 +132,7 @@ def check(cfg: DictConfig) -> RunConfig:
 
     Raises ConfigError that lists every missing value at once, or names the value that does not resolve.
     """
-    missing = sorted(OmegaConf.missing_keys(cfg))
+    missing = _missing_keys(OmegaConf.to_container(cfg, resolve=False))
     if missing:
         example = "; for example: balr extract path/to/corpus" if missing == ["input"] else ""
         raise ConfigError(f"Missing {', '.join(missing)}: give each as KEY=VALUE{example}.")
@@ -169,11 +170,13 @@ def build(node: Mapping[str, Any], kind: type[_T], **arguments: object) -> _T:
 def _check_targets(node: Mapping[str, Any], kind: type) -> None:
     target = node.get("_target_")
     try:
-        cls = get_class(target) if isinstance(target, str) and target.startswith("balr.") else None
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"_target_={target}: {error}") from error
-    if cls is None or not cls.__module__.startswith("balr.") or not issubclass(cls, kind):
-        raise ConfigError(f"_target_={target}: must be a {kind.__name__} of balr, as in the yaml files of conf/.")
+        cls = resolve_name(target) if isinstance(target, str) and target.startswith("balr.") else None
+    except (ImportError, AttributeError, ValueError):
+        cls = None
+    if not isinstance(cls, type) or not cls.__module__.startswith("balr.") or not issubclass(cls, kind):
+        raise ConfigError(
+            f"_target_={target}: not a class of balr that fits here ({kind.__name__}); see conf/ for those."
+        )
     for child in node.values():
         if isinstance(child, Mapping):
             _check_targets(child, object)
@@ -203,6 +206,13 @@ def job_label(choice: str, overrides: Sequence[str], *, sweep: bool) -> str:
     return _as_folder_name(",".join([choice, *sorted(parts)]))
 
 
+def _missing_keys(node: object, prefix: str = "") -> list[str]:
+    if node == MISSING:
+        return [prefix]
+    children = node.items() if isinstance(node, dict) else ()
+    return [key for name, child in children for key in _missing_keys(child, f"{prefix}.{name}".lstrip("."))]
+
+
 def _label_of_this_job(*, _root_: DictConfig) -> str:
     if not HydraConfig.initialized():  # composed in a notebook or a test
         return job_label("", [f"embeddings.model.model_repo={_root_.embeddings.model.model_repo}"], sweep=False)
@@ -228,6 +238,7 @@ def _in_a_sweep(run: RunConfig) -> RunConfig:
 
 def _as_folder_name(text: str) -> str:
     name = re.sub(r"[^\w=,+@.-]+", "-", text).strip("-.") or "unnamed"
-    if len(name) <= _LONGEST_LABEL:
+    if len(name.encode()) <= _LONGEST_NAME_BYTES:
         return name
-    return f"{name[:_LONGEST_LABEL]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    start = name.encode()[:_LONGEST_NAME_BYTES].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:8]}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,6 +20,10 @@ from balr.config import check, config_dir, register
 from balr.errors import BalrError, one_line
 
 log = logging.getLogger(__name__)
+
+_FLAGS_WITH_VALUE = frozenset(
+    {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info"}
+)
 
 DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -89,7 +93,7 @@ def _explain(error: Exception) -> str:
     """Put Hydra's messages, often several lines, into one that names near alternatives."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        options = [str(option) for option in error.options]
+        options = [str(option) for option in error.options if not str(option).startswith("_")]
         near = get_close_matches(name, options, n=3, cutoff=0.4)
         choice = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(options)}."
         return f"{group}={name}: no such config; {choice}"
@@ -97,7 +101,9 @@ def _explain(error: Exception) -> str:
         reason = one_line(error.__cause__ or error)
         if "is not in struct" in reason or "not in 'RunConfig'" in reason:
             return _unknown_key(str(error), reason)
-        return one_line(f"{error} {error.__cause__ or ''}")
+        return one_line(f"{error}: {str(error.__cause__ or '').partition('full_key')[0]}").rstrip(": ")
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r}: not an override; KEY=VALUE is expected, with quotes around special characters."
     return one_line(error)
 
 
@@ -125,11 +131,21 @@ def _keys() -> list[str]:
 @contextmanager
 def _argv(argv: Sequence[str] | None) -> Iterator[None]:
     kept = sys.argv
-    sys.argv = kept if argv is None else [kept[0], *argv]
+    sys.argv = [kept[0], *_flags_first(kept[1:] if argv is None else argv)]
     try:
         yield
     finally:
         sys.argv = kept
+
+
+def _flags_first(argv: Sequence[str]) -> list[str]:
+    """Let Hydra's flags stand anywhere among the overrides; its own parser wants the overrides in one piece."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    for number, word in enumerate(argv):
+        takes_next = number > 0 and argv[number - 1] in _FLAGS_WITH_VALUE
+        (flags if takes_next or word.startswith("-") else overrides).append(word)
+    return [*flags, *overrides]
 
 
 @contextmanager

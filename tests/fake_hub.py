@@ -13,7 +13,7 @@ Repositories = Mapping[tuple[str, str], Path]
 
 
 class FakeHub:
-    """Remember every path that was asked for; `repositories` maps (repo id, revision) to a folder."""
+    """Remember every file that was asked for; `repositories` maps (repo id, revision) to a folder."""
 
     def __init__(self, repositories: Repositories) -> None:
         self.repositories = dict(repositories)
@@ -49,9 +49,10 @@ class FakeHub:
 
     def _answer(self, request: BaseHTTPRequestHandler, *, with_body: bool) -> None:
         path = unquote(urlsplit(request.path).path)
-        self.requests.append(path)
         if path.startswith("/api/models/"):
             return self._list(request, path)
+        if "/resolve/" in path:
+            self.requests.append(path)
         repo, _, rest = path.lstrip("/").partition("/resolve/")
         revision, _, name = rest.partition("/")
         if not any(repo == known for known, _ in self.repositories):
@@ -66,13 +67,15 @@ class FakeHub:
         return None
 
     def _list(self, request: BaseHTTPRequestHandler, path: str) -> None:
-        repo, _, rest = path.removeprefix("/api/models/").partition("/revision/")
-        folder = self.repositories.get((repo, rest or "main"))
+        repo, _, revision = path.removeprefix("/api/models/").partition("/tree/")
+        folder = self.repositories.get((repo, revision))
         if folder is None:
             return _refuse(request, "RevisionNotFound")
-        names = [{"rfilename": file.name} for file in sorted(folder.iterdir())]
-        body = json.dumps({"id": repo, "sha": _commit(repo, rest), "siblings": names}).encode()
-        _send(request, body, with_body=True, commit=_commit(repo, rest))
+        files = sorted(folder.iterdir())
+        body = json.dumps(
+            [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40} for f in files]
+        ).encode()
+        _send(request, body, with_body=True, commit=_commit(repo, revision))
         return None
 
 

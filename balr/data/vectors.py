@@ -1,6 +1,7 @@
 """Embeddings as files: `.npy` and `.txt` are written and read, `.pkl` of the earlier BA-LR toolkit only read."""
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -52,7 +53,9 @@ def _read(path: Path) -> Any:
     if path.suffix == ".npy":
         return np.load(path, allow_pickle=False)
     if path.suffix == ".txt":
-        return np.loadtxt(path, dtype=np.float32, ndmin=1)
+        with warnings.catch_warnings():  # of an empty file, which the caller refuses
+            warnings.simplefilter("ignore")
+            return np.loadtxt(path, dtype=np.float32, ndmin=1)
     if path.suffix == ".pkl":
         with path.open("rb") as file:
             return _ArrayUnpickler(file).load()

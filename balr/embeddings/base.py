@@ -1,6 +1,8 @@
 """The loop that every model shares: utterances in, an embedding or a failure out for each, in the same order."""
 
 import logging
+import sys
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
@@ -121,13 +123,18 @@ class _Decoder(Dataset[AnnotatedAudio | Failure]):
 
 
 def _decoded(dataset: AudioDataset, config: DataConfig) -> Iterator[AnnotatedAudio | Failure]:
-    loader: Iterable[AnnotatedAudio | Failure] = DataLoader(
-        _Decoder(dataset),
-        batch_size=None,
-        num_workers=min(config.num_workers, len(dataset)),
-        prefetch_factor=config.prefetch_factor if min(config.num_workers, len(dataset)) else None,
-    )
-    return iter(loader)
+    workers = min(config.num_workers, len(dataset))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # more workers than cores: they wait for disks, too
+        loader: Iterable[AnnotatedAudio | Failure] = DataLoader(
+            _Decoder(dataset),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=config.prefetch_factor if workers else None,
+            # Said outright: in a job of joblib's, the default is a way to start processes that DataLoader cannot use.
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        )
+        return iter(loader)
 
 
 def _failure(id_: str, audio: str, stage: Stage, error: Exception) -> Failure:

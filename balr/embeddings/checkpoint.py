@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,9 +80,12 @@ def _download(repo: str, name: str, revision: str, model_dir: str | Path | None)
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+    from huggingface_hub.utils import logging as hub_logging
 
     wanted = f"{repo}: {name} at revision {revision}"
     local_dir = None if model_dir is None else Path(model_dir).expanduser()
+    verbosity = hub_logging.get_verbosity()
+    hub_logging.set_verbosity(logging.ERROR)  # its retries would be ten lines before the one that says what to do
     try:
         return Path(hf_hub_download(repo, name, revision=revision, local_dir=local_dir))
     except LocalEntryNotFoundError as error:
@@ -100,6 +104,8 @@ def _download(repo: str, name: str, revision: str, model_dir: str | Path | None)
         raise CheckpointError(f"{wanted}: the Hub answered: {one_line(error)}") from error
     except OSError as error:
         raise CheckpointError(f"{wanted}: the download failed: {one_line(error)}") from error
+    finally:
+        hub_logging.set_verbosity(verbosity)
 
 
 def _unreachable(wanted: str, name: str, model_dir: str | Path | None) -> CheckpointError:
@@ -167,7 +173,9 @@ def load_weights(network: torch.nn.Module, path: Path) -> None:
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # about pickles that are refused in the next moment
+            warnings.simplefilter("ignore")
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: refused: it holds more than tensors, so it could run code.") from error
     except (RuntimeError, EOFError, KeyError, ValueError, BadZipFile, OSError) as error:

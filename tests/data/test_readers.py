@@ -1,0 +1,145 @@
+"""What a corpus is: csv, folder, file and scp; every problem has one line with file and line number."""
+
+from pathlib import Path
+
+import pytest
+from conftest import speechlike, write_wav
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from balr.data.dataset import AudioDataset
+from balr.errors import InputError
+
+
+def csv_file(folder: Path, text: str, *, name: str = "list.csv", encoding: str = "utf-8") -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding=encoding)
+    return path
+
+
+def test_a_csv_gives_its_utterances_in_order_and_keeps_other_columns(corpus: Path) -> None:
+    path = csv_file(corpus, "speaker,audio,id,gender\nb,spk1/utt1.wav,two,f\na,spk0/utt0.wav,one,m\n")
+    dataset = AudioDataset.from_path(path)
+    assert [(u.id, u.speaker, u.extra) for u in dataset.utterances] == [
+        ("two", "b", {"gender": "f"}),
+        ("one", "a", {"gender": "m"}),
+    ]
+    assert dataset.utterances[0].audio == corpus / "spk1/utt1.wav"
+
+
+def test_without_an_id_column_the_audio_path_is_the_id(corpus: Path) -> None:
+    dataset = AudioDataset.from_csv(csv_file(corpus, "audio\nspk1/utt1.wav\n"))
+    assert [u.id for u in dataset.utterances] == ["spk1/utt1.wav"]
+    assert dataset.utterances[0].speaker is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_names_with_accents_commas_and_quotes_are_read(tmp_path: Path, encoding: str) -> None:
+    name = 'é, "x".wav'
+    write_wav(tmp_path / name, speechlike(0.1))
+    path = csv_file(tmp_path, 'audio\n"é, ""x"".wav"\n', encoding=encoding)
+    assert AudioDataset.from_csv(path).utterances[0].id == name
+
+
+def test_relative_paths_start_at_the_csv_or_at_root_dir(corpus: Path, tmp_path: Path) -> None:
+    elsewhere = csv_file(tmp_path / "lists", "audio\nspk0/utt0.wav\n")
+    with pytest.raises(InputError, match="does not exist"):
+        AudioDataset.from_csv(elsewhere)
+    dataset = AudioDataset.from_csv(elsewhere, root_dir=corpus)
+    assert dataset.utterances[0].audio == corpus / "spk0/utt0.wav"
+
+
+def test_absolute_paths_are_taken_as_they_are(corpus: Path, tmp_path: Path) -> None:
+    path = csv_file(tmp_path, f"audio\n{corpus / 'spk0/utt0.wav'}\n")
+    assert AudioDataset.from_csv(path).utterances[0].audio == corpus / "spk0/utt0.wav"
+
+
+def test_a_folder_is_searched_for_formats_in_any_case_with_posix_ids(tmp_path: Path) -> None:
+    for name in ("b/two.WAV", "a/one.wav", "a/notes.txt", "three.Flac"):
+        write_wav(tmp_path / "c" / name, speechlike(0.1))
+    found = [u.id for u in AudioDataset.from_path(tmp_path / "c").utterances]
+    assert found == ["a/one.wav", "b/two.WAV", "three.Flac"]
+    only = AudioDataset.from_dir(tmp_path / "c", audio_formats=[".FLAC"])
+    assert [u.id for u in only.utterances] == ["three.Flac"]
+
+
+def test_hidden_files_and_broken_links_are_skipped_with_a_count(corpus: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (corpus / "._utt0.wav").write_bytes(b"resource fork")
+    (corpus / "gone.wav").symlink_to(corpus / "nowhere.wav")
+    assert len(AudioDataset.from_dir(corpus)) == 6
+    assert "skipped 1 hidden files and 1 broken links" in caplog.text
+
+
+def test_linked_folders_are_followed_and_a_link_upwards_ends(corpus: Path, tmp_path: Path) -> None:
+    (corpus / "loop").symlink_to(corpus)
+    outside = tmp_path / "outside"
+    write_wav(outside / "far.wav", speechlike(0.1))
+    (corpus / "linked").symlink_to(outside)
+    found = [u.id for u in AudioDataset.from_dir(corpus).utterances]
+    assert "linked/far.wav" in found and len(found) == 7
+
+
+def test_an_scp_is_read_and_its_commands_are_refused(corpus: Path) -> None:
+    scp = csv_file(corpus, "u1 spk0/utt0.wav\n\nu2\tspk1/utt1.wav\n", name="wav.scp")
+    assert [u.id for u in AudioDataset.from_path(scp).utterances] == ["u1", "u2"]
+    scp.write_text(f"u1 spk0/utt0.wav\nu2 touch {corpus}/run |\n")
+    with pytest.raises(InputError, match=r"wav.scp:2: commands are not run"):
+        AudioDataset.from_path(scp)
+    assert not (corpus / "run").exists()
+
+
+def test_a_single_file_is_a_corpus_of_one(corpus: Path) -> None:
+    dataset = AudioDataset.from_path(corpus / "spk0" / "utt0.wav")
+    assert [u.id for u in dataset.utterances] == ["utt0.wav"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,who\nspk0/utt0.wav,a\n", r":1: no column 'audio' or 'embedding'; found file, who"),
+        ("audio;id\nspk0/utt0.wav;a\n", r"other than a comma"),
+        ("audio,audio\na,b\n", r":1: column audio appears more than once"),
+        ("audio,id\n", r"no utterances"),
+        ("", r":1: no column"),
+        ("audio,id\nspk0/utt0.wav,a\nspk0/utt0.wav,b\nspk1/utt1.wav,a\nspk1/utt1.wav,b\n", r":4: 2 repeated ids.*'a'"),
+        ("audio,id\nspk0/utt0.wav,a\nx.wav,b\ny.wav,c\n", r":3: 2 utterances whose file does not exist.*x.wav"),
+        ("audio,id\n../../etc/passwd,a\n", r":2: '../../etc/passwd' leads out of the corpus folder"),
+        ("audio,id\nspk0/../../x.wav,a\n", r":2: .* leads out of the corpus folder"),
+        ("audio,id\nspk0/utt0.wav\n", r":2: the number of cells"),
+        ("audio,id\nspk0/utt0.wav,a,b\n", r":2: the number of cells"),
+        ("audio,id\nspk0/utt0.wav,\n", r":2: 1 utterances without a usable id"),
+        ('audio,id\nspk0/utt0.wav,"a\nb"\n', r"1 utterances without a usable id"),
+        ("audio,id\n,a\n", r":2: neither audio nor embedding"),
+        ("audio,id\n" + "x" * 200_000 + ",a\n", r"not a csv: field larger"),
+    ],
+)
+def test_a_bad_csv_is_one_line_that_says_where(corpus: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        AudioDataset.from_csv(csv_file(corpus, text))
+    assert "\n" not in str(error.value)
+
+
+def test_a_csv_that_is_not_utf_8_says_so(corpus: Path) -> None:
+    path = csv_file(corpus, "audio,id\nspk0/utt0.wav,é\n", encoding="latin-1")
+    with pytest.raises(InputError, match="UTF-8"):
+        AudioDataset.from_csv(path)
+
+
+def test_a_path_that_does_not_exist_and_an_empty_folder_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file or folder"):
+        AudioDataset.from_path(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no audio files"):
+        AudioDataset.from_path(tmp_path / "empty")
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(cells=st.lists(st.lists(st.text(max_size=12), max_size=4), max_size=6))
+def test_any_text_as_csv_is_read_or_refused_in_one_line(tmp_path: Path, cells: list[list[str]]) -> None:
+    path = tmp_path / "list.csv"
+    body = "\n".join(",".join(row) for row in cells)
+    path.write_text(f"audio,id\n{body}", encoding="utf-8", errors="surrogatepass", newline="")
+    with pytest.raises(InputError) as error:
+        AudioDataset.from_csv(path)
+    assert "\n" not in str(error.value)

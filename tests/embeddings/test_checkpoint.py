@@ -1,0 +1,223 @@
+"""Finding and loading checkpoints: local folders, a stand-in for the Hub, and files that are not what they say."""
+
+import os
+import pickle
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+import yaml
+from conftest import TINY
+from fake_hub import FakeHub
+from untrained_checkpoint import write_checkpoint
+
+from balr.config import FeaturesConfig, published_checkpoints
+from balr.embeddings.architectures import ARCHITECTURES, build_network
+from balr.embeddings.checkpoint import find_checkpoint, pinned_revision
+from balr.embeddings.wespeaker import WespeakerModel
+from balr.errors import CheckpointError, ConfigError
+
+REPO = "Wespeaker/wespeaker-voxceleb-campplus"
+REVISION = "acf623ad8ca746e50baa432255cf8fc57c669c45"
+
+
+@pytest.fixture
+def hub(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    repositories = {(REPO, REVISION): tiny_checkpoint, ("me/mine", "main"): tiny_checkpoint}
+    with FakeHub(repositories).serving() as serving:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", serving.url)
+        files = f"{serving.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield serving
+
+
+def broken(checkpoint: Path, folder: Path, config: dict[str, object] | None = None, *, text: str = "") -> Path:
+    """Copy a checkpoint with another config.yaml: some keys changed, or other text altogether."""
+    shutil.copytree(checkpoint, folder)
+    path = folder / "config.yaml"
+    path.write_text(text or yaml.safe_dump({**yaml.safe_load(path.read_text()), **(config or {})}))
+    return folder
+
+
+def load(folder: Path, **arguments: object) -> WespeakerModel:
+    return WespeakerModel("", "avg_model.pt", model_dir=folder, **arguments)  # type: ignore[arg-type]
+
+
+def test_a_folder_that_holds_the_files_needs_no_network(hub: FakeHub, tiny_checkpoint: Path) -> None:
+    WespeakerModel(REPO, "avg_model.pt", model_dir=tiny_checkpoint)
+    assert hub.requests == []
+
+
+def test_just_the_two_files_are_fetched_at_the_pinned_revision_and_once(hub: FakeHub) -> None:
+    model = WespeakerModel(REPO, "avg_model.pt")
+    asked = {f"/{REPO}/resolve/{REVISION}/{name}" for name in ("avg_model.pt", "config.yaml")}
+    assert set(hub.requests) == asked and model.files.source == f"{REPO}@{REVISION}"
+    hub.requests.clear()
+    WespeakerModel(REPO, "avg_model.pt")
+    assert hub.requests == []
+
+
+def test_model_dir_is_where_files_are_downloaded_to(hub: FakeHub, tmp_path: Path) -> None:
+    WespeakerModel(REPO, "avg_model.pt", model_dir=tmp_path / "models")
+    assert (tmp_path / "models" / "avg_model.pt").is_file()
+    hub.requests.clear()
+    WespeakerModel(REPO, "avg_model.pt", model_dir=tmp_path / "models")
+    assert hub.requests == []
+
+
+def test_a_repository_that_balr_does_not_ship_is_taken_from_main(hub: FakeHub) -> None:
+    assert pinned_revision("me/mine") == "main" and pinned_revision(REPO) == REVISION
+    assert WespeakerModel("me/mine", "avg_model.pt").files.source == "me/mine@main"
+
+
+def test_every_shipped_revision_is_whole_or_main() -> None:
+    for checkpoint in published_checkpoints().values():
+        assert checkpoint.revision == "main" or len(checkpoint.revision) == 40
+    assert len(published_checkpoints()) == 16
+
+
+def test_without_network_and_cache_one_error_names_the_ways_out(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError) as error:
+        WespeakerModel(REPO, "avg_model.pt")
+    for part in (REPO, "avg_model.pt", REVISION, "HF_ENDPOINT", "model_dir", "HF_HOME"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("repo", "name", "revision", "message"),
+    [
+        ("me/nothing", "avg_model.pt", None, "no such repository"),
+        ("me/mine", "avg_model.pt", "v9", "no such revision"),
+        ("me/mine", "weights.pt", None, "no such file; it holds avg_model.pt, config.yaml"),
+        ("not a repo", "avg_model.pt", None, "OWNER/NAME"),
+        ("me/mine", "../avg_model.pt", None, "must be the name of a file"),
+        ("me/mine", "/etc/passwd", None, "must be the name of a file"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_said(
+    hub: FakeHub, repo: str, name: str, revision: str | None, message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message) as error:
+        WespeakerModel(repo, name, revision=revision)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_the_files_lists_what_it_holds(tiny_checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"does not hold avg_model and config.yaml; it holds avg_model.pt"):
+        find_checkpoint("", "avg_model", config_name="config.yaml", model_dir=tiny_checkpoint, revision=None)
+
+
+class _Malicious:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch run",)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_malicious_pickle_is_refused_and_does_nothing(tiny_checkpoint: Path, tmp_path: Path, zipped: bool) -> None:
+    folder = broken(tiny_checkpoint, tmp_path / "evil")
+    if zipped:
+        torch.save({"weight": _Malicious()}, folder / "avg_model.pt")
+    else:
+        (folder / "avg_model.pt").write_bytes(pickle.dumps({"weight": _Malicious()}))
+    with pytest.raises(CheckpointError, match="could run code"):
+        load(folder)
+    assert not Path("run").exists()
+
+
+def test_a_config_with_python_tags_is_refused_and_does_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    text = "model: !!python/object/apply:os.system ['touch run']\n"
+    with pytest.raises(CheckpointError, match="not plain yaml"):
+        load(broken(tiny_checkpoint, tmp_path / "tags", text=text))
+    assert not Path("run").exists()
+
+
+def test_the_weights_of_another_architecture_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = {"model": "XVEC", "model_args": {"feat_dim": 80, "embed_dim": 32, "pooling_func": "TSTP"}}
+    with pytest.raises(CheckpointError, match="not the weights of this architecture"):
+        load(broken(tiny_checkpoint, tmp_path / "other", config))
+
+
+def test_a_missing_tensor_is_an_error_and_a_projection_head_is_not(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = broken(tiny_checkpoint, tmp_path / "partial")
+    weights = torch.load(folder / "avg_model.pt", weights_only=True)
+    assert "projection.weight" in weights
+    del weights["head.conv1.weight"]
+    torch.save(weights, folder / "avg_model.pt")
+    with pytest.raises(CheckpointError, match=r"1 missing \(first: head.conv1.weight\)"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model": "CAMPPlus2"}, r"unknown architecture 'CAMPPlus2'. Did you mean CAMPPlus\? Known: XVEC"),
+        ({"model": "torch"}, "unknown architecture"),
+        ({"model": {"_target_": "pyannote.audio.models"}}, "pyannote"),
+        ({"model_args": {"feat_dim": 80, "colour": 3}}, "does not take model_args"),
+        ({"model_args": "none"}, "model_args must be a mapping"),
+        ({"model_args": {**TINY, "feat_dim": 72}}, "made for feat_dim=72, but the features have 80 mel bins"),
+        ({"dataset_args": {"frontend": "s3prl"}}, "WavLM.* is not supported"),
+        ({"dataset_args": {"frontend": "w2vbert"}}, "W2V-BERT.* is not supported"),
+        ({"dataset_args": {"frontend": "whisper_encoder"}}, "Whisper.* is not supported"),
+        ({"dataset_args": {"cmvn_args": {"norm_var": True}}}, "variance normalisation is not supported"),
+    ],
+)
+def test_a_config_that_cannot_be_run_says_why(
+    tiny_checkpoint: Path, tmp_path: Path, config: dict[str, object], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message) as error:
+        load(broken(tiny_checkpoint, tmp_path / "broken", config))
+    assert "\n" not in str(error.value) and "config.yaml" in str(error.value)
+
+
+def test_features_that_contradict_the_network_are_refused(tiny_checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match="made for feat_dim=80, but the features have 64 mel bins"):
+        load(tiny_checkpoint, features=FeaturesConfig(num_mel_bins=64))
+    with pytest.raises(ConfigError, match="window_type=hann: must be one of hamming"):
+        load(tiny_checkpoint, features=FeaturesConfig(window_type="hann"))
+
+
+def test_an_absent_device_names_those_there_are(tiny_checkpoint: Path) -> None:
+    for device in ("cuda:99", "tpu", "nonsense"):
+        with pytest.raises(ConfigError, match=r"not on this machine, which has cpu"):
+            load(tiny_checkpoint, device=device)
+
+
+@pytest.mark.parametrize("architecture", sorted(set(ARCHITECTURES) - {"ReDimNet2Wrap", "ReDimNet2Custom"}))
+def test_every_architecture_is_a_constructor_of_the_installed_wespeaker(architecture: str) -> None:
+    small = architecture in {"XVEC", "CAMPPlus", "ECAPA_TDNN_c512", "ResNet18", "Gemini_DF_ResNet60", "REPVGG_TINY_A0"}
+    if small:
+        assert not build_network(architecture, {"feat_dim": 80, "embed_dim": 16, "pooling_func": "TSTP"}).training
+    with pytest.raises(CheckpointError, match="does not take model_args"):
+        build_network(architecture, {"colour": 3})
+
+
+def test_importing_an_architecture_leaves_the_modules_of_wespeaker_as_they_were() -> None:
+    before = {name: module for name, module in sys.modules.items() if name.startswith("wespeaker")}
+    build_network("XVEC", {"feat_dim": 80, "embed_dim": 16})
+    assert {name: module for name, module in sys.modules.items() if name.startswith("wespeaker")} == before
+
+
+def test_a_checkpoint_wrapped_in_a_state_dict_loads(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = broken(tiny_checkpoint, tmp_path / "wrapped")
+    weights = torch.load(folder / "avg_model.pt", weights_only=True)
+    torch.save({"state_dict": weights, "epoch": torch.tensor(3)}, folder / "avg_model.pt")
+    waveform = torch.randn(16_000, generator=torch.Generator().manual_seed(1)) * 0.1
+    assert torch.equal(load(folder).embed([waveform]), load(tiny_checkpoint).embed([waveform]))
+
+
+def test_a_config_without_rate_frontend_and_feat_dim_means_16_khz_fbank(tmp_path: Path) -> None:
+    write_checkpoint(
+        tmp_path / "bare", "CAMPPlus", TINY, dataset_args={"fbank_args": {"num_mel_bins": 80, "dither": 1.0}}
+    )
+    config = yaml.safe_load((tmp_path / "bare" / "config.yaml").read_text())
+    del config["model_args"]["feat_dim"]
+    (tmp_path / "bare" / "config.yaml").write_text(yaml.safe_dump(config))
+    assert load(tmp_path / "bare").sample_rate_hz == 16_000

@@ -1,0 +1,73 @@
+"""The picture of the design holds: arrows point one way, files fit in one head, doors open without torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import balr
+
+PACKAGE = Path(balr.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+LAYERS = (
+    {"errors", "files", "config"},
+    {"data"},
+    {"embeddings"},
+    {"extraction", "report"},
+    {"main"},
+    {"cli"},
+)
+
+
+def layer(module: str) -> int:
+    part = module.split(".")[1]
+    return next(number for number, names in enumerate(LAYERS) if part in names)
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("balr."):
+            found.add(str(node.module))
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_its_own_layer_and_those_below(path: Path) -> None:
+    name = ".".join(("balr", *path.relative_to(PACKAGE).with_suffix("").parts))
+    if path.name == "__init__.py":
+        assert not imports(path)
+        return
+    assert all(layer(imported) <= layer(name) for imported in imports(path))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_fits_in_one_head(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 350
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef) and node.name != "extract":  # its length is its options
+            assert (node.end_lineno or 0) - node.lineno < 45, node.name
+
+
+@pytest.mark.parametrize("command", [["--help"], ["models"], ["extract", "x", "--cfg", "job"], ["extract", "--help"]])
+def test_doors_open_without_torch(command: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        f"sys.argv = ['balr', *{command!r}]\n"
+        "from balr.cli import app\n"
+        "try:\n    app()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        "heavy = {'torch', 'torchaudio', 'soundfile', 'wespeaker'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_in_the_repository_names_a_package_registry() -> None:
+    listed = ("pyproject.toml", "requirements.lock", "Makefile", "README.md", ".ci/run", ".github/workflows/ci.yml")
+    hosts = ("py" + "pi.org", "python" + "hosted", "--index" + "-url", "find" + "-links")
+    for name in listed:
+        text = (PACKAGE.parent / name).read_text()
+        assert not [host for host in hosts if host in text.replace("no-emit-index-url", "")], name

@@ -1,0 +1,115 @@
+"""`balr …`: flags become overrides that mean just what was typed."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from typer.testing import CliRunner
+
+from balr import cli
+from balr import main as main_module
+
+
+def forwarded(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
+    """Return what `balr` hands to the main of Hydra's door."""
+    seen: list[str] = []
+
+    def record(argv: list[str]) -> int:
+        seen.extend(argv)
+        return 0
+
+    monkeypatch.setattr(main_module, "main", record)
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.output
+    return seen
+
+
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
+def test_any_path_comes_through_hydra_as_itself(path: str) -> None:
+    (override,) = OverridesParser.create().parse_overrides(cli.to_overrides({"input": path}))
+    config = OmegaConf.create({"input": override.value()})
+    assert config.input == path and isinstance(config.input, str)
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\0,", exclude_categories=["Cs"]), min_size=1), min_size=1))
+def test_any_list_of_formats_comes_through_hydra_as_itself(formats: list[str]) -> None:
+    (override,) = OverridesParser.create().parse_overrides(cli.to_overrides({"audio_formats": formats}))
+    assert list(OmegaConf.create({"formats": override.value()}).formats) == formats
+
+
+def test_only_flags_that_were_given_are_forwarded_and_before_the_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert forwarded(monkeypatch, "extract", "a.csv") == ["input='a.csv'"]
+    assert forwarded(monkeypatch, "extract", "a.csv", "device=cpu", "--force", "--device", "cuda") == [
+        "input='a.csv'",
+        "force=true",
+        "device='cuda'",
+        "device=cpu",
+    ]
+    assert forwarded(monkeypatch, "extract", "--no-save-output", "--no-force", "a") == [
+        "input='a'",
+        "force=false",
+        "save_output=false",
+    ]
+
+
+def test_flags_stand_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = ["input='DATA/metadata.csv'", "force=true", "save_dir='D'", "device='cuda'", "a=1", "b=2"]
+    for arguments in (
+        ("--force", "--save-dir", "D", "--device", "cuda", "DATA/metadata.csv", "a=1", "b=2"),
+        ("DATA/metadata.csv", "a=1", "--force", "--save-dir", "D", "b=2", "--device", "cuda"),
+        ("DATA/metadata.csv", "a=1", "b=2", "--device=cuda", "--save-dir=D", "--force"),
+    ):
+        assert forwarded(monkeypatch, "extract", *arguments) == expected
+
+
+def test_formats_are_repeated_or_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments in (
+        ("--audio-formats", "wav,flac", "--audio-formats", "mp3"),
+        ("--audio-formats", "wav, flac,mp3"),
+    ):
+        assert "audio_formats=['wav','flac','mp3']" in forwarded(monkeypatch, "extract", "a", *arguments)
+
+
+def test_hydra_s_own_flags_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("extract", "a", "-m", "device=cpu,cuda:0", "--config-dir", "mine", "--root-dir", "r")
+    assert forwarded(monkeypatch, *arguments) == [
+        "--multirun",
+        "--config-dir",
+        "mine",
+        "input='a'",
+        "root_dir='r'",
+        "device=cpu,cuda:0",
+    ]
+    shown = forwarded(monkeypatch, "extract", "--cfg", "job", "--resolve", "embeddings/model=campplus")
+    assert shown == ["--resolve", "--cfg", "job", "embeddings/model=campplus"]
+
+
+def test_an_existing_file_with_an_equals_sign_is_the_input(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "a=b.csv").touch()
+    assert forwarded(monkeypatch, "extract", "a=b.csv") == ["input='a=b.csv'"]
+    assert forwarded(monkeypatch, "extract", "a=c.csv") == ["a=c.csv"]
+
+
+def test_the_exit_code_is_that_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main_module, "main", lambda _: 1)
+    assert CliRunner().invoke(cli.app, ["extract", "a"]).exit_code == 1
+
+
+def test_models_lists_every_shipped_checkpoint() -> None:
+    result = CliRunner().invoke(cli.app, ["models"])
+    names = {line.split()[0] for line in result.output.splitlines() if "/wespeaker-" in line}
+    assert names == {path.stem for path in (cli.config_dir() / "embeddings" / "model").glob("[!_]*.yaml")}
+    assert "0.80 / 0.94 / 1.69" in result.output or "0.80 / 0.94 / 1.70" in result.output
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("embeddings/model=campplus_", ["embeddings/model=campplus_lm"]), ("data", ["data="])]
+)
+def test_overrides_are_completed_in_the_shell(typed: str, offered: list[str]) -> None:
+    environment = {**os.environ, "_BALR_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": f"balr extract a {typed}"}
+    result = CliRunner().invoke(cli.app, [], prog_name="balr", env=environment)
+    assert all(value in result.output for value in offered), result.output

@@ -1,0 +1,277 @@
+"""The whole way through Hydra's door, in this process: runs, resumes, sweeps and every kind of bad input."""
+
+import csv
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Command, speechlike, write_wav
+
+from balr.data.dataset import AudioDataset
+from balr.embeddings.wespeaker import WespeakerModel
+from balr.main import main
+
+OneLine = Callable[[], str]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def vectors(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*_emb.*"))}
+
+
+def test_a_run_leaves_every_embedding_and_a_list_that_is_read_back(balr: Command, corpus: Path, tmp_path: Path) -> None:
+    (corpus / "list.csv").write_text(
+        "id,audio,speaker,age\n" + "".join(f"u{n},spk{n % 2}/utt{n}.wav,s{n % 2},{n}0\n" for n in range(6))
+    )
+    assert balr(f"input={corpus / 'list.csv'}", "save_dir=out") == 0
+    listed = rows(tmp_path / "out" / "metadata.csv")
+    assert list(listed[0]) == ["id", "audio", "speaker", "embedding", "age"]
+    assert listed[1] == {
+        "id": "u1",
+        "audio": str(corpus / "spk1" / "utt1.wav"),
+        "speaker": "s1",
+        "embedding": "spk1/utt1_emb.npy",
+        "age": "10",
+    }
+    again = AudioDataset.from_csv(tmp_path / "out" / "metadata.csv")
+    assert [(u.id, u.speaker, u.extra["age"]) for u in again.utterances] == [
+        (f"u{n}", f"s{n % 2}", f"{n}0") for n in range(6)
+    ]
+    first = again[0]
+    assert first.embedding is not None and first.embedding.shape == (32,) and np.isfinite(first.embedding).all()
+    assert not (tmp_path / "out" / "failures.csv").exists()
+    assert not list(corpus.rglob("*_emb*")), "nothing is written into the corpus"
+
+
+def test_the_same_command_again_does_only_what_is_left(
+    balr: Command, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert balr(f"input={corpus}", "save_dir=out") == 0
+    whole = vectors(tmp_path / "out")
+    (tmp_path / "out" / "spk0" / "utt2_emb.npy").unlink()
+    embedded = _count_embedded(monkeypatch)
+    assert balr(f"input={corpus}", "save_dir=out") == 0
+    assert len(embedded) == 1 and vectors(tmp_path / "out") == whole
+    monkeypatch.setattr(WespeakerModel, "__init__", _must_not_run)
+    assert balr(f"input={corpus}", "save_dir=out") == 0
+
+
+def test_force_embeds_all_again(balr: Command, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert balr(f"input={corpus}", "save_dir=out") == 0
+    np.save(tmp_path / "out" / "spk0" / "utt0_emb.npy", np.zeros(32, np.float32))
+    embedded = _count_embedded(monkeypatch)
+    assert balr(f"input={corpus}", "save_dir=out", "force=true") == 0
+    assert len(embedded) == 6
+    assert np.load(tmp_path / "out" / "spk0" / "utt0_emb.npy").any()
+
+
+def test_an_embedding_beside_the_audio_does_not_count_as_done_elsewhere(
+    balr: Command, corpus: Path, tmp_path: Path
+) -> None:
+    assert balr(f"input={corpus}", "save_dir=null") == 0
+    assert (corpus / "spk0" / "utt0_emb.npy").is_file()
+    assert balr(f"input={corpus}", "save_dir=out") == 0
+    assert len(vectors(tmp_path / "out")) == 6
+
+
+def test_save_output_false_computes_and_writes_nothing(balr: Command, corpus: Path, tmp_path: Path) -> None:
+    assert balr(f"input={corpus}", "save_dir=out", "save_output=false") == 0
+    assert not (tmp_path / "out").exists() and not vectors(corpus)
+
+
+def test_vectors_can_be_text(balr: Command, corpus: Path, tmp_path: Path) -> None:
+    assert balr(f"input={corpus}", "save_dir=npy") == 0
+    assert balr(f"input={corpus}", "save_dir=txt", "vector_format=txt") == 0
+    text = AudioDataset.from_csv(tmp_path / "txt" / "metadata.csv")[3].embedding
+    assert text is not None and np.array_equal(text, np.load(tmp_path / "npy" / "spk1" / "utt1_emb.npy"))
+
+
+def test_bad_utterances_are_listed_with_reasons_and_the_rest_is_embedded(
+    balr: Command, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = speechlike(1.0)
+    whole = (corpus / "spk0" / "utt0.wav").read_bytes()
+    bad = {
+        "text.wav": "not readable as audio",
+        "empty.wav": "not readable as audio",
+        "cut.wav": "truncated",
+        "none.wav": "no samples",
+        "short.wav": "too short: 160 samples",
+        "nan.wav": "not numbers",
+    }
+    (corpus / "text.wav").write_text("this is text")
+    (corpus / "empty.wav").write_bytes(b"")
+    (corpus / "cut.wav").write_bytes(whole[: len(whole) // 2])
+    write_wav(corpus / "none.wav", samples[:0])
+    write_wav(corpus / "short.wav", samples[:160])
+    write_wav(corpus / "nan.wav", np.where(np.arange(16_000) == 9, np.nan, samples), subtype="FLOAT")
+    assert balr(f"input={corpus}", "save_dir=out") == 1
+    failures = {row["id"]: row for row in rows(tmp_path / "out" / "failures.csv")}
+    assert failures.keys() == bad.keys()
+    for name, reason in bad.items():
+        assert reason in failures[name]["reason"]
+        assert failures[name]["audio"] == str(corpus / name)
+        assert failures[name]["stage"] == ("embed" if name == "short.wav" else "decode")
+    assert len(rows(tmp_path / "out" / "metadata.csv")) == len(vectors(tmp_path / "out")) == 6
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    assert [line.split()[-1] for line in printed.splitlines() if line.split()[:1] == ["failed"]] == ["6"]
+
+    for name in bad:
+        (corpus / name).unlink()
+    assert balr(f"input={corpus}", "save_dir=out") == 0
+    assert not (tmp_path / "out" / "failures.csv").exists()
+
+
+def test_two_corpora_with_the_same_ids_do_not_meet_in_one_folder(
+    balr: Command, corpus: Path, tmp_path: Path, one_error_line: OneLine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other" / "corpus"
+    for number in range(6):
+        write_wav(other / f"spk{number % 2}" / f"utt{number}.wav", speechlike(1.0, seed=99))
+    assert balr(f"input={corpus}", "save_dir=out") == 0
+    before = vectors(tmp_path / "out")
+    capsys.readouterr()
+    assert balr(f"input={other}", "save_dir=out") == 2
+    assert "holds embeddings of another corpus" in one_error_line()
+    assert vectors(tmp_path / "out") == before
+
+
+def test_a_sweep_gives_every_job_its_own_results(balr: Command, corpus: Path, tmp_path: Path) -> None:
+    sweep = "embeddings.model.features.window_type=hamming,povey"
+    assert balr("-m", f"input={corpus}", sweep, "device=cpu") == 0
+    folders = sorted(path.parent for path in (tmp_path / "outputs" / "embeddings").rglob("metadata.csv"))
+    assert [("window_type=hamming" in str(f), "window_type=povey" in str(f)) for f in folders] == [
+        (True, False),
+        (False, True),
+    ]
+    hamming, povey = (vectors(folder) for folder in folders)
+    assert len(hamming) == len(povey) == 6 and all(hamming[name] != povey[name] for name in hamming)
+    assert len(list((tmp_path / "outputs" / "sweeps").rglob("balr.log"))) == 2
+
+
+def test_a_sweep_with_one_save_dir_keeps_its_jobs_apart_below_it(balr: Command, corpus: Path, tmp_path: Path) -> None:
+    sweep = "embeddings.model.features.window_type=hamming,povey"
+    assert balr("-m", f"input={corpus}", sweep, "save_dir=out") == 0
+    assert len(list((tmp_path / "out").rglob("metadata.csv"))) == 2
+    assert len(vectors(tmp_path / "out")) == 12
+
+
+def test_a_failing_job_does_not_stop_the_others_and_the_exit_code_is_one(
+    corpus: Path, tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "nothing").mkdir()
+    models = f"embeddings.model.model_dir={tmp_path / 'nothing'},{tiny_checkpoint}"
+    code = main(
+        ["-m", f"input={corpus}", models, "embeddings.model.model_name=avg_model.pt", "embeddings.model.model_repo=''"]
+    )
+    assert code == 1
+    assert len(vectors(tmp_path / "outputs" / "embeddings")) == 6
+    printed = capsys.readouterr().err
+    assert "does not hold avg_model.pt and config.yaml" in printed and "Traceback" not in printed
+
+
+def test_hydra_s_flags_stand_anywhere_among_the_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["input=x", "--cfg", "job", "device=cpu"], ["--cfg", "job", "input=x", "device=cpu"]):
+        assert main(argv) == 0
+        assert "device: cpu" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("input=nowhere", "nowhere: no such file or folder"),
+        ("embeddings/model=resnet34lm", "did you mean resnet34_lm"),
+        ("embeddings.model.modelname=x", "embeddings.model.modelname: no such key; did you mean"),
+        ("devise=cpu", "devise: no such key; did you mean device?"),
+        ("nonsense", "KEY=VALUE is expected"),
+        ("force=perhaps", "'perhaps' is not a valid bool"),
+        ("vector_format=pkl", "must be npy or txt"),
+        ("data.num_workers=-1", "data.num_workers=-1: must be 0 or more"),
+        ("data.prefetch_factor=0", "must be 1 or more"),
+        ("device=cuda:99", "which has cpu"),
+        ("save_dir=list.csv/out", "cannot be written to: Not a directory"),
+        ("save_dir=''", "save_dir is empty"),
+        ("embeddings.model.features.window_type=round", "must be one of hamming"),
+        ("embeddings.model._target_=os.system", "not a class of balr that fits here (EmbeddingsModel)"),
+        ("embeddings.model._target_=balr.main.os.system", "not a class of balr that fits here (EmbeddingsModel)"),
+        (
+            "embeddings.model._target_=balr.config.FeaturesConfig",
+            "not a class of balr that fits here (EmbeddingsModel)",
+        ),
+        ("embeddings.model.features._target_=subprocess.call", "not a class of balr"),
+        ("data._target_=balr.config.RunConfig", "not a class of balr that fits here (DataConfig)"),
+        ("+embeddings.model.colour=red", "does not take these settings"),
+        ("root_dir=nowhere", "root_dir=nowhere: no such folder"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_exit_code_two(
+    balr: Command, corpus: Path, tmp_path: Path, one_error_line: OneLine, override: str, message: str
+) -> None:
+    (tmp_path / "list.csv").write_text(f"audio\n{corpus / 'spk0' / 'utt0.wav'}\n")
+    assert balr("input=list.csv", override) == 2
+    assert message in one_error_line()
+
+
+def test_all_missing_values_are_listed_at_once(one_error_line: OneLine) -> None:
+    assert main(["embeddings.model.model_name=???"]) == 2
+    assert "Missing input, embeddings.model.model_name" in one_error_line()
+
+
+def test_a_csv_path_that_leaves_the_corpus_writes_nothing_outside(
+    balr: Command, corpus: Path, tmp_path: Path, one_error_line: OneLine
+) -> None:
+    write_wav(tmp_path / "x.wav", speechlike(1.0))
+    (corpus / "list.csv").write_text("audio\n../x.wav\n")
+    assert balr(f"input={corpus / 'list.csv'}", "save_dir=out") == 2
+    assert "leads out of the corpus folder" in one_error_line()
+    assert balr(f"input={corpus / 'list.csv'}", "save_dir=out", f"root_dir={corpus}/../corpus") == 2
+    (corpus / "list.csv").write_text(f"audio\n{tmp_path / 'x.wav'}\n")
+    assert balr(f"input={corpus / 'list.csv'}", "save_dir=out") == 0
+    assert {path.name for path in tmp_path.rglob("*_emb.npy")} == {"x_emb.npy"}
+    assert len(vectors(tmp_path / "out")) == 1
+
+
+def test_an_unexpected_error_is_one_line_with_its_traceback_in_the_log(
+    balr: Command, corpus: Path, one_error_line: OneLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def surprise(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(WespeakerModel, "extract_embeddings", surprise)
+    assert balr(f"input={corpus}") == 2
+    assert "unexpected ZeroDivisionError: a bug" in one_error_line()
+    (log,) = (tmp_path / "outputs" / "runs").rglob("balr.log")
+    assert "Traceback" in log.read_text()
+
+
+def test_the_environment_and_the_arguments_are_left_as_they_were(
+    balr: Command, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    before = dict(os.environ)
+    assert balr(f"input={corpus}", "device=cpu") == 0
+    assert dict(os.environ) == before
+
+
+def _count_embedded(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    seen: list[torch.Tensor] = []
+    whole = WespeakerModel.embed
+
+    def counted(self: WespeakerModel, waveforms: list[torch.Tensor]) -> torch.Tensor:
+        seen.extend(waveforms)
+        return whole(self, waveforms)
+
+    monkeypatch.setattr(WespeakerModel, "embed", counted)
+    return seen
+
+
+def _must_not_run(*_: object, **__: object) -> None:
+    raise AssertionError("the model is loaded although nothing is left to do")
