@@ -9,7 +9,7 @@ from balr.data.dataset import AudioDataset
 from balr.embeddings.base import EmbeddingsModel
 from balr.errors import OutputError
 from balr.files import check_writable
-from balr.report import Report, Tally, write_lists
+from balr.report import Report, Tally, shown, write_lists
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def run(cfg: RunConfig, *, run_dir: Path) -> Report:
 def _vectors_in(cfg: RunConfig, dataset: AudioDataset) -> str:
     if not cfg.save_output:
         return "not saved (save_output=false)"
-    return "beside the audio" if dataset.output_dir is None else str(dataset.output_dir)
+    return "beside the audio" if dataset.output_dir is None else shown(dataset.output_dir)
 
 
 def _refuse_another_corpus(listed: Path, dataset: AudioDataset) -> None:

@@ -138,6 +138,12 @@ def write_lists(folder: Path, dataset: AudioDataset, failures: Iterable[Failure]
         (folder / "failures.csv").unlink(missing_ok=True)
 
 
+def shown(path: Path) -> str:
+    """Return a path as a person in the current folder would type it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 def summary(report: Report) -> str:
     """Render a report as a small table."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -153,9 +159,9 @@ def summary(report: Report) -> str:
         table.add_row("speed", f"{_pace(report.audio_seconds, report.wall_seconds)} real time")
     table.add_row("embeddings", report.vectors_in)
     if report.lists_in is not None:
-        table.add_row("list", str(report.lists_in / "metadata.csv"))
+        table.add_row("list", shown(report.lists_in / "metadata.csv"))
         if report.failed:
-            table.add_row("failures", str(report.lists_in / "failures.csv"))
+            table.add_row("failures", shown(report.lists_in / "failures.csv"))
     text = io.StringIO()
     Console(file=text, width=1000, no_color=True).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
