@@ -14,7 +14,7 @@ from rich.table import Table
 
 from balr.config import config_dir, published_checkpoints
 
-_FULL_WIDTH = 150
+_FULL_WIDTH = 160
 
 app = typer.Typer(
     help="Speaker embeddings of a whole corpus with published WeSpeaker models.",
@@ -52,13 +52,21 @@ def _balr(
     pass
 
 
-def _complete_override(incomplete: str) -> list[str]:
+def _complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
+    # bash takes GROUP=NAME for three words, and the last one away when it is only the sign.
+    words = [word for word in (ctx.params.get("corpus"), *(ctx.params.get("overrides") or ())) if word and word != "="]
+    if words and (names := _names(words[-1])):
+        return [name for name in names if name.startswith(incomplete)]
     group, found, _ = incomplete.partition("=")
-    if found and (config_dir() / group).is_dir():
-        names = sorted(path.stem for path in (config_dir() / group).glob("[!_]*.yaml"))
-        return [f"{group}={name}" for name in names if f"{group}={name}".startswith(incomplete)]
+    if found:
+        return [f"{group}={name}" for name in _names(group) if f"{group}={name}".startswith(incomplete)]
     keys = ("embeddings/model=", "data=", "device=", "save_dir=", "force=true", "hydra/launcher=joblib_cpu")
     return [key for key in keys if key.startswith(incomplete)]
+
+
+def _names(group: str) -> list[str]:
+    folder = config_dir() / group
+    return sorted(path.stem for path in folder.glob("[!_]*.yaml")) if folder != config_dir() else []
 
 
 @app.command(epilog="Exit codes: 0 all embedded, 1 some utterances failed, 2 the command could not do its work.")
@@ -133,12 +141,12 @@ def models() -> None:
     for name in ("embeddings/model=", "dim", "params", "EER O / E / H", "licence"):
         table.add_column(name, no_wrap=True, justify="right" if name in ("dim", "params") else "left")
     if wide:
-        table.add_column("architecture", no_wrap=True)
-        table.add_column("repository", no_wrap=True)
+        for name in ("architecture", "trained on", "repository"):
+            table.add_column(name, no_wrap=True)
     for checkpoint in sorted(published_checkpoints().values(), key=lambda c: c.name):
         eer = " / ".join(f"{rate:.2f}" for rate in checkpoint.eer_percent) if checkpoint.eer_percent else "-"
         row = (str(checkpoint.embedding_dim), f"{checkpoint.parameters_millions:.1f} M", eer, checkpoint.licence)
-        more = (checkpoint.architecture, checkpoint.model_repo) if wide else ()
+        more = (checkpoint.architecture, checkpoint.trained_on, checkpoint.model_repo) if wide else ()
         table.add_row(checkpoint.name, *row, *more)
     console.print(table)
     print("EER: % on VoxCeleb1-O, -E, -H as WeSpeaker published it, cosine scores without normalisation.")

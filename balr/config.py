@@ -4,8 +4,9 @@ Imports no torch: `--help`, `--cfg job` and `balr models` rest on this module al
 """
 
 import hashlib
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,18 +19,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
 from balr.errors import BalrError, ConfigError
 
 _T = TypeVar("_T")
 _LONGEST_NAME_BYTES = 150
 _SLASH_OR_QUOTE = "/'\""
-
-# What says where the corpus is or where results go, and so does not tell one job's results from another's.
-_NOT_IN_A_LABEL = frozenset(
-    {"input", "root_dir", "audio_formats", "force", "save_output", "save_dir", "vector_format", "embeddings/model"}
-)
 
 
 @dataclass
@@ -47,6 +43,7 @@ class RunConfig:
     save_output: bool = MISSING
     save_dir: str | None = MISSING
     vector_format: str = MISSING
+    sweep_over: list[str] = MISSING
     embeddings: Any = MISSING
     data: Any = MISSING
 
@@ -62,10 +59,10 @@ class DataConfig:
     prefetch_factor: int = 4
 
     def __post_init__(self) -> None:
-        if self.num_workers < 0:
-            raise ConfigError(f"data.num_workers={self.num_workers}: must be 0 or more.")
-        if self.prefetch_factor < 1:
-            raise ConfigError(f"data.prefetch_factor={self.prefetch_factor}: must be 1 or more.")
+        for name, least in (("num_workers", 0), ("prefetch_factor", 1)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ConfigError(f"data.{name}={value}: must be a whole number, {least} or more.")
 
 
 @dataclass(frozen=True)
@@ -144,7 +141,7 @@ def check(cfg: DictConfig) -> RunConfig:
         raise ConfigError(f"vector_format={run.vector_format}: must be npy or txt.")
     if run.save_dir == "":
         raise ConfigError("save_dir is empty: give a folder, or save_dir=null to write beside the audio.")
-    return _in_a_sweep(run) if _is_sweep() else run
+    return _in_a_sweep(run, cfg) if HydraConfig.get().mode == RunMode.MULTIRUN else run
 
 
 def build(node: Mapping[str, Any], kind: type[_T], **arguments: object) -> _T:
@@ -177,32 +174,43 @@ def _check_targets(node: Mapping[str, Any], kind: type) -> None:
         raise ConfigError(
             f"_target_={target}: not a class of balr that fits here ({kind.__name__}); see conf/ for those."
         )
-    for child in node.values():
-        if isinstance(child, Mapping):
-            _check_targets(child, object)
+    for child in _mappings_with_targets(list(node.values())):
+        _check_targets(child, FeaturesConfig)
+
+
+def _mappings_with_targets(nodes: Iterable[object]) -> Iterator[Mapping[str, Any]]:
+    for node in nodes:
+        if isinstance(node, Mapping) and "_target_" in node:
+            yield node
+        elif isinstance(node, Mapping):
+            yield from _mappings_with_targets(node.values())
+        elif isinstance(node, list | tuple | ListConfig):
+            yield from _mappings_with_targets(node)
 
 
 def corpus_name(path: str) -> str:
     """Name a corpus after its folder, or its list and the list's folder: `voxceleb2`, `voxceleb2-metadata`."""
-    resolved = Path(path).expanduser().resolve()
-    name = resolved.name or "root"
-    return _as_folder_name(name if resolved.is_dir() else f"{resolved.parent.name}-{resolved.stem}")
+    resolved = Path(os.path.realpath(os.path.expanduser(path)))
+    if os.path.isdir(resolved):  # unlike Path's, it takes a name that is too long for any file
+        return _as_folder_name(resolved.name or "root")
+    return _as_folder_name(f"{resolved.parent.name}-{resolved.stem}")
 
 
-def job_label(choice: str, overrides: Sequence[str], *, sweep: bool) -> str:
-    """Name what a job computes: its model and whatever else changes the numbers or tells it from other jobs.
+def job_label(choice: str, overrides: Sequence[str], swept: Collection[str]) -> str:
+    """Name what a job computes: its model, and whatever else changes the numbers or tells it from other jobs.
 
-    The label is the config name of the model, or its repository where that was overridden, then every other override
-    below `embeddings.`; in a sweep, every override that is not about input and output.
+    The label is the config name of the model, or its repository where that was overridden, then the other overrides
+    below `embeddings.` and those that a sweep varies.
     """
     parts = []
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
+        value = value.strip(_SLASH_OR_QUOTE)
         if key == "embeddings.model.model_repo":
-            known = published_checkpoints().get(value.strip("'\""))
-            choice = known.name if known else value.strip("'\"").replace("/", "--")
-        elif key.startswith("embeddings.") or (sweep and key not in _NOT_IN_A_LABEL):
-            parts.append(f"{key.removeprefix('embeddings.model.')}={value.strip(_SLASH_OR_QUOTE)}")
+            known = published_checkpoints().get(value)
+            choice = known.name if known else value.replace("/", "--")
+        elif key.startswith("embeddings.") or (key in swept and key not in ("input", "save_dir", "embeddings/model")):
+            parts.append(f"{key.removeprefix('embeddings.model.')}={value}")
     return _as_folder_name(",".join([choice, *sorted(parts)]))
 
 
@@ -215,24 +223,21 @@ def _missing_keys(node: object, prefix: str = "") -> list[str]:
 
 def _label_of_this_job(*, _root_: DictConfig) -> str:
     if not HydraConfig.initialized():  # composed in a notebook or a test
-        return job_label("", [f"embeddings.model.model_repo={_root_.embeddings.model.model_repo}"], sweep=False)
+        return job_label("", [f"embeddings.model.model_repo={_root_.embeddings.model.model_repo}"], ())
     hydra = HydraConfig.get()
-    return job_label(hydra.runtime.choices["embeddings/model"], hydra.overrides.task, sweep=_is_sweep())
+    from_yaml = hydra.sweeper.get("params") or {}
+    swept = {*_root_.sweep_over, *(key.lstrip("+") for key in from_yaml)}
+    return job_label(hydra.runtime.choices["embeddings/model"], hydra.overrides.task, swept)
 
 
-def _is_sweep() -> bool:
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-def _in_a_sweep(run: RunConfig) -> RunConfig:
-    """Give the job a folder of its own below a save_dir that was fixed for the whole sweep."""
+def _in_a_sweep(run: RunConfig, cfg: DictConfig) -> RunConfig:
+    """Give the job a folder of its own below a save_dir that is the same for the whole sweep."""
     if run.save_dir is None:
         raise ConfigError("save_dir=null in a sweep: jobs would overwrite one another's embeddings beside the audio.")
-    given = [o for o in HydraConfig.get().overrides.task if o.startswith("save_dir=")]
-    if given and "${" not in given[-1]:
-        hydra = HydraConfig.get()
-        label = job_label(hydra.runtime.choices["embeddings/model"], hydra.overrides.task, sweep=True)
-        run.save_dir = str(Path(run.save_dir) / corpus_name(run.input) / label)
+    as_written = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(as_written, dict)
+    if "${balr.label" not in as_written["save_dir"]:
+        run.save_dir = str(Path(run.save_dir) / corpus_name(run.input) / _label_of_this_job(_root_=cfg))
     return run
 
 

@@ -1,15 +1,23 @@
 """One run, from a corpus to embeddings on disk: the only file that knows all stages."""
 
-import csv
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 from balr.config import DataConfig, RunConfig, build
 from balr.data.dataset import AudioDataset
 from balr.embeddings.base import EmbeddingsModel
-from balr.errors import OutputError
+from balr.errors import Failure
 from balr.files import check_writable
-from balr.report import Report, Tally, shown, write_lists
+from balr.lists import (
+    identity,
+    refuse_another_corpus,
+    refuse_another_model,
+    refuse_own_input,
+    write_lists,
+    write_record,
+)
+from balr.report import Report, Tally, shown
 
 log = logging.getLogger(__name__)
 
@@ -25,21 +33,27 @@ def run(cfg: RunConfig, *, run_dir: Path) -> Report:
     dataset.vector_format = cfg.vector_format
     dataset.set_output_dir(cfg.save_dir)
     lists_in = dataset.output_dir or run_dir.absolute()
+    model_settings = identity(cfg.embeddings["model"])
     if cfg.save_output:
         check_writable(lists_in)
+        refuse_own_input(lists_in, cfg.input)
         if not cfg.force:
-            _refuse_another_corpus(lists_in / "metadata.csv", dataset)
+            refuse_another_model(lists_in, model_settings)
+            refuse_another_corpus(lists_in, dataset)
     audible = dataset.filter(lambda utterance: utterance.audio is not None)
     todo = audible if cfg.force or not cfg.save_output else audible.filter(lambda u: not dataset.has_vector(u))
     log.info("%d utterances in %s, %d already there", len(dataset), cfg.input, len(audible) - len(todo))
     tally = Tally(len(todo))
+    model = build(cfg.embeddings["model"], EmbeddingsModel, device=cfg.device) if len(todo) else None
+    if cfg.save_output:
+        write_record(lists_in, model_settings)
     try:
-        if len(todo):
-            model = build(cfg.embeddings["model"], EmbeddingsModel, device=cfg.device)
+        if model is not None:
             with tally:
                 model.extract_embeddings(todo, cfg.save_output, data_config, observer=tally)
     finally:
         if cfg.save_output:
+            _remove_outdated(todo, tally.failures)
             write_lists(lists_in, dataset, tally.failures)
     return Report(
         total=len(dataset),
@@ -60,16 +74,9 @@ def _vectors_in(cfg: RunConfig, dataset: AudioDataset) -> str:
     return "beside the audio" if dataset.output_dir is None else shown(dataset.output_dir)
 
 
-def _refuse_another_corpus(listed: Path, dataset: AudioDataset) -> None:
-    """Keep two corpora with the same ids out of one folder: one's embeddings would pass for the other's."""
-    if not listed.is_file():
-        return
-    with listed.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        before = {row.get("id"): row.get("audio") for row in csv.DictReader(file)}
-    for utterance in dataset.utterances:
-        audio = before.get(utterance.id)
-        if utterance.audio is not None and audio and audio != str(utterance.audio):
-            raise OutputError(
-                f"{listed}: holds embeddings of another corpus: {utterance.id!r} is {audio} there and "
-                f"{utterance.audio} here; choose another save_dir, or force=true to embed all again."
-            )
+def _remove_outdated(todo: AudioDataset, failures: Iterable[Failure]) -> None:
+    """Remove what an earlier run left for an utterance that failed when it was to be embedded again."""
+    failed = {failure.id for failure in failures}
+    for utterance in todo.utterances:
+        if utterance.id in failed:
+            todo.vector_path(utterance).unlink(missing_ok=True)

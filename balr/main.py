@@ -10,6 +10,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -51,12 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             return INTERRUPTED
         except SystemExit as stop:
             return stop.code if isinstance(stop.code, int) else DONE
+        except Exception as error:  # whatever else a value can make Hydra or a launcher raise
+            sys.stderr.write(f"ERROR {type(error).__name__}: {one_line(error)}\n")
+            return REFUSED
     return DONE
 
 
 def job(cfg: DictConfig) -> None:
     """Do one job of Hydra's. A lone job ends the process with its exit code; a job of a sweep raises JobFailedError."""
-    register()
+    register()  # again, as a job of a parallel sweep runs in a process of its own
     code = _run(cfg)
     if code and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise JobFailedError(f"exit code {code}")
@@ -76,8 +80,8 @@ def _run(cfg: DictConfig) -> int:
         log.error("%s", one_line(error))
         return REFUSED
     except KeyboardInterrupt:
-        log.error("interrupted; the same command goes on from here.")
-        return INTERRUPTED
+        log.error("interrupted; what was embedded until now is saved.")
+        raise
     except Exception as error:
         log.exception("unexpected %s: %s (traceback in %s)", type(error).__name__, one_line(error), _log_file())
         return REFUSED
@@ -145,7 +149,19 @@ def _flags_first(argv: Sequence[str]) -> list[str]:
     for number, word in enumerate(argv):
         takes_next = number > 0 and argv[number - 1] in _FLAGS_WITH_VALUE
         (flags if takes_next or word.startswith("-") else overrides).append(word)
+    if {"-m", "--multirun"} & set(flags):
+        overrides += _name_what_is_swept(overrides)
     return [*flags, *overrides]
+
+
+def _name_what_is_swept(overrides: Sequence[str]) -> list[str]:
+    """Tell each job which keys tell it from the others: Hydra itself does not."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException:
+        return []  # Hydra reports it in a moment
+    swept = [override.get_key_element().lstrip("+~") for override in parsed if override.is_sweep_override()]
+    return [f"sweep_over=[{','.join(swept)}]"]
 
 
 @contextmanager

@@ -1,13 +1,10 @@
-"""What a run tells: progress while it goes on, the csv files it leaves, and a closing summary that adds up."""
+"""What a run tells: progress while it goes on, and a closing summary that adds up."""
 
-import csv
 import io
 import logging
-import os
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,9 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from balr.data.dataset import AnnotatedAudio, AudioDataset
-from balr.errors import Failure
-from balr.files import whole_file
+from balr.data.dataset import AnnotatedAudio
+from balr.errors import Failure, one_line
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +93,7 @@ class Tally:
 
     def failed(self, failure: Failure) -> None:
         self.failures.append(failure)
-        log.warning("%s: %s: %s", failure.id, failure.stage, failure.reason)
+        log.warning("%s: %s: %s", one_line(failure.id), failure.stage, failure.reason)
         self._show()
 
     def _show(self) -> None:
@@ -112,30 +108,6 @@ class Tally:
             self._last_line = time.monotonic()
             left = self.wall_seconds / done * (self._todo - done)
             log.info("%d of %d utterances, %s, %.0f min left", done, self._todo, pace, left / 60)
-
-
-def write_lists(folder: Path, dataset: AudioDataset, failures: Iterable[Failure]) -> None:
-    """Write metadata.csv, which `AudioDataset.from_csv` reads back, and failures.csv where there are any.
-
-    Embeddings are named relative to the folder where they lie below it, audio by its absolute path.
-    """
-    failed = list(failures)
-    failed_ids = {failure.id for failure in failed}
-    extra = list(dict.fromkeys(name for utterance in dataset.utterances for name in utterance.extra))
-    rows = []
-    for utterance in dataset.utterances:
-        if utterance.id in failed_ids or not (utterance.audio is None or dataset.has_vector(utterance)):
-            continue
-        vector = utterance.embedding if utterance.audio is None else dataset.vector_path(utterance)
-        shown = vector.relative_to(folder) if vector and vector.is_relative_to(folder) else vector
-        row = [utterance.id, utterance.audio or "", utterance.speaker or "", shown]
-        rows.append([*row, *(utterance.extra.get(name, "") for name in extra)])
-    _write_csv(folder / "metadata.csv", ["id", "audio", "speaker", "embedding", *extra], rows)
-    columns = [column.name for column in fields(Failure)]
-    if failed:
-        _write_csv(folder / "failures.csv", columns, ([getattr(f, name) for name in columns] for f in failed))
-    else:
-        (folder / "failures.csv").unlink(missing_ok=True)
 
 
 def shown(path: Path) -> str:
@@ -163,19 +135,8 @@ def summary(report: Report) -> str:
         if report.failed:
             table.add_row("failures", shown(report.lists_in / "failures.csv"))
     text = io.StringIO()
-    Console(file=text, width=1000, no_color=True).print(table)
+    Console(file=text, width=1000, no_color=True, markup=False, emoji=False, highlight=False).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
-
-
-def _write_csv(path: Path, header: list[str], rows: Iterable[Iterable[object]]) -> None:
-    with whole_file(path) as file:
-        # File names need not be UTF-8: surrogateescape gives the very bytes back.
-        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
-        writer = csv.writer(text, lineterminator=os.linesep)
-        writer.writerow(header)
-        writer.writerows(rows)
-        text.flush()
-        text.detach()
 
 
 def _hours(seconds: float) -> str:

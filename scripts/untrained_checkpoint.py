@@ -29,7 +29,7 @@ def write_checkpoint(
 ) -> Path:
     """Write weights and config of an architecture into a folder and return the folder."""
     dataset = {"resample_rate": 16000, **FBANK_80} if dataset_args is None else dict(dataset_args)
-    network = _seeded_network(architecture, model_args, dataset, seed)
+    network = seeded_network(architecture, model_args, dataset, seed)
     weights = {**network.state_dict(), "projection.weight": torch.zeros(10, 4)}  # as published ones carry it
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(weights, folder / model_name)
@@ -38,7 +38,7 @@ def write_checkpoint(
     return folder
 
 
-def _seeded_network(
+def seeded_network(
     architecture: str, model_args: Mapping[str, Any], dataset_args: Mapping[str, Any], seed: int
 ) -> torch.nn.Module:
     with torch.random.fork_rng():

@@ -15,7 +15,7 @@ LAYERS = (
     {"errors", "files", "config"},
     {"data"},
     {"embeddings"},
-    {"extraction", "report"},
+    {"extraction", "report", "lists"},
     {"main"},
     {"cli"},
 )

@@ -107,6 +107,22 @@ def test_models_lists_every_shipped_checkpoint() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("embeddings/model = campplus_", ["campplus_lm"]),
+        ("embeddings/model =", ["campplus", "resnet34_lm"]),
+        ("device=cpu data = par", ["parallel"]),
+        ("embeddings/model=campplus_", ["embeddings/model=campplus_lm"]),
+    ],
+)
+def test_names_are_completed_in_bash_which_splits_at_equals_signs(words: str, offered: list[str]) -> None:
+    typed = f"balr extract a {words}"
+    environment = {"_BALR_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+    result = CliRunner().invoke(cli.app, [], prog_name="balr", env={**os.environ, **environment})
+    assert set(offered) <= set(result.output.split())
+
+
+@pytest.mark.parametrize(
     ("typed", "offered"), [("embeddings/model=campplus_", ["embeddings/model=campplus_lm"]), ("data", ["data="])]
 )
 def test_overrides_are_completed_in_the_shell(typed: str, offered: list[str]) -> None:

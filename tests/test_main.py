@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import Command, speechlike, write_wav
 
@@ -144,6 +145,128 @@ def test_two_corpora_with_the_same_ids_do_not_meet_in_one_folder(
     assert vectors(tmp_path / "out") == before
 
 
+def test_another_model_or_feature_setting_is_refused_in_the_same_folder(
+    balr: Command, corpus: Path, tmp_path: Path, one_error_line: OneLine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert balr(f"input={corpus}", "save_dir=out") == 0
+    before = vectors(tmp_path / "out")
+    capsys.readouterr()
+    assert balr(f"input={corpus}", "save_dir=out", "embeddings.model.features.window_type=povey") == 2
+    assert "features.window_type (None there, povey here)" in one_error_line()
+    assert vectors(tmp_path / "out") == before
+    povey = ("embeddings.model.features.window_type=povey", "force=true")
+    assert balr(f"input={corpus}", "save_dir=out", *povey) == 0
+    after = vectors(tmp_path / "out")
+    assert all(after[name] != before[name] for name in before)
+    assert balr(f"input={corpus}", "save_dir=out", povey[0]) == 0
+
+
+def test_an_embedding_does_not_pass_for_that_of_a_file_with_the_same_stem(
+    balr: Command, corpus: Path, one_error_line: OneLine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write(corpus / "spk0" / "utt0.flac", speechlike(1.0, seed=50), 16_000)
+    assert balr(f"input={corpus}", "save_dir=out", "audio_formats=[wav]") == 0
+    capsys.readouterr()
+    assert balr(f"input={corpus}", "save_dir=out", "audio_formats=[flac]") == 2
+    assert "utt0_emb.npy' is " in one_error_line()
+
+
+def test_a_corpus_reached_through_a_link_is_the_same_corpus(balr: Command, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(corpus)
+    assert balr(f"input={corpus}", "save_dir=out") == 0
+    assert balr(f"input={tmp_path / 'link'}", "save_dir=out") == 0
+
+
+def test_a_list_is_not_written_over_the_input_or_over_somebody_else_s(
+    balr: Command, corpus: Path, one_error_line: OneLine
+) -> None:
+    listed = corpus / "metadata.csv"
+    listed.write_text(f"id,audio\na,{corpus / 'spk0' / 'utt0.wav'}\n")
+    text = listed.read_text()
+    assert balr(f"input={listed}", f"save_dir={corpus}", "force=true") == 2
+    assert "is the input and would be overwritten" in one_error_line()
+    assert balr(f"input={corpus / 'spk0'}", f"save_dir={corpus}") == 2
+    assert "was not written by balr" in one_error_line()
+    assert listed.read_text() == text
+
+
+def test_a_second_list_into_the_same_folder_keeps_the_first_one_listed(
+    balr: Command, corpus: Path, tmp_path: Path
+) -> None:
+    for number in (0, 1):
+        (corpus / f"{number}.csv").write_text(f"id,audio,take{number}\nu{number},spk{number}/utt{number}.wav,x\n")
+        assert balr(f"input={corpus / f'{number}.csv'}", "save_dir=out") == 0
+    listed = {row["id"]: (row["take0"], row["take1"]) for row in rows(tmp_path / "out" / "metadata.csv")}
+    assert listed == {"u0": ("x", ""), "u1": ("", "x")}
+
+
+def test_a_run_that_cannot_load_its_model_leaves_the_lists_as_they_were(
+    balr: Command, corpus: Path, tmp_path: Path
+) -> None:
+    (corpus / "text.wav").write_text("this is text")
+    assert balr(f"input={corpus}", "save_dir=out") == 1
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
+    assert balr(f"input={corpus}", "save_dir=out", "device=cuda:99") == 2
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()} == before
+    assert balr(f"input={corpus}", "save_dir=new", "device=cuda:99") == 2
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_an_embedding_whose_audio_went_bad_is_gone_after_force(balr: Command, corpus: Path, tmp_path: Path) -> None:
+    assert balr(f"input={corpus}", "save_dir=out") == 0
+    (corpus / "spk0" / "utt0.wav").write_text("this is text now")
+    assert balr(f"input={corpus}", "save_dir=out", "force=true") == 1
+    assert len(vectors(tmp_path / "out")) == len(rows(tmp_path / "out" / "metadata.csv")) == 5
+    assert balr(f"input={corpus}", "save_dir=out") == 1
+
+
+def test_odd_names_come_back_from_the_list(balr: Command, corpus: Path, tmp_path: Path) -> None:
+    odd = ["new\nline.wav", "tab\t.wav", "[b]bold.wav", 'quote".wav', "é.wav", os.fsdecode(b"caf\xe9.wav")]
+    for name in odd:
+        os.link(corpus / "spk0" / "utt0.wav", corpus / name)
+    assert balr(f"input={corpus}", "save_dir='out[v2]'") == 0
+    again = AudioDataset.from_csv(tmp_path / "out[v2]" / "metadata.csv")
+    assert {u.id for u in again.utterances} >= set(odd)
+    assert all(item.embedding is not None for item in again)
+
+
+def test_interrupting_a_run_saves_its_lists_and_stops_a_sweep(
+    balr: Command, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_error_line: OneLine
+) -> None:
+    whole, seen = WespeakerModel.embed, []
+
+    def interrupted(self: WespeakerModel, waveforms: list[torch.Tensor]) -> torch.Tensor:
+        seen.append(waveforms)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return whole(self, waveforms)
+
+    monkeypatch.setattr(WespeakerModel, "embed", interrupted)
+    assert balr("-m", f"input={corpus}", "embeddings.model.features.window_type=hamming,povey", "save_dir=out") == 130
+    assert len(seen) == 3
+    (listed,) = (tmp_path / "out").rglob("metadata.csv")
+    assert len(rows(listed)) == len(vectors(tmp_path / "out")) == 2
+    assert "interrupted; what was embedded until now is saved" in one_error_line()
+
+
+def test_a_sweep_over_anything_keeps_its_jobs_apart(balr: Command, corpus: Path, tmp_path: Path) -> None:
+    for swept in (
+        "audio_formats=[wav],[wav,flac]",
+        "vector_format=npy,txt",
+        "force=true,false",
+        "data.prefetch_factor=1,2",
+    ):
+        folder = swept.partition("=")[0]
+        assert balr("-m", f"input={corpus}", swept, f"++save_dir={folder}") == 0
+        assert len(list((tmp_path / folder).rglob("metadata.csv"))) == 2, swept
+
+
+def test_a_sweep_over_corpora_keeps_them_apart(balr: Command, corpus: Path, tmp_path: Path) -> None:
+    assert balr("-m", f"input={corpus / 'spk0'},{corpus / 'spk1'}", "save_dir=out", "device=cpu") == 0
+    found = {path.parent.parent.name: len(rows(path)) for path in (tmp_path / "out").rglob("metadata.csv")}
+    assert found == {"spk0": 3, "spk1": 3}
+
+
 def test_a_sweep_gives_every_job_its_own_results(balr: Command, corpus: Path, tmp_path: Path) -> None:
     sweep = "embeddings.model.features.window_type=hamming,povey"
     assert balr("-m", f"input={corpus}", sweep, "device=cpu") == 0
@@ -194,8 +317,16 @@ def test_hydra_s_flags_stand_anywhere_among_the_overrides(capsys: pytest.Capture
         ("nonsense", "KEY=VALUE is expected"),
         ("force=perhaps", "'perhaps' is not a valid bool"),
         ("vector_format=pkl", "must be npy or txt"),
-        ("data.num_workers=-1", "data.num_workers=-1: must be 0 or more"),
-        ("data.prefetch_factor=0", "must be 1 or more"),
+        ("data.num_workers=-1", "data.num_workers=-1: must be a whole number, 0 or more"),
+        ("data.prefetch_factor=0", "must be a whole number, 1 or more"),
+        ("data.num_workers=1.5", "must be a whole number, 0 or more"),
+        ("data=null", "ValueError"),
+        ("embeddings.model.features.int16_scale=no", "features.int16_scale=no: must be bool"),
+        ("embeddings.model.features.sample_rate_hz=16000.5", "must be int over 0"),
+        ("+embeddings.model.x=[{_target_:os.mkdir,path:run}]", "not a class of balr"),
+        ("+embeddings.model.x=[[{_target_:balr.data.dataset.AudioDataset}]]", "not a class of balr"),
+        ("input=" + "x" * 300, "no such file or folder"),
+        ("input='~nobody-here/x'", "no such file or folder"),
         ("device=cuda:99", "which has cpu"),
         ("save_dir=list.csv/out", "cannot be written to: Not a directory"),
         ("save_dir=''", "save_dir is empty"),

@@ -4,6 +4,7 @@ soundfile (libsndfile) reads wav, flac, ogg, opus and mp3; PyAV (FFmpeg) reads w
 m4a, aac, wma and webm. A file that ends before its header says so is an error: half an utterance is another utterance.
 """
 
+import os
 import re
 from functools import lru_cache
 from math import gcd
@@ -45,7 +46,8 @@ def load_waveform(path: Path, sample_rate_hz: int) -> torch.Tensor:
 def decode(path: Path) -> tuple[npt.NDArray[np.float32], int]:
     """Decode a file to mono float32 samples `(samples,)` at the file's own rate, returned in Hz."""
     try:
-        file = soundfile.SoundFile(path)
+        # As bytes where file names are bytes: they need not be UTF-8.
+        file = soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path)
     except soundfile.LibsndfileError as refusal:
         return _decode_with_ffmpeg(path, refusal.error_string)
     except OSError as error:

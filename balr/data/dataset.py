@@ -69,8 +69,8 @@ class AudioDataset(Dataset[AnnotatedAudio]):
         audio_formats: Sequence[str] = AUDIO_FORMATS,
     ) -> Self:
         """Read a folder, a csv, a wav.scp or a single audio file, told apart by what the path is. Raises InputError."""
-        path = Path(path).expanduser()
-        if path.is_dir():
+        path = _absolute(path)
+        if os.path.isdir(path):  # unlike Path's, it takes a name that is too long for any file
             return cls.from_dir(path, audio_formats=audio_formats)
         if path.suffix.lower() == ".csv":
             return cls.from_csv(path, root_dir=root_dir)
@@ -196,10 +196,10 @@ def _list_and_root(path: str | Path, root_dir: str | Path | None) -> tuple[Path,
 
 def _existing(path: str | Path) -> Path:
     file = _absolute(path)
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise InputError(f"{path}: no such file or folder.")
     return file
 
 
 def _absolute(path: str | Path) -> Path:
-    return Path(os.path.abspath(Path(path).expanduser()))
+    return Path(os.path.abspath(os.path.expanduser(path)))

@@ -36,27 +36,24 @@ def read_csv(path: Path, root_dir: Path) -> list[Utterance]:
     """
     found = []
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        # Names of files need not be UTF-8: surrogateescape gives the very bytes back.
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            columns = _check_columns(path, reader.fieldnames or [])
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+            columns = _check_columns(path, reader.fieldnames)
             for row in reader:
                 if None in row or None in row.values():
                     raise InputError(f"{path}:{reader.line_num}: the number of cells is not that of the header.")
                 found.append((reader.line_num, _from_row(path, reader.line_num, row, columns, root_dir)))
     except csv.Error as error:
         raise InputError(f"{path}:{reader.line_num + 1}: not a csv: {error}.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not text in UTF-8 (byte {error.start}); save the csv as UTF-8.") from error
     return _checked(path, found)
 
 
 def read_scp(path: Path, root_dir: Path) -> list[Utterance]:
     """Read a Kaldi wav.scp, `id path` on each line. Commands (lines with a pipe) are refused, never run."""
     found = []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not text in UTF-8 (byte {error.start}).") from error
+    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -131,9 +128,9 @@ def _from_row(path: Path, line: int, row: Mapping[str, str], columns: set[str], 
 def _path(source: Path, line: int, text: str, root_dir: Path) -> Path:
     if "\0" in text:
         raise InputError(f"{source}:{line}: the path holds a NUL character.")
-    if os.path.isabs(text):
+    if Path(text).is_absolute():
         return Path(os.path.normpath(text))
-    if Path(os.path.normpath(text)).parts[0] == os.pardir:
+    if Path(os.path.normpath(text)).parts[:1] == (os.pardir,):
         raise InputError(
             f"{source}:{line}: {text!r} leads out of the corpus folder {root_dir}; "
             "set root_dir to a folder above all files, or write absolute paths."
@@ -144,9 +141,9 @@ def _path(source: Path, line: int, text: str, root_dir: Path) -> Path:
 def _checked(path: Path, found: Sequence[tuple[int, Utterance]]) -> list[Utterance]:
     if not found:
         raise InputError(f"{path}: no utterances.")
-    _refuse(path, "without a usable id (empty, or with control characters)", found, lambda u: not _is_id(u.id))
+    _refuse(path, "without an id", found, lambda utterance: not utterance.id.strip())
     _refuse_repeated(path, found)
-    _refuse(path, "whose file does not exist", found, lambda u: not all(f.is_file() for f in _files(u)))
+    _refuse(path, "whose file does not exist", found, lambda u: not all(os.path.isfile(f) for f in _files(u)))
     return [utterance for _, utterance in found]
 
 
@@ -157,7 +154,7 @@ def _refuse(
     if bad:
         line, first = bad[0]
         files = ", ".join(str(file) for file in _files(first))
-        raise InputError(f"{path}:{line}: {len(bad)} utterances {problem}, first: id {first.id[:80]!r}, {files}.")
+        raise InputError(f"{path}:{line}: {len(bad)} utterances {problem}, first: id {first.id[:80]!r}, {files[:300]}.")
 
 
 def _refuse_repeated(path: Path, found: Iterable[tuple[int, Utterance]]) -> None:
@@ -173,7 +170,3 @@ def _refuse_repeated(path: Path, found: Iterable[tuple[int, Utterance]]) -> None
 
 def _files(utterance: Utterance) -> list[Path]:
     return [path for path in (utterance.audio, utterance.embedding) if path is not None]
-
-
-def _is_id(text: str) -> bool:
-    return bool(text.strip()) and not any(ord(character) < 32 or ord(character) == 127 for character in text)

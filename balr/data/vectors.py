@@ -3,7 +3,7 @@
 import pickle
 import warnings
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,9 +64,6 @@ def _read(path: Path) -> Any:
 
 class _ArrayUnpickler(pickle.Unpickler):
     """Unpickle numpy arrays and nothing else: a pickle may name any function to call."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file)
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ARRAY_PARTS:

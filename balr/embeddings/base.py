@@ -102,7 +102,7 @@ class _LoggingObserver:
         log.debug("%s: embedded, %.1f s", utterance.id, audio_seconds)
 
     def failed(self, failure: Failure) -> None:
-        log.warning("%s: %s", failure.id, failure.reason)
+        log.warning("%s: %s", one_line(failure.id), failure.reason)
 
 
 class _Decoder(Dataset[AnnotatedAudio | Failure]):

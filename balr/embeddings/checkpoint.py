@@ -17,6 +17,8 @@ from balr.errors import CheckpointError, one_line
 
 log = logging.getLogger(__name__)
 
+_SOURCE = ".downloaded-from"
+
 
 @dataclass(frozen=True)
 class CheckpointFiles:
@@ -50,17 +52,29 @@ def find_checkpoint(
         folder = Path(model_dir).expanduser()
         weights, config = folder / model_name, folder / config_name
         if weights.is_file() and config.is_file():
+            _refuse_another_download(folder, model_repo, revision)
             return CheckpointFiles(weights, config, source=str(folder))
         if not model_repo:
             raise CheckpointError(f"{folder}: does not hold {model_name} and {config_name}{_holding(folder)}.")
     if not model_repo:
         raise CheckpointError("neither model_repo nor model_dir is set: give one of them.")
     revision = revision or pinned_revision(model_repo)
-    return CheckpointFiles(
+    files = CheckpointFiles(
         weights=_download(model_repo, model_name, revision, model_dir),
         config=_download(model_repo, config_name, revision, model_dir),
         source=f"{model_repo}@{revision}",
     )
+    if model_dir is not None:
+        (files.weights.parent / _SOURCE).write_text(files.source, encoding="utf-8")
+    return files
+
+
+def _refuse_another_download(folder: Path, model_repo: str, revision: str | None) -> None:
+    """Keep one repository's files from passing for another's: their names are often the same."""
+    marker = folder / _SOURCE
+    wanted = f"{model_repo}@{revision or pinned_revision(model_repo)}"
+    if model_repo and marker.is_file() and (held := marker.read_text(encoding="utf-8")) != wanted:
+        raise CheckpointError(f"{folder}: holds the files of {held}, not of {wanted}; choose another model_dir.")
 
 
 def pinned_revision(model_repo: str) -> str:

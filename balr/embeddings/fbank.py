@@ -18,6 +18,16 @@ _BLOCK_FRAMES = 512
 # As torchaudio.compliance.kaldi names them.
 _WINDOWS = ("hamming", "hanning", "povey", "rectangular", "blackman")
 
+_KINDS = MappingProxyType(
+    {
+        "sample_rate_hz": (int,),
+        "num_mel_bins": (int,),
+        "frame_length_ms": (int, float),
+        "frame_shift_ms": (int, float),
+        "int16_scale": (bool,),
+        "mean_norm": (bool,),
+    }
+)
 _UNSUPPORTED = MappingProxyType(
     {"s3prl": "WavLM and other s3prl models", "w2vbert": "W2V-BERT", "whisper_encoder": "Whisper"}
 )
@@ -38,10 +48,11 @@ class FbankSettings:
     def __post_init__(self) -> None:
         if self.window_type not in _WINDOWS:
             raise ConfigError(f"features.window_type={self.window_type}: must be one of {', '.join(_WINDOWS)}.")
-        for name in ("sample_rate_hz", "num_mel_bins", "frame_length_ms", "frame_shift_ms"):
+        for name, kind in _KINDS.items():
             value = getattr(self, name)
-            if not (isinstance(value, int | float) and value > 0):
-                raise ConfigError(f"features.{name}={value}: must be a number over 0.")
+            if type(value) not in kind or (bool not in kind and value <= 0):
+                wanted = " or ".join(one.__name__ for one in kind)
+                raise ConfigError(f"features.{name}={value}: must be {wanted}{'' if bool in kind else ' over 0'}.")
 
     @property
     def shortest_samples(self) -> int:

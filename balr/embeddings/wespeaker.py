@@ -14,11 +14,13 @@ from balr.embeddings.architectures import build_network, build_tfmel
 from balr.embeddings.base import EmbeddingsModel, select_device
 from balr.embeddings.checkpoint import CheckpointConfig, find_checkpoint, load_weights, read_config
 from balr.embeddings.fbank import fbank, fbank_settings, frontend_name
+from balr.embeddings.folding import folded
 from balr.errors import CheckpointError, ConfigError, UtteranceError
 
 log = logging.getLogger(__name__)
 
 _LONGEST_SHORTEST_SECONDS = 1.0
+_EXAMPLE_SECONDS = 0.7
 
 
 class WespeakerModel(EmbeddingsModel):
@@ -47,11 +49,13 @@ class WespeakerModel(EmbeddingsModel):
         config = read_config(self.files.config)
         self.architecture = config.architecture
         try:
-            self._network, self._features, self.sample_rate_hz = _network_and_frontend(config, features)
+            network, self._features, self.sample_rate_hz = _network_and_frontend(config, features)
         except CheckpointError as error:
             raise CheckpointError(f"{self.files.config}: {error}") from error
-        load_weights(self._network, self.files.weights)
-        self._network.to(self.device)
+        load_weights(network, self.files.weights)
+        example = self._features(_noise(_EXAMPLE_SECONDS, self.sample_rate_hz)).unsqueeze(0)
+        # Convolutions with the channels last are the fast ones, on CPU and GPU.
+        self._network = _channels_last(folded(network, example).to(self.device))
         log.info("%s from %s on %s", self.architecture, self.files.source, self.device)
 
     def embed(self, waveforms: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -79,8 +83,7 @@ class WespeakerModel(EmbeddingsModel):
     @cached_property
     def shortest_seconds(self) -> float:
         """Find the shortest audio that this network can embed, by trying noise frame by frame."""
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(int(_LONGEST_SHORTEST_SECONDS * self.sample_rate_hz), generator=generator) * 0.1
+        noise = _noise(_LONGEST_SHORTEST_SECONDS, self.sample_rate_hz)
         step = self.sample_rate_hz // 200
         lengths = range(step, noise.numel() + 1, step)
         low, high = 0, len(lengths) - 1
@@ -101,7 +104,6 @@ class WespeakerModel(EmbeddingsModel):
     @torch.inference_mode()
     def _embed_one_waveform(self, waveform: torch.Tensor) -> torch.Tensor:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # tfmel calls torch.cuda.amp.autocast, which torch renamed
             warnings.simplefilter("ignore", UserWarning)  # the variance of a single frame; the result is checked
             features = self._features(waveform)
             output = self._network(features.unsqueeze(0).to(self.device))
@@ -137,11 +139,24 @@ def _with_tfmel(config: CheckpointConfig, overrides: FeaturesConfig) -> tuple[to
     network.add_module("frontend", frontend)  # its tables are part of published checkpoints
 
     def features(waveform: torch.Tensor) -> torch.Tensor:
-        device = next(network.parameters()).device
-        made: torch.Tensor = frontend(waveform.unsqueeze(0).to(device))[0][0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of torch.cuda.amp.autocast, which torch renamed
+            made: torch.Tensor = frontend(waveform.unsqueeze(0))[0][0]
         return made
 
     return network, features, sample_rate_hz
+
+
+def _channels_last(network: torch.nn.Module) -> torch.nn.Module:
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return network
+
+
+def _noise(seconds: float, sample_rate_hz: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(int(seconds * sample_rate_hz), generator=generator) * 0.1
 
 
 def _sized(config: CheckpointConfig, mels: int) -> Mapping[str, Any]:

@@ -71,6 +71,13 @@ def test_model_dir_is_where_files_are_downloaded_to(hub: FakeHub, tmp_path: Path
     assert hub.requests == []
 
 
+def test_one_repository_s_download_does_not_pass_for_another_s(hub: FakeHub, tmp_path: Path) -> None:
+    WespeakerModel(REPO, "avg_model.pt", model_dir=tmp_path / "models")
+    with pytest.raises(CheckpointError, match=r"holds the files of Wespeaker/.*, not of me/mine@main"):
+        WespeakerModel("me/mine", "avg_model.pt", model_dir=tmp_path / "models")
+    assert WespeakerModel("", "avg_model.pt", model_dir=tmp_path / "models").architecture == "CAMPPlus"
+
+
 def test_a_repository_that_balr_does_not_ship_is_taken_from_main(hub: FakeHub) -> None:
     assert pinned_revision("me/mine") == "main" and pinned_revision(REPO) == REVISION
     assert WespeakerModel("me/mine", "avg_model.pt").files.source == "me/mine@main"

@@ -1,0 +1,147 @@
+"""What a folder of embeddings says about itself: metadata.csv, failures.csv and run.json.
+
+The invariant kept here: one folder holds embeddings of one model, each of the audio that it is listed with.
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from balr.data.dataset import AudioDataset
+from balr.data.readers import Utterance
+from balr.embeddings.checkpoint import pinned_revision
+from balr.errors import Failure, OutputError
+from balr.files import whole_file
+
+_METADATA, _FAILURES, _RUN = "metadata.csv", "failures.csv", "run.json"
+_COLUMNS = ("id", "audio", "speaker", "embedding")
+_FAILURE_COLUMNS = tuple(column.name for column in fields(Failure))
+
+Row = Mapping[str, str]
+
+
+def identity(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a model's configuration decides its numbers: the checkpoint and its feature settings."""
+    features = {name: value for name, value in model.get("features", {}).items() if name != "_target_"}
+    files = {name: model[name] for name in ("model_name", "config_name")}
+    if model.get("model_dir") is not None:
+        source = {"model_dir": os.path.abspath(os.path.expanduser(model["model_dir"]))}
+    else:
+        repo = model["model_repo"]
+        source = {"model_repo": repo, "revision": model.get("revision") or pinned_revision(repo)}
+    return {**source, **files, **{f"features.{name}": value for name, value in features.items()}}
+
+
+def refuse_own_input(folder: Path, source: str) -> None:
+    """Refuse to write lists over the very list that is read. Raises OutputError."""
+    for name in (_METADATA, _FAILURES):
+        if os.path.isfile(source) and (folder / name).is_file() and (folder / name).samefile(source):
+            raise OutputError(f"{folder / name}: is the input and would be overwritten; choose another save_dir.")
+
+
+def refuse_another_model(folder: Path, model: Mapping[str, Any]) -> None:
+    """Refuse a folder that was made with another model or other features. Raises OutputError with what differs."""
+    path = folder / _RUN
+    if not path.is_file():
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))["model"]
+        differing = [name for name in {**before, **model} if before.get(name) != model.get(name)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OutputError(f"{path}: not balr's record of a run: {error}; choose another save_dir.") from error
+    if differing:
+        shown = ", ".join(f"{name} ({before.get(name)} there, {model.get(name)} here)" for name in differing)
+        raise OutputError(
+            f"{folder}: was made with another model: {shown}; choose another save_dir, or force=true to embed again."
+        )
+
+
+def refuse_another_corpus(folder: Path, dataset: AudioDataset) -> None:
+    """Refuse a folder where an id or an embedding file belongs to other audio. Raises OutputError."""
+    listed = _rows(folder / _METADATA, _COLUMNS)
+    by_id = {row["id"]: row["audio"] for row in listed if row["audio"]}
+    by_file = {str(folder / row["embedding"]): row["audio"] for row in listed if row["audio"]}
+    for utterance in dataset.utterances:
+        if utterance.audio is None:
+            continue
+        place = str(dataset.vector_path(utterance))
+        for held, what in ((by_id.get(utterance.id), utterance.id), (by_file.get(place), place)):
+            if held and not _same(held, utterance.audio):
+                raise OutputError(
+                    f"{folder / _METADATA}: holds embeddings of another corpus: {what!r} is {held} there and "
+                    f"{utterance.audio} here; choose another save_dir, or force=true to embed all again."
+                )
+
+
+def write_lists(folder: Path, dataset: AudioDataset, failures: Iterable[Failure]) -> None:
+    """Write metadata.csv, which `AudioDataset.from_csv` reads back, and failures.csv where there are any.
+
+    Embeddings are named relative to the folder where they lie below it, audio by its absolute path. What an earlier run
+    of another list left in the folder stays listed.
+    """
+    failed = {failure.id: failure for failure in failures}
+    ids = {utterance.id for utterance in dataset.utterances}
+    done = [u for u in dataset.utterances if u.id not in failed and (u.audio is None or dataset.has_vector(u))]
+    done_ids = {utterance.id for utterance in done}
+    earlier = [
+        row
+        for row in _rows(folder / _METADATA, _COLUMNS)
+        if row["id"] not in ids and (folder / row["embedding"]).is_file()
+    ]
+    rows = [*(_row(utterance, dataset, folder) for utterance in done), *earlier]
+    extra = dict.fromkeys(name for row in rows for name in row if name not in _COLUMNS)
+    _write_csv(folder / _METADATA, [*_COLUMNS, *extra], rows)
+    not_retried = [
+        row for row in _rows(folder / _FAILURES, _FAILURE_COLUMNS) if row["id"] in ids - done_ids - failed.keys()
+    ]
+    now = [{name: getattr(failure, name) for name in _FAILURE_COLUMNS} for failure in failed.values()]
+    if now or not_retried:
+        _write_csv(folder / _FAILURES, _FAILURE_COLUMNS, [*now, *not_retried])
+    elif _rows(folder / _FAILURES, _FAILURE_COLUMNS):
+        (folder / _FAILURES).unlink()
+
+
+def write_record(folder: Path, model: Mapping[str, Any]) -> None:
+    """Write run.json, by which a later run knows what made this folder's embeddings."""
+    with whole_file(folder / _RUN) as file:
+        file.write(json.dumps({"model": model}, indent=2).encode() + b"\n")
+
+
+def _row(utterance: Utterance, dataset: AudioDataset, folder: Path) -> dict[str, str]:
+    vector = utterance.embedding if utterance.audio is None else dataset.vector_path(utterance)
+    below = vector.relative_to(folder) if vector and vector.is_relative_to(folder) else vector
+    known = (utterance.id, str(utterance.audio or ""), utterance.speaker or "", str(below))
+    return {**utterance.extra, **dict(zip(_COLUMNS, known, strict=True))}
+
+
+def _rows(path: Path, columns: Iterable[str]) -> list[Row]:
+    """Read a list that balr wrote; a file with other columns is somebody else's. Raises OutputError for that."""
+    if not path.is_file():
+        return []
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            reader = csv.DictReader(file, restval="")
+            if list(columns) != list(reader.fieldnames or [])[: len(list(columns))]:
+                raise OutputError(f"{path}: was not written by balr and would be overwritten; choose another save_dir.")
+            return [{name: cell for name, cell in row.items() if name is not None} for row in reader]
+    except csv.Error as error:
+        raise OutputError(f"{path}: not a csv: {error}; choose another save_dir.") from error
+
+
+def _write_csv(path: Path, header: Iterable[str], rows: Iterable[Row]) -> None:
+    with whole_file(path) as file:
+        # File names need not be UTF-8: surrogateescape gives the very bytes back.
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="", write_through=True)
+        writer = csv.DictWriter(text, list(header), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        text.detach()
+
+
+def _same(held: str, audio: Path) -> bool:
+    return held == str(audio) or os.path.realpath(held) == os.path.realpath(audio)
