@@ -52,17 +52,24 @@ class RunConfig:
 class DataConfig:
     """Say how utterances are loaded.
 
-    `num_workers` processes decode ahead (0: in the main process), each at most `prefetch_factor` utterances.
+    `num_workers` processes decode ahead (0: in the main process; None: as many as suit the machine), each at most
+    `prefetch_factor` utterances. Audio longer than `chunk_seconds` goes through the network in parts where that does
+    not change the embedding, in bounded memory.
     """
 
-    num_workers: int = 1
+    num_workers: int | None = None
     prefetch_factor: int = 4
+    chunk_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         for name, least in (("num_workers", 0), ("prefetch_factor", 1)):
             value = getattr(self, name)
+            if value is None and name == "num_workers":
+                continue
             if type(value) is not int or value < least:
                 raise ConfigError(f"data.{name}={value}: must be a whole number, {least} or more.")
+        if type(self.chunk_seconds) not in (int, float) or not self.chunk_seconds >= 1:
+            raise ConfigError(f"data.chunk_seconds={self.chunk_seconds}: must be a number, 1 or more.")
 
 
 @dataclass(frozen=True)

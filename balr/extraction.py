@@ -1,7 +1,8 @@
 """One run, from a corpus to embeddings on disk: the only file that knows all stages."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from balr.config import DataConfig, RunConfig, build
@@ -9,14 +10,7 @@ from balr.data.dataset import AudioDataset
 from balr.embeddings.base import EmbeddingsModel
 from balr.errors import Failure
 from balr.files import check_writable
-from balr.lists import (
-    identity,
-    refuse_another_corpus,
-    refuse_another_model,
-    refuse_own_input,
-    write_lists,
-    write_record,
-)
+from balr.lists import identity, recorded, refuse_another_corpus, refuse_another_model, refuse_own_input, write_lists
 from balr.report import Report, Tally, shown
 
 log = logging.getLogger(__name__)
@@ -33,28 +27,20 @@ def run(cfg: RunConfig, *, run_dir: Path) -> Report:
     dataset.vector_format = cfg.vector_format
     dataset.set_output_dir(cfg.save_dir)
     lists_in = dataset.output_dir or run_dir.absolute()
-    model_settings = identity(cfg.embeddings["model"])
     if cfg.save_output:
-        check_writable(lists_in)
-        refuse_own_input(lists_in, cfg.input)
-        if not cfg.force:
-            refuse_another_model(lists_in, model_settings)
-            refuse_another_corpus(lists_in, dataset)
+        _check_destination(cfg, dataset, lists_in)
     audible = dataset.filter(lambda utterance: utterance.audio is not None)
     todo = audible if cfg.force or not cfg.save_output else audible.filter(lambda u: not dataset.has_vector(u))
     log.info("%d utterances in %s, %d already there", len(dataset), cfg.input, len(audible) - len(todo))
     tally = Tally(len(todo))
-    model = build(cfg.embeddings["model"], EmbeddingsModel, device=cfg.device) if len(todo) else None
-    if cfg.save_output:
-        write_record(lists_in, model_settings)
-    try:
-        if model is not None:
-            with tally:
-                model.extract_embeddings(todo, cfg.save_output, data_config, observer=tally)
-    finally:
+    with ExitStack() as at_the_end:
+        model = build(cfg.embeddings["model"], EmbeddingsModel, device=cfg.device) if len(todo) else None
         if cfg.save_output:
-            _remove_outdated(todo, tally.failures)
-            write_lists(lists_in, dataset, tally.failures)
+            at_the_end.enter_context(recorded(lists_in, identity(cfg.embeddings["model"])))
+            at_the_end.callback(_leave_lists, lists_in, dataset, tally.failures)
+        if model is not None:
+            at_the_end.enter_context(tally)
+            model.extract_embeddings(todo, cfg.save_output, data_config, observer=tally)
     return Report(
         total=len(dataset),
         embedded=tally.embedded_count,
@@ -68,15 +54,24 @@ def run(cfg: RunConfig, *, run_dir: Path) -> Report:
     )
 
 
+def _check_destination(cfg: RunConfig, dataset: AudioDataset, lists_in: Path) -> None:
+    check_writable(lists_in)
+    refuse_own_input(lists_in, cfg.input)
+    if not cfg.force:
+        refuse_another_model(lists_in, identity(cfg.embeddings["model"]))
+        refuse_another_corpus(lists_in, dataset)
+
+
+def _leave_lists(lists_in: Path, dataset: AudioDataset, failures: Sequence[Failure]) -> None:
+    """Write the lists, also of a run that stops early, and remove what force was to replace and could not."""
+    failed = {failure.id for failure in failures}
+    for utterance in dataset.utterances:
+        if utterance.id in failed:
+            dataset.vector_path(utterance).unlink(missing_ok=True)
+    write_lists(lists_in, dataset, failures)
+
+
 def _vectors_in(cfg: RunConfig, dataset: AudioDataset) -> str:
     if not cfg.save_output:
         return "not saved (save_output=false)"
     return "beside the audio" if dataset.output_dir is None else shown(dataset.output_dir)
-
-
-def _remove_outdated(todo: AudioDataset, failures: Iterable[Failure]) -> None:
-    """Remove what an earlier run left for an utterance that failed when it was to be embedded again."""
-    failed = {failure.id for failure in failures}
-    for utterance in todo.utterances:
-        if utterance.id in failed:
-            todo.vector_path(utterance).unlink(missing_ok=True)

@@ -7,7 +7,8 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -46,14 +47,15 @@ def refuse_own_input(folder: Path, source: str) -> None:
 
 def refuse_another_model(folder: Path, model: Mapping[str, Any]) -> None:
     """Refuse a folder that was made with another model or other features. Raises OutputError with what differs."""
-    path = folder / _RUN
-    if not path.is_file():
+    record = _read_record(folder)
+    if record is None:
         return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))["model"]
-        differing = [name for name in {**before, **model} if before.get(name) != model.get(name)]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OutputError(f"{path}: not balr's record of a run: {error}; choose another save_dir.") from error
+    if record["replacing"]:
+        raise OutputError(
+            f"{folder}: a run that was to replace another model's embeddings stopped; force=true redoes it."
+        )
+    before = record["model"]
+    differing = [name for name in {**before, **model} if before.get(name) != model.get(name)]
     if differing:
         shown = ", ".join(f"{name} ({before.get(name)} there, {model.get(name)} here)" for name in differing)
         raise OutputError(
@@ -106,10 +108,31 @@ def write_lists(folder: Path, dataset: AudioDataset, failures: Iterable[Failure]
         (folder / _FAILURES).unlink()
 
 
-def write_record(folder: Path, model: Mapping[str, Any]) -> None:
-    """Write run.json, by which a later run knows what made this folder's embeddings."""
+@contextmanager
+def recorded(folder: Path, model: Mapping[str, Any]) -> Iterator[None]:
+    """Keep in run.json what made this folder's embeddings, and until the end whether another's are being replaced."""
+    record = _read_record(folder)
+    replacing = record is not None and (record["replacing"] or record["model"] != model)
+    _write_record(folder, model, replacing=replacing)
+    yield
+    if replacing:
+        _write_record(folder, model, replacing=False)
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    path = folder / _RUN
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {"model": dict(record["model"]), "replacing": bool(record["replacing"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{path}: not balr's record of a run ({error}); choose another save_dir.") from error
+
+
+def _write_record(folder: Path, model: Mapping[str, Any], *, replacing: bool) -> None:
     with whole_file(folder / _RUN) as file:
-        file.write(json.dumps({"model": model}, indent=2).encode() + b"\n")
+        file.write(json.dumps({"model": model, "replacing": replacing}, indent=2).encode() + b"\n")
 
 
 def _row(utterance: Utterance, dataset: AudioDataset, folder: Path) -> dict[str, str]:

@@ -7,14 +7,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from balr.data.dataset import AnnotatedAudio
 from balr.errors import Failure, one_line
+
+if TYPE_CHECKING:  # the log handler is here, and an error of configuration is told before torch is loaded
+    from balr.data.dataset import AnnotatedAudio
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +88,7 @@ class Tally:
     def wall_seconds(self) -> float:
         return time.monotonic() - self._started
 
-    def embedded(self, utterance: AnnotatedAudio, audio_seconds: float) -> None:
+    def embedded(self, utterance: "AnnotatedAudio", audio_seconds: float) -> None:
         self.embedded_count += 1
         self.audio_seconds += audio_seconds
         self._show()

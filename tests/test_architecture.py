@@ -51,17 +51,26 @@ def test_a_file_fits_in_one_head(path: Path) -> None:
             assert (node.end_lineno or 0) - node.lineno < 45, node.name
 
 
-@pytest.mark.parametrize("command", [["--help"], ["models"], ["extract", "x", "--cfg", "job"], ["extract", "--help"]])
-def test_doors_open_without_torch(command: list[str], tmp_path: Path) -> None:
-    code = (
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (["--help"], 0),
+        (["models"], 0),
+        (["extract", "--help"], 0),
+        (["extract", "x", "--cfg", "job"], 0),
+        (["extract"], 2),
+    ],
+)
+def test_doors_open_and_wrong_options_are_told_without_torch(command: list[str], code: int, tmp_path: Path) -> None:
+    program = (
         "import sys\n"
         f"sys.argv = ['balr', *{command!r}]\n"
         "from balr.cli import app\n"
-        "try:\n    app()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        f"try:\n    app()\nexcept SystemExit as stop:\n    assert (stop.code or 0) == {code}, stop.code\n"
         "heavy = {'torch', 'torchaudio', 'soundfile', 'wespeaker'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

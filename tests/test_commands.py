@@ -38,10 +38,10 @@ def hub(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iter
 
 @pytest.fixture
 def project(tmp_path: Path, sample: Path) -> Path:
-    """Return a folder with resources/data/voxceleb2: three utterances of the real sample."""
+    """Return a folder with resources/data/voxceleb2: two utterances of the real sample."""
     folder = tmp_path / "resources" / "data" / "voxceleb2"
     with (sample / "metadata.csv").open(newline="") as file:
-        listed = list(csv.DictReader(file))[::7]
+        listed = list(csv.DictReader(file))[::9]
     folder.mkdir(parents=True)
     for row in listed:
         (folder / row["audio"]).parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def test_the_first_example_works_as_written_and_again_without_the_hub(hub: FakeH
     assert done.returncode == 0, done.stderr
     out = project / "outputs" / "embeddings" / "voxceleb2-metadata" / "resnet34_lm"
     files = sorted(out.rglob("*_emb.npy"))
-    assert len(files) == 3 and np.load(files[0]).shape == (256,)
+    assert len(files) == 2 and np.load(files[0]).shape == (256,)
     assert {request.rpartition("/")[2] for request in hub.requests} == {"avg_model", "config.yaml"}
     for file in files:
         file.unlink()
@@ -79,14 +79,7 @@ def test_the_second_example_works_as_written_save_for_the_device(hub: FakeHub, p
     assert done.returncode == 0, done.stderr
     revision = published_checkpoints()[RESNET293].revision
     assert {request.rpartition("/")[0] for request in hub.requests} == {f"/{RESNET293}/resolve/{revision}"}
-    assert len(list((project / "D").rglob("*_emb.npy"))) == 3
-
-
-def test_an_absent_device_is_said_by_the_second_example(hub: FakeHub, project: Path) -> None:
-    done = run_command(
-        "balr", "extract", "--device", "cuda:99", "resources/data/voxceleb2", cwd=project, **environment(hub, project)
-    )
-    assert done.returncode == 2 and "ERROR device=cuda:99: not on this machine" in done.stderr
+    assert len(list((project / "D").rglob("*_emb.npy"))) == 2
 
 
 def test_a_sweep_over_models_and_launchers_gives_the_same_files(tmp_path: Path, corpus: Path) -> None:

@@ -161,6 +161,22 @@ def test_another_model_or_feature_setting_is_refused_in_the_same_folder(
     assert balr(f"input={corpus}", "save_dir=out", povey[0]) == 0
 
 
+def test_a_folder_whose_embeddings_were_half_replaced_is_refused_until_all_are(
+    balr: Command, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    povey = "embeddings.model.features.window_type=povey"
+    assert balr(f"input={corpus}", "save_dir=out") == 0
+    with monkeypatch.context() as patch:
+        _interrupt_at(patch, 3)
+        assert balr(f"input={corpus}", "save_dir=out", povey, "force=true") == 130
+    for override in (povey, "device=cpu"):
+        capsys.readouterr()
+        assert balr(f"input={corpus}", "save_dir=out", override) == 2
+        assert "was to replace another model's embeddings stopped" in capsys.readouterr().err
+    assert balr(f"input={corpus}", "save_dir=out", povey, "force=true") == 0
+    assert balr(f"input={corpus}", "save_dir=out", povey) == 0
+
+
 def test_an_embedding_does_not_pass_for_that_of_a_file_with_the_same_stem(
     balr: Command, corpus: Path, one_error_line: OneLine, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,15 +249,7 @@ def test_odd_names_come_back_from_the_list(balr: Command, corpus: Path, tmp_path
 def test_interrupting_a_run_saves_its_lists_and_stops_a_sweep(
     balr: Command, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_error_line: OneLine
 ) -> None:
-    whole, seen = WespeakerModel.embed, []
-
-    def interrupted(self: WespeakerModel, waveforms: list[torch.Tensor]) -> torch.Tensor:
-        seen.append(waveforms)
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-        return whole(self, waveforms)
-
-    monkeypatch.setattr(WespeakerModel, "embed", interrupted)
+    seen = _interrupt_at(monkeypatch, 3)
     assert balr("-m", f"input={corpus}", "embeddings.model.features.window_type=hamming,povey", "save_dir=out") == 130
     assert len(seen) == 3
     (listed,) = (tmp_path / "out").rglob("metadata.csv")
@@ -319,6 +327,7 @@ def test_hydra_s_flags_stand_anywhere_among_the_overrides(capsys: pytest.Capture
         ("vector_format=pkl", "must be npy or txt"),
         ("data.num_workers=-1", "data.num_workers=-1: must be a whole number, 0 or more"),
         ("data.prefetch_factor=0", "must be a whole number, 1 or more"),
+        ("data.chunk_seconds=0", "data.chunk_seconds=0: must be a number, 1 or more"),
         ("data.num_workers=1.5", "must be a whole number, 0 or more"),
         ("data=null", "ValueError"),
         ("embeddings.model.features.int16_scale=no", "features.int16_scale=no: must be bool"),
@@ -396,11 +405,24 @@ def _count_embedded(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     seen: list[torch.Tensor] = []
     whole = WespeakerModel.embed
 
-    def counted(self: WespeakerModel, waveforms: list[torch.Tensor]) -> torch.Tensor:
+    def counted(self: WespeakerModel, waveforms: list[torch.Tensor], **settings: float) -> torch.Tensor:
         seen.extend(waveforms)
-        return whole(self, waveforms)
+        return whole(self, waveforms, **settings)
 
     monkeypatch.setattr(WespeakerModel, "embed", counted)
+    return seen
+
+
+def _interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[object]:
+    whole, seen = WespeakerModel.embed, []
+
+    def interrupted(self: WespeakerModel, waveforms: list[torch.Tensor], **settings: float) -> torch.Tensor:
+        seen.append(waveforms)
+        if len(seen) == number:
+            raise KeyboardInterrupt
+        return whole(self, waveforms, **settings)
+
+    monkeypatch.setattr(WespeakerModel, "embed", interrupted)
     return seen
 
 

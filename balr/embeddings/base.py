@@ -1,6 +1,7 @@
 """The loop that every model shares: utterances in, an embedding or a failure out for each, in the same order."""
 
 import logging
+import os
 import sys
 import warnings
 from abc import ABC, abstractmethod
@@ -30,15 +31,17 @@ class Observer(Protocol):
 
 
 class EmbeddingsModel(ABC):
-    """Turn waveforms at `sample_rate_hz` into embeddings; a model implements `embed`."""
+    """Turn waveforms at `sample_rate_hz` into embeddings on `device`; a model implements `embed`."""
 
     sample_rate_hz: int
+    device: torch.device
 
     @abstractmethod
-    def embed(self, waveforms: Sequence[torch.Tensor]) -> torch.Tensor:
+    def embed(self, waveforms: Sequence[torch.Tensor], *, chunk_seconds: float | None = None) -> torch.Tensor:
         """Embed waveforms `(samples,)` in [-1, 1] to `(batch, dim)`, float32 on the CPU.
 
-        Raises UtteranceError where a waveform cannot be embedded.
+        A waveform longer than `chunk_seconds` may be worked through in parts, to the same embedding. Raises
+        UtteranceError where a waveform cannot be embedded.
         """
 
     def extract_embeddings(
@@ -53,8 +56,8 @@ class EmbeddingsModel(ABC):
         observer = observer or _LoggingObserver()
         audible = dataset.filter(lambda utterance: utterance.audio is not None).at_rate(self.sample_rate_hz)
         pairs: list[tuple[str, Vector]] = []
-        for item in _decoded(audible, data_config):
-            outcome = item if isinstance(item, Failure) else self._embed_one(item)
+        for item in _decoded(audible, data_config, self.device):
+            outcome = item if isinstance(item, Failure) else self._embed_one(item, data_config.chunk_seconds)
             if isinstance(outcome, Failure):
                 observer.failed(outcome)
                 continue
@@ -66,10 +69,10 @@ class EmbeddingsModel(ABC):
             observer.embedded(item, item.audio.numel() / self.sample_rate_hz)
         return pairs
 
-    def _embed_one(self, item: AnnotatedAudio) -> Vector | Failure:
+    def _embed_one(self, item: AnnotatedAudio, chunk_seconds: float | None) -> Vector | Failure:
         assert item.audio is not None
         try:
-            vector = self.embed([item.audio])[0].numpy()
+            vector = self.embed([item.audio], chunk_seconds=chunk_seconds)[0].numpy()
             if not np.isfinite(vector).all():
                 silent = bool((item.audio == item.audio[0]).all())
                 raise UtteranceError(f"the embedding is not finite{' (digital silence)' if silent else ''}")
@@ -122,8 +125,8 @@ class _Decoder(Dataset[AnnotatedAudio | Failure]):
             return _failure(utterance.id, str(utterance.audio), "decode", error)
 
 
-def _decoded(dataset: AudioDataset, config: DataConfig) -> Iterator[AnnotatedAudio | Failure]:
-    workers = min(config.num_workers, len(dataset))
+def _decoded(dataset: AudioDataset, config: DataConfig, device: torch.device) -> Iterator[AnnotatedAudio | Failure]:
+    workers = min(_usual_workers(device) if config.num_workers is None else config.num_workers, len(dataset))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # more workers than cores: they wait for disks, too
         loader: Iterable[AnnotatedAudio | Failure] = DataLoader(
@@ -135,6 +138,14 @@ def _decoded(dataset: AudioDataset, config: DataConfig) -> Iterator[AnnotatedAud
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         )
         return iter(loader)
+
+
+def _usual_workers(device: torch.device) -> int:
+    """Choose by what is left: a decoder beside two computing threads on two cores costs more than it saves."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    if device.type == "cpu":
+        return 1 if cores > 2 else 0
+    return min(4, cores)
 
 
 def _failure(id_: str, audio: str, stage: Stage, error: Exception) -> Failure:

@@ -90,13 +90,13 @@ def fbank(waveform: torch.Tensor, settings: FbankSettings) -> torch.Tensor:
     size, shift = settings.shortest_samples, int(settings.sample_rate_hz * settings.frame_shift_ms * 0.001)
     if waveform.numel() < size:
         raise UtteranceError(f"too short: {waveform.numel()} samples, one frame takes {size}")
-    scaled = (waveform * _INT16_SCALE if settings.int16_scale else waveform).contiguous()
-    frames = scaled.as_strided((1 + (scaled.numel() - size) // shift, size), (shift, 1))
+    waveform = waveform.contiguous()
+    frames = waveform.as_strided((1 + (waveform.numel() - size) // shift, size), (shift, 1))
     window, banks = _tables(settings)
-    padded = scaled.new_zeros(min(_BLOCK_FRAMES, len(frames)), 2 * len(banks))
-    features = scaled.new_empty(len(frames), settings.num_mel_bins)
+    padded = waveform.new_zeros(min(_BLOCK_FRAMES, len(frames)), 2 * len(banks))
+    features = waveform.new_empty(len(frames), settings.num_mel_bins)
     for start in range(0, len(frames), _BLOCK_FRAMES):
-        block = frames[start : start + _BLOCK_FRAMES]
+        block = frames[start : start + _BLOCK_FRAMES] * (_INT16_SCALE if settings.int16_scale else 1.0)
         spectrum = _power_spectrum(block, window, padded[: len(block)])
         torch.mm(spectrum, banks, out=features[start : start + _BLOCK_FRAMES])
     features.clamp_(min=torch.finfo(torch.float32).eps).log_()

@@ -13,6 +13,7 @@ from balr.config import FeaturesConfig
 from balr.embeddings.architectures import build_network, build_tfmel
 from balr.embeddings.base import EmbeddingsModel, select_device
 from balr.embeddings.checkpoint import CheckpointConfig, find_checkpoint, load_weights, read_config
+from balr.embeddings.chunks import Trunk, cuttable
 from balr.embeddings.fbank import fbank, fbank_settings, frontend_name
 from balr.embeddings.folding import folded
 from balr.errors import CheckpointError, ConfigError, UtteranceError
@@ -58,15 +59,17 @@ class WespeakerModel(EmbeddingsModel):
         self._network = _channels_last(folded(network, example).to(self.device))
         log.info("%s from %s on %s", self.architecture, self.files.source, self.device)
 
-    def embed(self, waveforms: Sequence[torch.Tensor]) -> torch.Tensor:
+    def embed(self, waveforms: Sequence[torch.Tensor], *, chunk_seconds: float | None = None) -> torch.Tensor:
         """Embed waveforms `(samples,)` in [-1, 1] to `(batch, dim)`, float32 on the CPU, each as if it were alone.
 
-        Raises UtteranceError where a waveform is shorter than what the architecture can embed.
+        A waveform longer than `chunk_seconds` goes through the network in parts where its architecture allows that
+        without changing the embedding. Raises UtteranceError where one is shorter than the architecture can embed.
         """
+        longest = None if chunk_seconds is None else int(chunk_seconds * self.sample_rate_hz)
         rows = []
         for waveform in waveforms:
             try:
-                row = self._embed_one_waveform(waveform)
+                row = self._embed_one_waveform(waveform, longest)
                 usable = bool(row.isfinite().all())
             except (RuntimeError, IndexError):  # a convolution wider than its input
                 if not self._is_short(waveform):
@@ -102,14 +105,29 @@ class WespeakerModel(EmbeddingsModel):
         return waveform.numel() < self.shortest_seconds * self.sample_rate_hz
 
     @torch.inference_mode()
-    def _embed_one_waveform(self, waveform: torch.Tensor) -> torch.Tensor:
+    def _embed_one_waveform(self, waveform: torch.Tensor, longest_samples: int | None = None) -> torch.Tensor:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the variance of a single frame; the result is checked
-            features = self._features(waveform)
-            output = self._network(features.unsqueeze(0).to(self.device))
+            features = self._features(waveform).unsqueeze(0).to(self.device)
+            if longest_samples and waveform.numel() > longest_samples and self._trunk is not None:
+                frames = features.shape[1] * longest_samples // waveform.numel()
+                return self._trunk.embed(features, chunk_frames=frames)[0].cpu()
+            output = self._network(features)
         # Some architectures return a pair, the embedding last.
         embedding: torch.Tensor = output[-1] if isinstance(output, tuple) else output
-        return embedding[0].float().cpu()
+        return embedding[0].cpu()
+
+    @cached_property
+    def _trunk(self) -> Trunk | None:
+        """Return the network as one that takes long utterances in parts, or None where it has to see them whole."""
+        trunk = None if "frontend" in dict(self._network.named_children()) else self._cuttable()
+        if trunk is None:
+            log.warning("%s sees an utterance whole: memory grows with the length of the audio", self.architecture)
+        return trunk
+
+    def _cuttable(self) -> Trunk | None:
+        mels = self._features(_noise(_EXAMPLE_SECONDS, self.sample_rate_hz)).shape[-1]
+        return cuttable(self._network, mels)
 
 
 Frontend = Callable[[torch.Tensor], torch.Tensor]

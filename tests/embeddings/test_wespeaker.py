@@ -97,8 +97,8 @@ def test_an_embedding_that_is_not_finite_is_a_failure_and_not_a_file(
     write_wav(corpus / "spk0" / "silence.wav", np.zeros(16_000, np.float32))
     whole = WespeakerModel.embed
 
-    def nan_for_silence(self: WespeakerModel, waveforms: list[torch.Tensor]) -> torch.Tensor:
-        return whole(self, waveforms) * (float("nan") if not waveforms[0].any() else 1.0)
+    def nan_for_silence(self: WespeakerModel, waveforms: list[torch.Tensor], **settings: float) -> torch.Tensor:
+        return whole(self, waveforms, **settings) * (float("nan") if not waveforms[0].any() else 1.0)
 
     monkeypatch.setattr(WespeakerModel, "embed", nan_for_silence)
     dataset = AudioDataset.from_dir(corpus)

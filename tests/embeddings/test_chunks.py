@@ -1,0 +1,63 @@
+"""Long audio in parts: the embedding of the whole, in less memory, for the networks that can be cut and only those."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import speechlike
+from untrained_checkpoint import seeded_network, write_checkpoint
+
+from balr.embeddings.chunks import cuttable
+from balr.embeddings.wespeaker import WespeakerModel
+
+SLOW = ("Gemini_DF_ResNet60", "Res2Net34_Base", "ERes2Net34_Base", "REPVGG_TINY_A0")
+CUTTABLE = ("ResNet18", "XVEC", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW))
+WHOLE = ("CAMPPlus", "ECAPA_TDNN_GLOB_c512", "SimAM_ResNet34_ASP")
+
+
+def network(architecture: str) -> torch.nn.Module:
+    args = {"feat_dim": 80, "embed_dim": 16, "pooling_func": "ASTP" if architecture.startswith("ECAPA") else "TSTP"}
+    return seeded_network(architecture, {"embed_dim": 16} if "SimAM" in architecture else args, {}, 5).eval()
+
+
+@pytest.mark.parametrize("architecture", CUTTABLE)
+@pytest.mark.parametrize(
+    ("frames", "chunks"), [(701, (333, 5_000)), pytest.param(1_600, (64, 1_000), marks=pytest.mark.slow)]
+)
+def test_a_convolutional_trunk_in_chunks_gives_the_embedding_of_the_whole(
+    architecture: str, frames: int, chunks: tuple[int, ...]
+) -> None:
+    made = network(architecture)
+    features = torch.randn(1, frames, 80, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        output = made(features)
+        whole = output[-1] if isinstance(output, tuple) else output
+        trunk = cuttable(made, 80)
+        assert trunk is not None
+        for chunk_frames in chunks:
+            parts = trunk.embed(features, chunk_frames=chunk_frames)
+            assert (parts - whole).abs().max() < 1e-5 * whole.abs().max(), chunk_frames
+
+
+@pytest.mark.parametrize("architecture", WHOLE)
+def test_a_trunk_that_looks_at_the_whole_utterance_is_not_cut(architecture: str) -> None:
+    with torch.inference_mode():
+        assert cuttable(network(architecture), 80) is None
+
+
+def test_a_trunk_is_not_left_changed(tmp_path: Path) -> None:
+    made = network("ResNet18")
+    features = torch.randn(1, 100, 80)
+    with torch.inference_mode():
+        before = made(features)[-1]
+        cuttable(made, 80)
+        assert torch.equal(made(features)[-1], before)
+
+
+@pytest.mark.parametrize("architecture", ["ResNet18", "CAMPPlus"])
+def test_the_model_embeds_long_audio_as_without_chunks(tmp_path: Path, architecture: str) -> None:
+    args = {"feat_dim": 80, "embed_dim": 16, "pooling_func": "TSTP"}
+    model = WespeakerModel("", "avg_model.pt", model_dir=write_checkpoint(tmp_path / "c", architecture, args))
+    waveform = torch.from_numpy(speechlike(11.0))
+    whole, parts = model.embed([waveform]), model.embed([waveform], chunk_seconds=2.0)
+    assert (whole - parts).abs().max() < 1e-5 * whole.abs().max()
