@@ -69,7 +69,10 @@ def _names(group: str) -> list[str]:
     return sorted(path.stem for path in folder.glob("[!_]*.yaml")) if folder != config_dir() else []
 
 
-@app.command(epilog="Exit codes: 0 all embedded, 1 some utterances failed, 2 the command could not do its work.")
+@app.command(
+    epilog="Exit codes: 0 all embedded; 1 some utterances, or jobs of a sweep, failed; 2 the command could not do its "
+    "work, and one line says why; 130 interrupted."
+)
 def extract(
     corpus: Annotated[
         str | None, typer.Argument(metavar="INPUT", help="A csv, a folder, an audio file or a Kaldi wav.scp.")
@@ -85,7 +88,13 @@ def extract(
     *,
     force: Annotated[bool | None, typer.Option("--force/--no-force", help="Embed again what is already there.")] = None,
     save_output: Annotated[bool | None, typer.Option(help="Write embeddings, or only compute and report.")] = None,
-    save_dir: Annotated[str | None, typer.Option(help="Where results go.", metavar="DIR")] = None,
+    save_dir: Annotated[
+        str | None,
+        typer.Option(
+            help="Where results go [default: outputs/embeddings/CORPUS/MODEL]; save_dir=null: beside the audio.",
+            metavar="DIR",
+        ),
+    ] = None,
     audio_formats: Annotated[
         list[str] | None,
         typer.Option(help="File suffixes that a folder is searched for; repeat or separate by commas."),
@@ -94,7 +103,14 @@ def extract(
     root_dir: Annotated[
         str | None, typer.Option(help="Where relative paths of a csv or wav.scp start.", metavar="DIR")
     ] = None,
-    multirun: Annotated[bool, typer.Option("--multirun", "-m", help="Sweep: one job for each listed value.")] = False,
+    multirun: Annotated[
+        bool,
+        typer.Option(
+            "--multirun",
+            "-m",
+            help="Sweep: one job for each listed value; hydra/launcher=joblib_cpu runs them side by side.",
+        ),
+    ] = False,
     cfg: Annotated[Shown | None, typer.Option(help="Show the composed configuration and stop.")] = None,
     resolve: Annotated[bool, typer.Option("--resolve", help="With --cfg: show interpolated values.")] = False,
     conf: Annotated[
@@ -109,6 +125,10 @@ def extract(
 
     [bold]balr extract recordings/ -m embeddings/model=resnet34_lm,campplus_lm[/bold]
     """
+    if multirun and cfg:
+        raise typer.BadParameter(
+            "cannot be combined with --multirun; leave that out to see one job.", param_hint="--cfg"
+        )
     rest = list(overrides or [])
     if corpus is not None and _is_override(corpus):
         rest.insert(0, corpus)

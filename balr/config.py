@@ -138,14 +138,19 @@ def check(cfg: DictConfig) -> RunConfig:
     """
     missing = _missing_keys(OmegaConf.to_container(cfg, resolve=False))
     if missing:
-        example = "; for example: balr extract path/to/corpus" if missing == ["input"] else ""
-        raise ConfigError(f"Missing {', '.join(missing)}: give each as KEY=VALUE{example}.")
+        if missing == ["input"]:
+            raise ConfigError(
+                "Missing input: a csv, a folder, an audio file or a wav.scp, as in balr extract recordings/."
+            )
+        raise ConfigError(f"Missing {', '.join(missing)}: give each as KEY=VALUE.")
     run = OmegaConf.to_object(cfg)
     assert isinstance(run, RunConfig)
     if not run.input:
         raise ConfigError("input is empty: give a csv, a folder, an audio file or a wav.scp.")
     if run.vector_format not in ("npy", "txt"):
         raise ConfigError(f"vector_format={run.vector_format}: must be npy or txt.")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", run.device):
+        raise ConfigError(f"device={run.device}: must be auto, cpu, cuda, cuda:N or mps.")
     if run.save_dir == "":
         raise ConfigError("save_dir is empty: give a folder, or save_dir=null to write beside the audio.")
     return _in_a_sweep(run, cfg) if HydraConfig.get().mode == RunMode.MULTIRUN else run

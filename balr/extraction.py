@@ -10,7 +10,14 @@ from balr.data.dataset import AudioDataset
 from balr.embeddings.base import EmbeddingsModel
 from balr.errors import Failure
 from balr.files import check_writable
-from balr.lists import identity, recorded, refuse_another_corpus, refuse_another_model, refuse_own_input, write_lists
+from balr.lists import (
+    identity,
+    recorded,
+    refuse_another_corpus,
+    refuse_another_model,
+    refuse_foreign_lists,
+    write_lists,
+)
 from balr.report import Report, Tally, shown
 
 log = logging.getLogger(__name__)
@@ -56,7 +63,7 @@ def run(cfg: RunConfig, *, run_dir: Path) -> Report:
 
 def _check_destination(cfg: RunConfig, dataset: AudioDataset, lists_in: Path) -> None:
     check_writable(lists_in)
-    refuse_own_input(lists_in, cfg.input)
+    refuse_foreign_lists(lists_in, cfg.input)
     if not cfg.force:
         refuse_another_model(lists_in, identity(cfg.embeddings["model"]))
         refuse_another_corpus(lists_in, dataset)

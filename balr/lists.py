@@ -4,6 +4,7 @@ The invariant kept here: one folder holds embeddings of one model, each of the a
 """
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -27,22 +28,22 @@ Row = Mapping[str, str]
 
 
 def identity(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of a model's configuration decides its numbers: the checkpoint and its feature settings."""
-    features = {name: value for name, value in model.get("features", {}).items() if name != "_target_"}
-    files = {name: model[name] for name in ("model_name", "config_name")}
-    if model.get("model_dir") is not None:
-        source = {"model_dir": os.path.abspath(os.path.expanduser(model["model_dir"]))}
-    else:
-        repo = model["model_repo"]
-        source = {"model_repo": repo, "revision": model.get("revision") or pinned_revision(repo)}
-    return {**source, **files, **{f"features.{name}": value for name, value in features.items()}}
+    """Return what decides a model's numbers: its files, by content where they are local, and its feature settings."""
+    features = {f"features.{name}": value for name, value in model.get("features", {}).items() if name != "_target_"}
+    names = {name: model[name] for name in ("model_name", "config_name")}
+    folder = Path(os.path.expanduser(model["model_dir"])) if model.get("model_dir") else None
+    if folder and all((folder / name).is_file() for name in names.values()):
+        return {**{f"{key} sha256": _sha256(folder / name) for key, name in names.items()}, **features}
+    repo = model["model_repo"]
+    return {"model_repo": repo, "revision": model.get("revision") or pinned_revision(repo), **names, **features}
 
 
-def refuse_own_input(folder: Path, source: str) -> None:
-    """Refuse to write lists over the very list that is read. Raises OutputError."""
-    for name in (_METADATA, _FAILURES):
+def refuse_foreign_lists(folder: Path, source: str) -> None:
+    """Refuse to write lists over the very list that is read, or over somebody else's. Raises OutputError."""
+    for name, columns in ((_METADATA, _COLUMNS), (_FAILURES, _FAILURE_COLUMNS)):
         if os.path.isfile(source) and (folder / name).is_file() and (folder / name).samefile(source):
             raise OutputError(f"{folder / name}: is the input and would be overwritten; choose another save_dir.")
+        _rows(folder / name, columns)
 
 
 def refuse_another_model(folder: Path, model: Mapping[str, Any]) -> None:
@@ -57,7 +58,7 @@ def refuse_another_model(folder: Path, model: Mapping[str, Any]) -> None:
     before = record["model"]
     differing = [name for name in {**before, **model} if before.get(name) != model.get(name)]
     if differing:
-        shown = ", ".join(f"{name} ({before.get(name)} there, {model.get(name)} here)" for name in differing)
+        shown = ", ".join(f"{name} ({before.get(name, '-')} there, {model.get(name, '-')} here)" for name in differing)
         raise OutputError(
             f"{folder}: was made with another model: {shown}; choose another save_dir, or force=true to embed again."
         )
@@ -164,6 +165,11 @@ def _write_csv(path: Path, header: Iterable[str], rows: Iterable[Row]) -> None:
         writer.writeheader()
         writer.writerows(rows)
         text.detach()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _same(held: str, audio: Path) -> bool:

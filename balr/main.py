@@ -107,7 +107,8 @@ def _explain(error: Exception) -> str:
             return _unknown_key(str(error), reason)
         return one_line(f"{error}: {str(error.__cause__ or '').partition('full_key')[0]}").rstrip(": ")
     if isinstance(error, OverrideParseException):
-        return f"{error.override!r}: not an override; KEY=VALUE is expected, with quotes around special characters."
+        expected = "after the one input, KEY=VALUE is expected, with quotes around special characters"
+        return f"{error.override!r}: not an override; {expected}."
     return one_line(error)
 
 
@@ -126,7 +127,7 @@ def _keys() -> list[str]:
     while nodes:
         prefix, node = nodes.pop()
         if isinstance(node, dict):
-            nodes.extend((f"{prefix}{name!s}.", child) for name, child in node.items())
+            nodes.extend((f"{prefix}{name!s}.", child) for name, child in node.items() if not str(name).startswith("_"))
         else:
             found.append(str(prefix).rstrip("."))
     return found

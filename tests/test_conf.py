@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
@@ -54,7 +55,8 @@ def test_the_shipped_table_agrees_with_what_the_models_are() -> None:
         assert checkpoint.eer_percent is None or len(checkpoint.eer_percent) == 3
 
 
-def test_overriding_the_repository_carries_nothing_of_the_default_model_along() -> None:
+def test_overriding_the_repository_carries_nothing_of_the_default_model_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # as in a notebook; an earlier run leaves its own
     cfg = composed("embeddings.model.model_repo=me/mine")
     assert cfg.embeddings.model.revision is None
     assert "me/mine" not in cfg.embeddings.published

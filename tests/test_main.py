@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import Command, speechlike, write_wav
+from conftest import TINY, Command, speechlike, write_wav
+from untrained_checkpoint import write_checkpoint
 
 from balr.data.dataset import AudioDataset
 from balr.embeddings.wespeaker import WespeakerModel
 from balr.main import main
 
 OneLine = Callable[[], str]
+
+_MODEL_NAME = ("embeddings.model.model_name=avg_model.pt",)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -101,10 +104,10 @@ def test_bad_utterances_are_listed_with_reasons_and_the_rest_is_embedded(
     whole = (corpus / "spk0" / "utt0.wav").read_bytes()
     bad = {
         "text.wav": "not readable as audio",
-        "empty.wav": "not readable as audio",
+        "empty.wav": "empty",
         "cut.wav": "truncated",
         "none.wav": "no samples",
-        "short.wav": "too short: 160 samples",
+        "short.wav": "too short: 0.010 s, one frame takes 0.025 s",
         "nan.wav": "not numbers",
     }
     (corpus / "text.wav").write_text("this is text")
@@ -177,6 +180,21 @@ def test_a_folder_whose_embeddings_were_half_replaced_is_refused_until_all_are(
     assert balr(f"input={corpus}", "save_dir=out", povey) == 0
 
 
+def test_other_weights_in_the_same_folder_are_another_model(
+    corpus: Path, tmp_path: Path, one_error_line: OneLine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [f"input={corpus}", "save_dir=out", "embeddings.model.model_dir=c", "data=serial", *_MODEL_NAME]
+    write_checkpoint(tmp_path / "c", "CAMPPlus", TINY, seed=1)
+    assert main(command) == 0
+    (tmp_path / "c").rename(tmp_path / "moved")
+    capsys.readouterr()
+    assert main([*command, f"embeddings.model.model_dir={tmp_path / 'moved'}"]) == 0, "the same weights elsewhere"
+    write_checkpoint(tmp_path / "c", "CAMPPlus", TINY, seed=2)
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "model_name sha256" in one_error_line()
+
+
 def test_an_embedding_does_not_pass_for_that_of_a_file_with_the_same_stem(
     balr: Command, corpus: Path, one_error_line: OneLine, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -201,8 +219,9 @@ def test_a_list_is_not_written_over_the_input_or_over_somebody_else_s(
     text = listed.read_text()
     assert balr(f"input={listed}", f"save_dir={corpus}", "force=true") == 2
     assert "is the input and would be overwritten" in one_error_line()
-    assert balr(f"input={corpus / 'spk0'}", f"save_dir={corpus}") == 2
-    assert "was not written by balr" in one_error_line()
+    for force in ("force=false", "force=true"):
+        assert balr(f"input={corpus / 'spk0'}", f"save_dir={corpus}", force) == 2
+        assert "was not written by balr" in one_error_line()
     assert listed.read_text() == text
 
 
@@ -322,7 +341,7 @@ def test_hydra_s_flags_stand_anywhere_among_the_overrides(capsys: pytest.Capture
         ("embeddings/model=resnet34lm", "did you mean resnet34_lm"),
         ("embeddings.model.modelname=x", "embeddings.model.modelname: no such key; did you mean"),
         ("devise=cpu", "devise: no such key; did you mean device?"),
-        ("nonsense", "KEY=VALUE is expected"),
+        ("nonsense", "after the one input, KEY=VALUE is expected"),
         ("force=perhaps", "'perhaps' is not a valid bool"),
         ("vector_format=pkl", "must be npy or txt"),
         ("data.num_workers=-1", "data.num_workers=-1: must be a whole number, 0 or more"),
@@ -337,6 +356,7 @@ def test_hydra_s_flags_stand_anywhere_among_the_overrides(capsys: pytest.Capture
         ("input=" + "x" * 300, "no such file or folder"),
         ("input='~nobody-here/x'", "no such file or folder"),
         ("device=cuda:99", "which has cpu"),
+        ("device=gpu", "device=gpu: must be auto, cpu, cuda, cuda:N or mps"),
         ("save_dir=list.csv/out", "cannot be written to: Not a directory"),
         ("save_dir=''", "save_dir is empty"),
         ("embeddings.model.features.window_type=round", "must be one of hamming"),

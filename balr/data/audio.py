@@ -4,6 +4,7 @@ soundfile (libsndfile) reads wav, flac, ogg, opus and mp3; PyAV (FFmpeg) reads w
 m4a, aac, wma and webm. A file that ends before its header says so is an error: half an utterance is another utterance.
 """
 
+import logging
 import os
 import re
 from functools import lru_cache
@@ -17,6 +18,8 @@ import soundfile
 import torch
 
 from balr.errors import UtteranceError, one_line
+
+log = logging.getLogger(__name__)
 
 _BLOCK_FRAMES = 1 << 20
 _LARGEST_RESAMPLING_KERNEL = 100_000_000
@@ -45,11 +48,14 @@ def load_waveform(path: Path, sample_rate_hz: int) -> torch.Tensor:
 
 def decode(path: Path) -> tuple[npt.NDArray[np.float32], int]:
     """Decode a file to mono float32 samples `(samples,)` at the file's own rate, returned in Hz."""
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        raise UtteranceError("empty: the file holds no bytes")
     try:
         # As bytes where file names are bytes: they need not be UTF-8.
         file = soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path)
     except soundfile.LibsndfileError as refusal:
-        return _decode_with_ffmpeg(path, refusal.error_string)
+        log.debug("%s: libsndfile: %s", path, refusal.error_string)
+        return _decode_with_ffmpeg(path)
     except OSError as error:
         raise UtteranceError(f"cannot be opened: {error.strerror or error}") from error
     with file:
@@ -80,7 +86,7 @@ def _check_length(file: soundfile.SoundFile, samples: int) -> None:
         raise UtteranceError(f"truncated: {samples} of {file.frames} samples can be read")
 
 
-def _decode_with_ffmpeg(path: Path, refusal: str) -> tuple[npt.NDArray[np.float32], int]:
+def _decode_with_ffmpeg(path: Path) -> tuple[npt.NDArray[np.float32], int]:
     import av  # only for formats that libsndfile does not know
 
     try:
@@ -95,8 +101,7 @@ def _decode_with_ffmpeg(path: Path, refusal: str) -> tuple[npt.NDArray[np.float3
             rate_hz = stream.rate
             expected = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
     except av.FFmpegError as error:
-        reason = f"not readable as audio: libsndfile says {refusal!r}, FFmpeg {error.strerror!r}"
-        raise UtteranceError(one_line(reason)) from error
+        raise UtteranceError(f"not readable as audio: {one_line(error.strerror)}") from error
     except OSError as error:
         raise UtteranceError(f"cannot be opened: {error.strerror or error}") from error
     samples = np.concatenate(blocks) if blocks else np.empty(0, dtype=np.float32)

@@ -6,7 +6,7 @@ The invariant kept here: two audio files never share an embedding file, and none
 import copy
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -121,6 +121,12 @@ class AudioDataset(Dataset[AnnotatedAudio]):
             speaker=utterance.speaker,
             embedding=None if utterance.embedding is None else read_vector(utterance.embedding),
         )
+
+    def embeddings(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """Yield the id and embedding `(dim,)` of each utterance listed with one, opening no audio."""
+        for utterance in self.utterances:
+            if utterance.embedding is not None:
+                yield utterance.id, read_vector(utterance.embedding)
 
     def filter(self, keep: Callable[[Utterance], bool]) -> Self:
         """Return a dataset of the utterances that `keep` accepts; their embeddings go to the same places as before."""

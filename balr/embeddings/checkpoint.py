@@ -59,6 +59,8 @@ def find_checkpoint(
     if not model_repo:
         raise CheckpointError("neither model_repo nor model_dir is set: give one of them.")
     revision = revision or pinned_revision(model_repo)
+    if model_dir is not None:
+        log.info("%s does not hold the files: downloading %s to it", model_dir, model_repo)
     files = CheckpointFiles(
         weights=_download(model_repo, model_name, revision, model_dir),
         config=_download(model_repo, config_name, revision, model_dir),
@@ -123,7 +125,9 @@ def _download(repo: str, name: str, revision: str, model_dir: str | Path | None)
 
 
 def _unreachable(wanted: str, name: str, model_dir: str | Path | None) -> CheckpointError:
-    looked = "the Hub's cache" if model_dir is None else str(model_dir)
+    looked = (
+        "the Hub's cache" if model_dir is None else f"model_dir={model_dir}{_holding(Path(model_dir).expanduser())}"
+    )
     return CheckpointError(
         f"{wanted}: not in {looked}, and the Hub cannot be reached. Ways out: (1) connect this machine once, or set "
         f"HF_ENDPOINT to a mirror; (2) copy {name} and the config to a folder, set embeddings.model.model_dir to it; "
@@ -144,9 +148,9 @@ def _offered(repo: str, revision: str) -> str:
 
 def _holding(folder: Path) -> str:
     if not folder.is_dir():
-        return ": no such folder"
+        return " (no such folder)"
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return f"; it holds {', '.join(names[:8]) or 'no files'} (set embeddings.model.model_name and config_name)"
+    return f" (it holds {', '.join(names[:8]) or 'no files'}: see model_name and config_name)"
 
 
 def read_config(path: Path) -> CheckpointConfig:

@@ -89,7 +89,8 @@ def fbank(waveform: torch.Tensor, settings: FbankSettings) -> torch.Tensor:
     """
     size, shift = settings.shortest_samples, int(settings.sample_rate_hz * settings.frame_shift_ms * 0.001)
     if waveform.numel() < size:
-        raise UtteranceError(f"too short: {waveform.numel()} samples, one frame takes {size}")
+        seconds = waveform.numel() / settings.sample_rate_hz
+        raise UtteranceError(f"too short: {seconds:.3f} s, one frame takes {size / settings.sample_rate_hz:.3f} s")
     waveform = waveform.contiguous()
     frames = waveform.as_strided((1 + (waveform.numel() - size) // shift, size), (shift, 1))
     window, banks = _tables(settings)

@@ -15,7 +15,7 @@ from balr.embeddings.base import EmbeddingsModel, select_device
 from balr.embeddings.checkpoint import CheckpointConfig, find_checkpoint, load_weights, read_config
 from balr.embeddings.chunks import Trunk, cuttable
 from balr.embeddings.fbank import fbank, fbank_settings, frontend_name
-from balr.embeddings.folding import folded
+from balr.embeddings.folding import fold
 from balr.errors import CheckpointError, ConfigError, UtteranceError
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,8 @@ class WespeakerModel(EmbeddingsModel):
         load_weights(network, self.files.weights)
         example = self._features(_noise(_EXAMPLE_SECONDS, self.sample_rate_hz)).unsqueeze(0)
         # Convolutions with the channels last are the fast ones, on CPU and GPU.
-        self._network = _channels_last(folded(network, example).to(self.device))
+        fold(network, example)
+        self._network = _channels_last(network.to(self.device))
         log.info("%s from %s on %s", self.architecture, self.files.source, self.device)
 
     def embed(self, waveforms: Sequence[torch.Tensor], *, chunk_seconds: float | None = None) -> torch.Tensor:

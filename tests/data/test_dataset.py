@@ -90,6 +90,8 @@ def test_saved_vectors_are_read_back_bit_for_bit(corpus: Path, tmp_path: Path, v
     assert all(dataset.has_vector(u) for u in dataset.utterances)
     listed = "id,embedding\n" + "\n".join(f"{id_},{path}" for id_, path in zip(vectors, written, strict=True))
     (tmp_path / "list.csv").write_text(listed)
+    read = dict(AudioDataset.from_csv(tmp_path / "list.csv").embeddings())
+    assert read.keys() == vectors.keys() and all(np.array_equal(read[id_], vectors[id_]) for id_ in vectors)
     for item in AudioDataset.from_csv(tmp_path / "list.csv"):
         assert item.audio is None and item.embedding is not None
         assert item.embedding.dtype == np.float32

@@ -117,7 +117,7 @@ def test_what_the_hub_does_not_have_is_said(
 
 
 def test_a_folder_without_the_files_lists_what_it_holds(tiny_checkpoint: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"does not hold avg_model and config.yaml; it holds avg_model.pt"):
+    with pytest.raises(CheckpointError, match=r"does not hold avg_model and config.yaml \(it holds avg_model.pt"):
         find_checkpoint("", "avg_model", config_name="config.yaml", model_dir=tiny_checkpoint, revision=None)
 
 

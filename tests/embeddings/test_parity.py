@@ -57,9 +57,9 @@ def _assert_equal(case: Case, folder: Path, corpus: AudioDataset) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.architecture)
-def test_embeddings_equal_wespeaker_on_three_utterances(case: Case, sample: Path, tmp_path: Path) -> None:
+def test_embeddings_equal_wespeaker_on_two_utterances(case: Case, sample: Path, tmp_path: Path) -> None:
     corpus = AudioDataset.from_csv(sample / "metadata.csv")
-    shortest = sorted(corpus.utterances, key=lambda utterance: utterance.audio.stat().st_size)[:3]
+    shortest = sorted(corpus.utterances, key=lambda utterance: utterance.audio.stat().st_size)[:2]
     _assert_equal(case, tmp_path / "checkpoint", corpus.filter(lambda utterance: utterance in shortest))
 
 
