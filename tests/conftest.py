@@ -1,5 +1,6 @@
 """What tests share: synthetic audio, a tiny corpus, tiny checkpoints of real architectures, the command in-process."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import soundfile
+import torch
 from untrained_checkpoint import write_checkpoint
 
+from balr.embeddings.wespeaker import WespeakerModel
 from balr.main import main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -106,3 +109,25 @@ def run_command(*arguments: str, cwd: Path, **environment: str) -> subprocess.Co
         timeout=300,
         check=False,
     )
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def vectors(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*_emb.*"))}
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[object]:
+    whole, seen = WespeakerModel.embed, []
+
+    def interrupted(self: WespeakerModel, waveforms: list[torch.Tensor], **settings: float) -> torch.Tensor:
+        seen.append(waveforms)
+        if len(seen) == number:
+            raise KeyboardInterrupt
+        return whole(self, waveforms, **settings)
+
+    monkeypatch.setattr(WespeakerModel, "embed", interrupted)
+    return seen

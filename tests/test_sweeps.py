@@ -1,0 +1,72 @@
+"""Sweeps through Hydra's door: every job has results of its own, and a bad one does not stop the others."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Command, interrupt_at, rows, vectors
+
+from balr.main import main
+
+OneLine = Callable[[], str]
+
+
+def test_interrupting_a_run_saves_its_lists_and_stops_a_sweep(
+    balr: Command, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_error_line: OneLine
+) -> None:
+    seen = interrupt_at(monkeypatch, 3)
+    assert balr("-m", f"input={corpus}", "embeddings.model.features.window_type=hamming,povey", "save_dir=out") == 130
+    assert len(seen) == 3
+    (listed,) = (tmp_path / "out").rglob("metadata.csv")
+    assert len(rows(listed)) == len(vectors(tmp_path / "out")) == 2
+    assert "interrupted; what was embedded until now is saved" in one_error_line()
+
+
+def test_a_sweep_over_anything_keeps_its_jobs_apart(balr: Command, corpus: Path, tmp_path: Path) -> None:
+    for swept in (
+        "audio_formats=[wav],[wav,flac]",
+        "vector_format=npy,txt",
+    ):
+        folder = swept.partition("=")[0]
+        assert balr("-m", f"input={corpus}", swept, f"++save_dir={folder}") == 0
+        assert len(list((tmp_path / folder).rglob("metadata.csv"))) == 2, swept
+
+
+def test_a_sweep_over_corpora_keeps_them_apart(balr: Command, corpus: Path, tmp_path: Path) -> None:
+    assert balr("-m", f"input={corpus / 'spk0'},{corpus / 'spk1'}", "save_dir=out", "device=cpu") == 0
+    found = {path.parent.parent.name: len(rows(path)) for path in (tmp_path / "out").rglob("metadata.csv")}
+    assert found == {"spk0": 3, "spk1": 3}
+
+
+def test_a_sweep_gives_every_job_its_own_results(balr: Command, corpus: Path, tmp_path: Path) -> None:
+    sweep = "embeddings.model.features.window_type=hamming,povey"
+    assert balr("-m", f"input={corpus}", sweep, "device=cpu") == 0
+    folders = sorted(path.parent for path in (tmp_path / "outputs" / "embeddings").rglob("metadata.csv"))
+    assert [("window_type=hamming" in str(f), "window_type=povey" in str(f)) for f in folders] == [
+        (True, False),
+        (False, True),
+    ]
+    hamming, povey = (vectors(folder) for folder in folders)
+    assert len(hamming) == len(povey) == 6 and all(hamming[name] != povey[name] for name in hamming)
+    assert len(list((tmp_path / "outputs" / "sweeps").rglob("balr.log"))) == 2
+
+
+def test_a_sweep_with_one_save_dir_keeps_its_jobs_apart_below_it(balr: Command, corpus: Path, tmp_path: Path) -> None:
+    sweep = "embeddings.model.features.window_type=hamming,povey"
+    assert balr("-m", f"input={corpus}", sweep, "save_dir=out") == 0
+    assert len(list((tmp_path / "out").rglob("metadata.csv"))) == 2
+    assert len(vectors(tmp_path / "out")) == 12
+
+
+def test_a_failing_job_does_not_stop_the_others_and_the_exit_code_is_one(
+    corpus: Path, tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "nothing").mkdir()
+    models = f"embeddings.model.model_dir={tmp_path / 'nothing'},{tiny_checkpoint}"
+    code = main(
+        ["-m", f"input={corpus}", models, "embeddings.model.model_name=avg_model.pt", "embeddings.model.model_repo=''"]
+    )
+    assert code == 1
+    assert len(vectors(tmp_path / "outputs" / "embeddings")) == 6
+    printed = capsys.readouterr().err
+    assert "does not hold avg_model.pt and config.yaml" in printed and "Traceback" not in printed

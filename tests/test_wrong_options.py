@@ -1,0 +1,106 @@
+"""Whatever is wrong with a command is one line and an exit code, never a traceback."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Command, speechlike, vectors, write_wav
+
+from balr.embeddings.wespeaker import WespeakerModel
+from balr.main import main
+
+OneLine = Callable[[], str]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("input=nowhere", "nowhere: no such file or folder"),
+        ("embeddings/model=resnet34lm", "did you mean resnet34_lm"),
+        ("embeddings.model.modelname=x", "embeddings.model.modelname: no such key; did you mean"),
+        ("devise=cpu", "devise: no such key; did you mean device?"),
+        ("nonsense", "after the one input, KEY=VALUE is expected"),
+        ("force=perhaps", "'perhaps' is not a valid bool"),
+        ("vector_format=pkl", "must be npy or txt"),
+        ("data.num_workers=-1", "data.num_workers=-1: must be a whole number, 0 or more"),
+        ("data.prefetch_factor=0", "must be a whole number, 1 or more"),
+        ("data.chunk_seconds=0", "data.chunk_seconds=0: must be a number, 1 or more"),
+        ("data.num_workers=1.5", "must be a whole number, 0 or more"),
+        ("data=null", "ValueError"),
+        ("embeddings.model.features.int16_scale=no", "features.int16_scale=no: must be bool"),
+        ("embeddings.model.features.sample_rate_hz=16000.5", "must be int over 0"),
+        ("+embeddings.model.x=[{_target_:os.mkdir,path:run}]", "not a class of balr"),
+        ("+embeddings.model.x=[[{_target_:balr.data.dataset.AudioDataset}]]", "not a class of balr"),
+        ("input=" + "x" * 300, "no such file or folder"),
+        ("input='~nobody-here/x'", "no such file or folder"),
+        ("device=cuda:99", "which has cpu"),
+        ("device=gpu", "device=gpu: must be auto, cpu, cuda, cuda:N or mps"),
+        ("save_dir=list.csv/out", "cannot be written to: Not a directory"),
+        ("save_dir=''", "save_dir is empty"),
+        ("embeddings.model.features.window_type=round", "must be one of hamming"),
+        ("embeddings.model._target_=os.system", "not a class of balr that fits here (EmbeddingsModel)"),
+        ("embeddings.model._target_=balr.main.os.system", "not a class of balr that fits here (EmbeddingsModel)"),
+        (
+            "embeddings.model._target_=balr.config.FeaturesConfig",
+            "not a class of balr that fits here (EmbeddingsModel)",
+        ),
+        ("embeddings.model.features._target_=subprocess.call", "not a class of balr"),
+        ("data._target_=balr.config.RunConfig", "not a class of balr that fits here (DataConfig)"),
+        ("+embeddings.model.colour=red", "does not take these settings"),
+        ("root_dir=nowhere", "root_dir=nowhere: no such folder"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_exit_code_two(
+    balr: Command, corpus: Path, tmp_path: Path, one_error_line: OneLine, override: str, message: str
+) -> None:
+    (tmp_path / "list.csv").write_text(f"audio\n{corpus / 'spk0' / 'utt0.wav'}\n")
+    assert balr("input=list.csv", override) == 2
+    assert message in one_error_line()
+
+
+def test_all_missing_values_are_listed_at_once(one_error_line: OneLine) -> None:
+    assert main(["embeddings.model.model_name=???"]) == 2
+    assert "Missing input, embeddings.model.model_name" in one_error_line()
+
+
+def test_a_csv_path_that_leaves_the_corpus_writes_nothing_outside(
+    balr: Command, corpus: Path, tmp_path: Path, one_error_line: OneLine
+) -> None:
+    write_wav(tmp_path / "x.wav", speechlike(1.0))
+    (corpus / "list.csv").write_text("audio\n../x.wav\n")
+    assert balr(f"input={corpus / 'list.csv'}", "save_dir=out") == 2
+    assert "leads out of the corpus folder" in one_error_line()
+    assert balr(f"input={corpus / 'list.csv'}", "save_dir=out", f"root_dir={corpus}/../corpus") == 2
+    (corpus / "list.csv").write_text(f"audio\n{tmp_path / 'x.wav'}\n")
+    assert balr(f"input={corpus / 'list.csv'}", "save_dir=out") == 0
+    assert {path.name for path in tmp_path.rglob("*_emb.npy")} == {"x_emb.npy"}
+    assert len(vectors(tmp_path / "out")) == 1
+
+
+def test_an_unexpected_error_is_one_line_with_its_traceback_in_the_log(
+    balr: Command, corpus: Path, one_error_line: OneLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def surprise(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(WespeakerModel, "extract_embeddings", surprise)
+    assert balr(f"input={corpus}") == 2
+    assert "unexpected ZeroDivisionError: a bug" in one_error_line()
+    (log,) = (tmp_path / "outputs" / "runs").rglob("balr.log")
+    assert "Traceback" in log.read_text()
+
+
+def test_hydra_s_flags_stand_anywhere_among_the_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["input=x", "--cfg", "job", "device=cpu"], ["--cfg", "job", "input=x", "device=cpu"]):
+        assert main(argv) == 0
+        assert "device: cpu" in capsys.readouterr().out
+
+
+def test_the_environment_and_the_arguments_are_left_as_they_were(
+    balr: Command, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    before = dict(os.environ)
+    assert balr(f"input={corpus}", "device=cpu") == 0
+    assert dict(os.environ) == before
