@@ -64,6 +64,13 @@ def build_network(architecture: str, model_args: Mapping[str, Any]) -> torch.nn.
     return network.eval()
 
 
+def run_network(network: torch.nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """Return the embeddings `(batch, dim)` of features; some architectures return a pair, the embedding last."""
+    output: Any = network(features)
+    embedding: torch.Tensor = output[-1] if isinstance(output, tuple) else output
+    return embedding
+
+
 def build_tfmel(arguments: Mapping[str, Any]) -> torch.nn.Module:
     """Construct WeSpeaker's `tfmel` front end, waveform `(batch, samples)` to `(batch, mels, frames)`."""
     try:

@@ -10,10 +10,11 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
+
+from balr.embeddings.architectures import run_network
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class Trunk:
         assert kept is not None
         # The rest of the network runs as it is, on a few frames whose place the kept ones take before the pooling.
         with _before(self.pooling, lambda _: kept[..., :filled]):
-            return _embedding(self.network, features[:, :_PROBE_FRAMES])
+            return run_network(self.network, features[:, :_PROBE_FRAMES])
 
 
 def cuttable(network: nn.Module, mels: int) -> Trunk | None:
@@ -68,7 +69,7 @@ def cuttable(network: nn.Module, mels: int) -> Trunk | None:
     stride, halo = _reach(network, pooling, torch.randn(1, _PROBE_FRAMES, mels, generator=generator).to(device))
     trunk = Trunk(network, pooling, stride, halo)
     noise = torch.randn(1, 2 * halo + 3 * _PROBE_FRAMES + 5, mels, generator=generator).to(device)
-    whole, cut = _embedding(network, noise), trunk.embed(noise, chunk_frames=_PROBE_FRAMES)
+    whole, cut = run_network(network, noise), trunk.embed(noise, chunk_frames=_PROBE_FRAMES)
     difference = (whole - cut).abs().max() / whole.abs().max()
     log.debug("cut into chunks with %d frames around each, the embedding moves by %.1e", halo, difference)
     return trunk if difference < _LARGEST_RELATIVE_DIFFERENCE else None
@@ -94,7 +95,9 @@ def _reach(network: nn.Module, pooling: nn.Module, probe: torch.Tensor) -> tuple
     return stride, -(-max(left, right) // stride) * stride
 
 
-class _ReachedPooling(Exception):  # noqa: N818 - not an error: how the trunk's run ends
+class _PoolingReachedError(Exception):
+    """End the run of a trunk where the pooling begins, with what that is given."""
+
     def __init__(self, given: torch.Tensor) -> None:
         super().__init__()
         self.given = given
@@ -104,20 +107,14 @@ def _trunk_output(network: nn.Module, pooling: nn.Module, features: torch.Tensor
     """Run a network up to its pooling and return what that is given, `(1, ..., frames)`."""
 
     def stop(given: torch.Tensor) -> torch.Tensor:
-        raise _ReachedPooling(given)
+        raise _PoolingReachedError(given)
 
     with _before(pooling, stop):
         try:
             network(features)
-        except _ReachedPooling as reached:
+        except _PoolingReachedError as reached:
             return reached.given
     raise AssertionError("the network did not reach its pooling")
-
-
-def _embedding(network: nn.Module, features: torch.Tensor) -> torch.Tensor:
-    output: Any = network(features)
-    embedding: torch.Tensor = output[-1] if isinstance(output, tuple) else output
-    return embedding
 
 
 @contextmanager

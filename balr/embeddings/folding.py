@@ -10,6 +10,8 @@ from torch import nn
 from torch.autograd.graph import Node
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from balr.embeddings.architectures import run_network
+
 log = logging.getLogger(__name__)
 
 _FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Linear)
@@ -25,7 +27,8 @@ def fold(network: nn.Module, example: torch.Tensor) -> None:
     not give the same output, everything is put back.
     """
     pairs = _pairs(network, example)
-    reference = _output(network, example)
+    with torch.no_grad():
+        reference = run_network(network, example)
     originals: dict[str, nn.Module] = {}
     for layer_name, norm_name in pairs:
         layer, norm = network.get_submodule(layer_name), network.get_submodule(norm_name)
@@ -36,19 +39,13 @@ def fold(network: nn.Module, example: torch.Tensor) -> None:
         elif isinstance(layer, nn.Conv1d | nn.Conv2d):
             network.set_submodule(layer_name, fuse_conv_bn_eval(layer, norm))
         network.set_submodule(norm_name, nn.Identity())
-    difference = (_output(network, example) - reference).abs().max() / reference.abs().max()
+    with torch.no_grad():
+        difference = (run_network(network, example) - reference).abs().max() / reference.abs().max()
     log.debug("%d batch norms folded, relative difference %.1e", len(pairs), difference)
     if not difference < _LARGEST_RELATIVE_DIFFERENCE:
         log.warning("batch norms are not folded: the output would change by %.1e", difference)
         for name, module in originals.items():
             network.set_submodule(name, module)
-
-
-def _output(network: nn.Module, example: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        output = network(example)
-    last: torch.Tensor = output[-1] if isinstance(output, tuple) else output
-    return last
 
 
 def _pairs(network: nn.Module, example: torch.Tensor) -> list[tuple[str, str]]:
@@ -71,8 +68,9 @@ def _pairs(network: nn.Module, example: torch.Tensor) -> list[tuple[str, str]]:
                 seen = norms if isinstance(module, _NORMS) else layers
                 hook = partial(lambda seen, name, _, __, output: note(seen, name, output), seen, name)
                 hooks.callback(module.register_forward_hook(hook).remove)
-        output = network(example)
-    readers = _readers((output[-1] if isinstance(output, tuple) else output).grad_fn)
+        last = run_network(network, example).grad_fn
+    assert last is not None
+    readers = _readers(last)
     pairs = [(layers.get(node), norms.get(found[0])) for node, found in readers.items() if len(found) == 1]
     return [(layer, norm) for layer, norm in pairs if layer and norm and runs[layer] == runs[norm] == 1]
 

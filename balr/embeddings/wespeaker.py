@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from balr.config import FeaturesConfig
-from balr.embeddings.architectures import build_network, build_tfmel
+from balr.embeddings.architectures import build_network, build_tfmel, run_network
 from balr.embeddings.base import EmbeddingsModel, select_device
 from balr.embeddings.checkpoint import CheckpointConfig, find_checkpoint, load_weights, read_config
 from balr.embeddings.chunks import Trunk, cuttable
@@ -55,7 +55,6 @@ class WespeakerModel(EmbeddingsModel):
             raise CheckpointError(f"{self.files.config}: {error}") from error
         load_weights(network, self.files.weights)
         example = self._features(_noise(_EXAMPLE_SECONDS, self.sample_rate_hz)).unsqueeze(0)
-        # Convolutions with the channels last are the fast ones, on CPU and GPU.
         fold(network, example)
         self._network = _channels_last(network.to(self.device))
         log.info("%s from %s on %s", self.architecture, self.files.source, self.device)
@@ -113,10 +112,7 @@ class WespeakerModel(EmbeddingsModel):
             if longest_samples and waveform.numel() > longest_samples and self._trunk is not None:
                 frames = features.shape[1] * longest_samples // waveform.numel()
                 return self._trunk.embed(features, chunk_frames=frames)[0].cpu()
-            output = self._network(features)
-        # Some architectures return a pair, the embedding last.
-        embedding: torch.Tensor = output[-1] if isinstance(output, tuple) else output
-        return embedding[0].cpu()
+            return run_network(self._network, features)[0].cpu()
 
     @cached_property
     def _trunk(self) -> Trunk | None:
@@ -167,6 +163,7 @@ def _with_tfmel(config: CheckpointConfig, overrides: FeaturesConfig) -> tuple[to
 
 
 def _channels_last(network: torch.nn.Module) -> torch.nn.Module:
+    """Lay out the weights of two-dimensional convolutions as their fast implementations want them."""
     for parameter in network.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

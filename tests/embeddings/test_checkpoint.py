@@ -45,8 +45,9 @@ def broken(checkpoint: Path, folder: Path, config: dict[str, object] | None = No
     return folder
 
 
-def load(folder: Path, **arguments: object) -> WespeakerModel:
-    return WespeakerModel("", "avg_model.pt", model_dir=folder, **arguments)  # type: ignore[arg-type]
+def load(folder: Path, *, device: str = "cpu", features: FeaturesConfig | None = None) -> WespeakerModel:
+    overrides = features or FeaturesConfig()
+    return WespeakerModel("", "avg_model.pt", model_dir=folder, device=device, features=overrides)
 
 
 def test_a_folder_that_holds_the_files_needs_no_network(hub: FakeHub, tiny_checkpoint: Path) -> None:
