@@ -1,5 +1,6 @@
 """`balr …` for the shell: flags become Hydra overrides and go to the same main as `python -m balr.main`."""
 
+import re
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
@@ -60,7 +61,15 @@ def _complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
     group, found, _ = incomplete.partition("=")
     if found:
         return [f"{group}={name}" for name in _names(group) if f"{group}={name}".startswith(incomplete)]
-    keys = ("embeddings/model=", "data=", "device=", "save_dir=", "force=true", "hydra/launcher=joblib_cpu")
+    keys = (
+        "embeddings/model=",
+        "data=",
+        "device=",
+        "precision=",
+        "save_dir=",
+        "force=true",
+        "hydra/launcher=joblib_cpu",
+    )
     return [key for key in keys if key.startswith(incomplete)]
 
 
@@ -100,6 +109,9 @@ def extract(
         typer.Option(help="File suffixes that a folder is searched for; repeat or separate by commas."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16, where the device has units for it.")
+    ] = None,
     root_dir: Annotated[
         str | None, typer.Option(help="Where relative paths of a csv or wav.scp start.", metavar="DIR")
     ] = None,
@@ -140,6 +152,7 @@ def extract(
         "save_dir": save_dir,
         "audio_formats": _split(audio_formats),
         "device": device,
+        "precision": precision,
         "root_dir": root_dir,
     }
     hydra_flags = ["--multirun"] * multirun + ["--resolve"] * resolve
@@ -183,7 +196,7 @@ def _quoted(value: bool | str | Sequence[str]) -> str:
     if not isinstance(value, str):
         return f"[{','.join(_quoted(item) for item in value)}]"
     # Hydra unescapes backslashes only before a quote; OmegaConf reads ${ as an interpolation unless escaped.
-    text = value.replace("${", "\\${").replace("\\'", "\\\\'").replace("'", "\\'")
+    text = re.sub(r"(\\*)'", r"\1\1\\'", value.replace("${", "\\${"))
     trailing = len(text) - len(text.rstrip("\\"))
     return f"'{text}{chr(92) * trailing}'"
 
