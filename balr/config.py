@@ -39,6 +39,7 @@ class RunConfig:
     root_dir: str | None = MISSING
     audio_formats: list[str] = MISSING
     device: str = MISSING
+    precision: str = MISSING
     force: bool = MISSING
     save_output: bool = MISSING
     save_dir: str | None = MISSING
@@ -50,26 +51,36 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Say how utterances are loaded.
+    """Say how utterances are loaded and put into batches; None leaves a choice to the device and the cores there are.
 
-    `num_workers` processes decode ahead (0: in the main process; None: as many as suit the machine), each at most
-    `prefetch_factor` utterances. Audio longer than `chunk_seconds` goes through the network in parts where that does
-    not change the embedding, in bounded memory.
+    `batch_size` utterances at most, of nearly equal length, go through the network at once, and `max_batch_seconds` of
+    audio, padding included. `num_workers` processes decode ahead (0: none), each at most `prefetch_factor` batches.
+    `shuffle` takes batches in a drawn order, not the longest first. Audio longer than `chunk_seconds` goes through the
+    network in parts where that does not change the embedding; where it would, audio longer than `max_whole_seconds`
+    is refused. No choice here changes an embedding.
     """
 
+    batch_size: int | None = None
+    max_batch_seconds: float | None = None
+    shuffle: bool = False
     num_workers: int | None = None
     prefetch_factor: int = 4
-    chunk_seconds: float = 60.0
+    chunk_seconds: float = 20.0
+    max_whole_seconds: float = 1800.0
 
     def __post_init__(self) -> None:
-        for name, least in (("num_workers", 0), ("prefetch_factor", 1)):
+        for name, least in (("batch_size", 1), ("num_workers", 0), ("prefetch_factor", 1)):
             value = getattr(self, name)
-            if value is None and name == "num_workers":
-                continue
-            if type(value) is not int or value < least:
+            if (value is not None or name == "prefetch_factor") and (type(value) is not int or value < least):
                 raise ConfigError(f"data.{name}={value}: must be a whole number, {least} or more.")
-        if type(self.chunk_seconds) not in (int, float) or not self.chunk_seconds >= 1:
-            raise ConfigError(f"data.chunk_seconds={self.chunk_seconds}: must be a number, 1 or more.")
+        for name in ("max_batch_seconds", "chunk_seconds", "max_whole_seconds"):
+            value = getattr(self, name)
+            if (value is not None or name != "max_batch_seconds") and (
+                type(value) not in (int, float) or not value >= 1
+            ):
+                raise ConfigError(f"data.{name}={value}: must be a number, 1 or more.")
+        if type(self.shuffle) is not bool:
+            raise ConfigError(f"data.shuffle={self.shuffle}: must be true or false.")
 
 
 @dataclass(frozen=True)
@@ -221,7 +232,11 @@ def job_label(choice: str, overrides: Sequence[str], swept: Collection[str]) -> 
         if key == "embeddings.model.model_repo":
             known = published_checkpoints().get(value)
             choice = known.name if known else value.replace("/", "--")
-        elif key.startswith("embeddings.") or (key in swept and key not in ("input", "save_dir", "embeddings/model")):
+        elif (
+            (key == "precision" and value != "fp32")
+            or key.startswith("embeddings.")
+            or (key in swept and key not in ("input", "save_dir", "embeddings/model"))
+        ):
             parts.append(f"{key.removeprefix('embeddings.model.')}={value}")
     return _as_folder_name(",".join([choice, *sorted(parts)]))
 

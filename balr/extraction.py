@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from balr.config import DataConfig, RunConfig, build
 from balr.data.dataset import AudioDataset
@@ -11,6 +12,7 @@ from balr.embeddings.base import EmbeddingsModel
 from balr.errors import Failure
 from balr.files import check_writable
 from balr.lists import (
+    DURATIONS,
     identity,
     recorded,
     refuse_another_corpus,
@@ -41,13 +43,16 @@ def run(cfg: RunConfig, *, run_dir: Path) -> Report:
     log.info("%d utterances in %s, %d already there", len(dataset), cfg.input, len(audible) - len(todo))
     tally = Tally(len(todo))
     with ExitStack() as at_the_end:
-        model = build(cfg.embeddings["model"], EmbeddingsModel, device=cfg.device) if len(todo) else None
+        model = _model(cfg) if len(todo) else None
         if cfg.save_output:
-            at_the_end.enter_context(recorded(lists_in, identity(cfg.embeddings["model"])))
+            computed = at_the_end.enter_context(recorded(lists_in, _identity(cfg)))
             at_the_end.callback(_leave_lists, lists_in, dataset, tally.failures)
+            if model is not None:
+                at_the_end.callback(lambda: computed.update(model.how()))
         if model is not None:
             at_the_end.enter_context(tally)
-            model.extract_embeddings(todo, cfg.save_output, data_config, observer=tally)
+            durations_file = lists_in / DURATIONS if cfg.save_output else None
+            model.extract_embeddings(todo, cfg.save_output, data_config, observer=tally, durations_file=durations_file)
     return Report(
         total=len(dataset),
         embedded=tally.embedded_count,
@@ -61,16 +66,26 @@ def run(cfg: RunConfig, *, run_dir: Path) -> Report:
     )
 
 
+def _model(cfg: RunConfig) -> EmbeddingsModel:
+    return build(cfg.embeddings["model"], EmbeddingsModel, device=cfg.device, precision=cfg.precision)
+
+
+def _identity(cfg: RunConfig) -> dict[str, Any]:
+    return identity(cfg.embeddings["model"], cfg.precision)
+
+
 def _check_destination(cfg: RunConfig, dataset: AudioDataset, lists_in: Path) -> None:
     check_writable(lists_in)
     refuse_foreign_lists(lists_in, cfg.input)
     if not cfg.force:
-        refuse_another_model(lists_in, identity(cfg.embeddings["model"]))
+        refuse_another_model(lists_in, _identity(cfg))
         refuse_another_corpus(lists_in, dataset)
 
 
 def _leave_lists(lists_in: Path, dataset: AudioDataset, failures: Sequence[Failure]) -> None:
     """Write the lists, also of a run that stops early, and remove what force was to replace and could not."""
+    order = {utterance.id: number for number, utterance in enumerate(dataset.utterances)}
+    failures = sorted(failures, key=lambda failure: order[failure.id])
     failed = {failure.id for failure in failures}
     for utterance in dataset.utterances:
         if utterance.id in failed:

@@ -1,7 +1,9 @@
 """Files that are whole or absent: written under a temporary name in the same folder, then renamed."""
 
+import csv
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -28,6 +30,17 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}.") from error
     finally:
         _remove(temporary)
+
+
+def write_csv(path: Path, header: Iterable[str], rows: Iterable[Mapping[str, str]]) -> None:
+    """Write a csv, whole or not at all. Raises OutputError."""
+    with whole_file(path) as file:
+        # File names need not be UTF-8: surrogateescape gives the very bytes back.
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="", write_through=True)
+        writer = csv.DictWriter(text, list(header), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        text.detach()
 
 
 def check_writable(folder: Path) -> None:

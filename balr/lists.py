@@ -5,7 +5,6 @@ The invariant kept here: one folder holds embeddings of one model, each of the a
 
 import csv
 import hashlib
-import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,33 +13,37 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from balr.data import durations
 from balr.data.dataset import AudioDataset
 from balr.data.readers import Utterance
 from balr.embeddings.checkpoint import pinned_revision
 from balr.errors import Failure, OutputError
-from balr.files import whole_file
+from balr.files import whole_file, write_csv
 
 _METADATA, _FAILURES, _RUN = "metadata.csv", "failures.csv", "run.json"
+DURATIONS = "durations.csv"
 _COLUMNS = ("id", "audio", "speaker", "embedding")
 _FAILURE_COLUMNS = tuple(column.name for column in fields(Failure))
 
 Row = Mapping[str, str]
 
 
-def identity(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what decides a model's numbers: its files, by content where they are local, and its feature settings."""
-    features = {f"features.{name}": value for name, value in model.get("features", {}).items() if name != "_target_"}
+def identity(model: Mapping[str, Any], precision: str) -> dict[str, Any]:
+    """Return what decides a model's numbers: its files, by content where local, its feature settings, the precision."""
+    settings = {"precision": precision}
+    settings |= {f"features.{name}": value for name, value in model.get("features", {}).items() if name != "_target_"}
     names = {name: model[name] for name in ("model_name", "config_name")}
     folder = Path(os.path.expanduser(model["model_dir"])) if model.get("model_dir") else None
     if folder and all((folder / name).is_file() for name in names.values()):
-        return {**{f"{key} sha256": _sha256(folder / name) for key, name in names.items()}, **features}
+        return {**{f"{key} sha256": _sha256(folder / name) for key, name in names.items()}, **settings}
     repo = model["model_repo"]
-    return {"model_repo": repo, "revision": model.get("revision") or pinned_revision(repo), **names, **features}
+    return {"model_repo": repo, "revision": model.get("revision") or pinned_revision(repo), **names, **settings}
 
 
 def refuse_foreign_lists(folder: Path, source: str) -> None:
     """Refuse to write lists over the very list that is read, or over somebody else's. Raises OutputError."""
-    for name, columns in ((_METADATA, _COLUMNS), (_FAILURES, _FAILURE_COLUMNS)):
+    kinds = ((_METADATA, _COLUMNS), (_FAILURES, _FAILURE_COLUMNS), (DURATIONS, durations.COLUMNS))
+    for name, columns in kinds:
         if os.path.isfile(source) and (folder / name).is_file() and (folder / name).samefile(source):
             raise OutputError(f"{folder / name}: is the input and would be overwritten; choose another save_dir.")
         _rows(folder / name, columns)
@@ -98,26 +101,33 @@ def write_lists(folder: Path, dataset: AudioDataset, failures: Iterable[Failure]
     ]
     rows = [*(_row(utterance, dataset, folder) for utterance in done), *earlier]
     extra = dict.fromkeys(name for row in rows for name in row if name not in _COLUMNS)
-    _write_csv(folder / _METADATA, [*_COLUMNS, *extra], rows)
+    write_csv(folder / _METADATA, [*_COLUMNS, *extra], rows)
     not_retried = [
         row for row in _rows(folder / _FAILURES, _FAILURE_COLUMNS) if row["id"] in ids - done_ids - failed.keys()
     ]
     now = [{name: getattr(failure, name) for name in _FAILURE_COLUMNS} for failure in failed.values()]
     if now or not_retried:
-        _write_csv(folder / _FAILURES, _FAILURE_COLUMNS, [*now, *not_retried])
+        write_csv(folder / _FAILURES, _FAILURE_COLUMNS, [*now, *not_retried])
     elif _rows(folder / _FAILURES, _FAILURE_COLUMNS):
         (folder / _FAILURES).unlink()
 
 
 @contextmanager
-def recorded(folder: Path, model: Mapping[str, Any]) -> Iterator[None]:
-    """Keep in run.json what made this folder's embeddings, and until the end whether another's are being replaced."""
+def recorded(folder: Path, model: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """Keep in run.json what made this folder's embeddings, and until the end whether another's are being replaced.
+
+    What the run finds out on its way, such as how batches were made, goes into the mapping that is yielded.
+    """
     record = _read_record(folder)
     replacing = record is not None and (record["replacing"] or record["model"] != model)
-    _write_record(folder, model, replacing=replacing)
-    yield
-    if replacing:
-        _write_record(folder, model, replacing=False)
+    computed: dict[str, str] = {}
+    _write_record(folder, model, replacing=replacing, computed=computed)
+    done = False
+    try:
+        yield computed
+        done = True
+    finally:
+        _write_record(folder, model, replacing=replacing and not done, computed=computed)
 
 
 def _read_record(folder: Path) -> dict[str, Any] | None:
@@ -131,9 +141,10 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
         raise OutputError(f"{path}: not balr's record of a run ({error}); choose another save_dir.") from error
 
 
-def _write_record(folder: Path, model: Mapping[str, Any], *, replacing: bool) -> None:
+def _write_record(folder: Path, model: Mapping[str, Any], *, replacing: bool, computed: Mapping[str, str]) -> None:
+    record = {"model": model, "replacing": replacing, "computed": computed}
     with whole_file(folder / _RUN) as file:
-        file.write(json.dumps({"model": model, "replacing": replacing}, indent=2).encode() + b"\n")
+        file.write(json.dumps(record, indent=2).encode() + b"\n")
 
 
 def _row(utterance: Utterance, dataset: AudioDataset, folder: Path) -> dict[str, str]:
@@ -155,16 +166,6 @@ def _rows(path: Path, columns: Iterable[str]) -> list[Row]:
             return [{name: cell for name, cell in row.items() if name is not None} for row in reader]
     except csv.Error as error:
         raise OutputError(f"{path}: not a csv: {error}; choose another save_dir.") from error
-
-
-def _write_csv(path: Path, header: Iterable[str], rows: Iterable[Row]) -> None:
-    with whole_file(path) as file:
-        # File names need not be UTF-8: surrogateescape gives the very bytes back.
-        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="", write_through=True)
-        writer = csv.DictWriter(text, list(header), restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        text.detach()
 
 
 def _sha256(path: Path) -> str:

@@ -7,10 +7,12 @@ m4a, aac, wma and webm. A file that ends before its header says so is an error: 
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from math import gcd
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,9 @@ import soundfile
 import torch
 
 from balr.errors import UtteranceError, one_line
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
 
 log = logging.getLogger(__name__)
 
@@ -86,11 +91,20 @@ def _check_length(file: soundfile.SoundFile, samples: int) -> None:
         raise UtteranceError(f"truncated: {samples} of {file.frames} samples can be read")
 
 
+@contextmanager
+def open_with_ffmpeg(path: Path) -> "Iterator[InputContainer]":
+    """Open a file with FFmpeg, as audio of a known kind and nothing else. Raises av.FFmpegError or OSError."""
+    import av
+
+    with path.open("rb") as file, av.open(file, "r", options={"format_whitelist": _FFMPEG_FORMATS}) as container:
+        yield container
+
+
 def _decode_with_ffmpeg(path: Path) -> tuple[npt.NDArray[np.float32], int]:
     import av  # only for formats that libsndfile does not know
 
     try:
-        with path.open("rb") as file, av.open(file, "r", options={"format_whitelist": _FFMPEG_FORMATS}) as container:
+        with open_with_ffmpeg(path) as container:
             if not container.streams.audio:
                 raise UtteranceError("no audio stream in the file")
             stream = container.streams.audio[0]

@@ -46,6 +46,20 @@ _MODULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 ARCHITECTURES: Mapping[str, str] = MappingProxyType({name: mod for mod, names in _MODULES.items() for name in names})
 
+# Layers and methods that look at all time, by class of WeSpeaker's, with the dimension that time has in their input.
+_SEES_ALL_TIME: Mapping[str, tuple[str, int]] = MappingProxyType(
+    {
+        "SE_Connect": ("forward", 2),
+        "CAMLayer": ("forward", 2),
+        "SimAMBasicBlock": ("SimAM", 3),
+        "SEBlock_2D": ("forward", 3),
+        "fwSEBlock": ("forward", 3),
+        "MultiHeadAttention": ("forward", 1),
+        "GRU": ("forward", 2),
+        "GroupNorm": ("forward", -1),
+    }
+)
+
 
 def build_network(architecture: str, model_args: Mapping[str, Any]) -> torch.nn.Module:
     """Construct the network of a WeSpeaker architecture, in evaluation mode, with WeSpeaker's own class.
@@ -71,6 +85,20 @@ def run_network(network: torch.nn.Module, features: torch.Tensor) -> torch.Tenso
     return embedding
 
 
+def find_pooling(network: torch.nn.Module) -> torch.nn.Module | None:
+    """Return the layer of WeSpeaker's `pooling_layers` that a network has, where its frames become one vector."""
+    return next((module for module in network.modules() if _is_pooling(module)), None)
+
+
+def sees_all_time(module: torch.nn.Module) -> tuple[str, int] | None:
+    """Return the method by which a layer looks at a whole utterance and the dimension of time in what it is given."""
+    if _is_pooling(module):
+        return "forward", -1
+    if type(module).__module__.startswith("wespeaker.") or isinstance(module, torch.nn.GroupNorm):
+        return _SEES_ALL_TIME.get(type(module).__name__)
+    return None
+
+
 def build_tfmel(arguments: Mapping[str, Any]) -> torch.nn.Module:
     """Construct WeSpeaker's `tfmel` front end, waveform `(batch, samples)` to `(batch, mels, frames)`."""
     try:
@@ -78,6 +106,10 @@ def build_tfmel(arguments: Mapping[str, Any]) -> torch.nn.Module:
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"the tfmel front end does not take tfmel_args {dict(arguments)}: {error}.") from error
     return frontend.eval()
+
+
+def _is_pooling(module: torch.nn.Module) -> bool:
+    return type(module).__module__ == "wespeaker.models.pooling_layers"
 
 
 def _quietly(constructor: Callable[..., Any], **arguments: Any) -> Any:

@@ -1,6 +1,6 @@
 """The front end: from a waveform to what the network reads, by the settings that the checkpoint was trained with."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
@@ -14,6 +14,7 @@ from balr.errors import CheckpointError, ConfigError, UtteranceError
 _INT16_SCALE = 32768.0
 _PREEMPHASIS = 0.97
 _BLOCK_FRAMES = 512
+_BLOCK_FRAMES_ON_A_GPU = 1 << 16
 
 # As torchaudio.compliance.kaldi names them.
 _WINDOWS = ("hamming", "hanning", "povey", "rectangular", "blackman")
@@ -83,24 +84,48 @@ def fbank_settings(dataset_args: Mapping[str, Any], overrides: FeaturesConfig) -
 def fbank(waveform: torch.Tensor, settings: FbankSettings) -> torch.Tensor:
     """Compute log-mel features `(frames, mels)` of a waveform `(samples,)` in [-1, 1], as WeSpeaker's recipe does.
 
-    The same operations in the same order as `torchaudio.compliance.kaldi.fbank`, so the same bits, but in blocks that
-    stay in the processor's cache: two to three times as fast. Raises UtteranceError where the waveform is shorter than
-    a frame.
+    The same operations in the same order as `torchaudio.compliance.kaldi.fbank`, so the same bits on a CPU, but in
+    blocks that stay in the processor's cache: two to three times as fast. Raises UtteranceError where the waveform is
+    shorter than a frame.
     """
+    return _normalised(_log_mel(_frames(waveform, settings), settings), settings)
+
+
+def fbanks(waveforms: Sequence[torch.Tensor], settings: FbankSettings) -> list[torch.Tensor]:
+    """Compute the features of several waveforms: on a GPU all frames at once, on a CPU one after another."""
+    if len(waveforms) == 1 or waveforms[0].device.type == "cpu":
+        return [fbank(waveform, settings) for waveform in waveforms]
+    return together([_frames(waveform, settings) for waveform in waveforms], settings)
+
+
+def together(frames: Sequence[torch.Tensor], settings: FbankSettings) -> list[torch.Tensor]:
+    """Compute the features of several utterances, given as frames `(frames, samples)`, in one pass."""
+    features = _log_mel(torch.cat(list(frames)), settings)
+    return [_normalised(part, settings) for part in torch.split(features, [len(one) for one in frames])]
+
+
+def _frames(waveform: torch.Tensor, settings: FbankSettings) -> torch.Tensor:
+    """View a waveform as overlapping frames `(frames, samples)`."""
     size, shift = settings.shortest_samples, int(settings.sample_rate_hz * settings.frame_shift_ms * 0.001)
     if waveform.numel() < size:
         seconds = waveform.numel() / settings.sample_rate_hz
         raise UtteranceError(f"too short: {seconds:.3f} s, one frame takes {size / settings.sample_rate_hz:.3f} s")
-    waveform = waveform.contiguous()
-    frames = waveform.as_strided((1 + (waveform.numel() - size) // shift, size), (shift, 1))
-    window, banks = _tables(settings)
-    padded = waveform.new_zeros(min(_BLOCK_FRAMES, len(frames)), 2 * len(banks))
-    features = waveform.new_empty(len(frames), settings.num_mel_bins)
-    for start in range(0, len(frames), _BLOCK_FRAMES):
-        block = frames[start : start + _BLOCK_FRAMES] * (_INT16_SCALE if settings.int16_scale else 1.0)
+    return waveform.contiguous().unfold(0, size, shift)
+
+
+def _log_mel(frames: torch.Tensor, settings: FbankSettings) -> torch.Tensor:
+    window, banks = _tables(settings, frames.device)
+    step = _BLOCK_FRAMES if frames.device.type == "cpu" else _BLOCK_FRAMES_ON_A_GPU
+    padded = frames.new_zeros(min(step, len(frames)), 2 * len(banks))
+    features = frames.new_empty(len(frames), settings.num_mel_bins)
+    for start in range(0, len(frames), step):
+        block = frames[start : start + step] * (_INT16_SCALE if settings.int16_scale else 1.0)
         spectrum = _power_spectrum(block, window, padded[: len(block)])
-        torch.mm(spectrum, banks, out=features[start : start + _BLOCK_FRAMES])
-    features.clamp_(min=torch.finfo(torch.float32).eps).log_()
+        torch.mm(spectrum, banks, out=features[start : start + step])
+    return features.clamp_(min=torch.finfo(torch.float32).eps).log_()
+
+
+def _normalised(features: torch.Tensor, settings: FbankSettings) -> torch.Tensor:
     return features.sub_(features.mean(dim=0)) if settings.mean_norm else features
 
 
@@ -117,7 +142,7 @@ def _power_spectrum(frames: torch.Tensor, window: torch.Tensor, padded: torch.Te
 
 
 @lru_cache(maxsize=8)
-def _tables(settings: FbankSettings) -> tuple[torch.Tensor, torch.Tensor]:
+def _tables(settings: FbankSettings, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the window `(samples,)` and the mel filters `(bins, mels)`."""
     from torchaudio.compliance import kaldi
 
@@ -135,7 +160,7 @@ def _tables(settings: FbankSettings) -> tuple[torch.Tensor, torch.Tensor]:
     banks, _ = kaldi.get_mel_banks(
         settings.num_mel_bins, points, float(settings.sample_rate_hz), 20.0, 0.0, 100.0, -500.0, 1.0
     )
-    return windows[settings.window_type](), banks.T.contiguous()
+    return windows[settings.window_type]().to(device), banks.T.contiguous().to(device)
 
 
 def frontend_name(dataset_args: Mapping[str, Any]) -> str:

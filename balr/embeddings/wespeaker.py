@@ -2,21 +2,23 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from balr.config import FeaturesConfig
-from balr.embeddings.architectures import build_network, build_tfmel, run_network
+from balr.embeddings.architectures import run_network
 from balr.embeddings.base import EmbeddingsModel, select_device
-from balr.embeddings.checkpoint import CheckpointConfig, find_checkpoint, load_weights, read_config
+from balr.embeddings.checkpoint import find_checkpoint, load_weights, read_config
 from balr.embeddings.chunks import Trunk, cuttable
-from balr.embeddings.fbank import fbank, fbank_settings, frontend_name
 from balr.embeddings.folding import fold
-from balr.errors import CheckpointError, ConfigError, UtteranceError
+from balr.embeddings.frontend import build_with_frontend
+from balr.embeddings.lengths import LARGEST_RELATIVE_DIFFERENCE, RaggedNetwork
+from balr.embeddings.precision import checked_precision, lower_trunk
+from balr.errors import CheckpointError, UtteranceError
 
 log = logging.getLogger(__name__)
 
@@ -42,46 +44,97 @@ class WespeakerModel(EmbeddingsModel):
         features: FeaturesConfig = FeaturesConfig(),
         *,
         revision: str | None = None,
+        precision: str = "fp32",
     ) -> None:
         self.device = select_device(device)
+        self.precision = precision
+        dtype = checked_precision(precision, self.device)
         self.files = find_checkpoint(
             model_repo, model_name, config_name=config_name, model_dir=model_dir, revision=revision
         )
         config = read_config(self.files.config)
         self.architecture = config.architecture
         try:
-            network, self._features, self.sample_rate_hz = _network_and_frontend(config, features)
+            network, self._frontend = build_with_frontend(config, features)
         except CheckpointError as error:
             raise CheckpointError(f"{self.files.config}: {error}") from error
+        self.sample_rate_hz = self._frontend.sample_rate_hz
         load_weights(network, self.files.weights)
-        example = self._features(_noise(_EXAMPLE_SECONDS, self.sample_rate_hz)).unsqueeze(0)
+        example = self._frontend.compute([_noise(_EXAMPLE_SECONDS, self.sample_rate_hz)])[0].unsqueeze(0)
         fold(network, example)
         self._network = _channels_last(network.to(self.device))
+        if dtype != torch.float32:
+            lower_trunk(self._network, dtype, example.to(self.device))
+        self._ragged = RaggedNetwork(self._network, time_dim=self._frontend.time_dim)
+        self._largest_difference = LARGEST_RELATIVE_DIFFERENCE[dtype]
         log.info("%s from %s on %s", self.architecture, self.files.source, self.device)
 
-    def embed(self, waveforms: Sequence[torch.Tensor], *, chunk_seconds: float | None = None) -> torch.Tensor:
-        """Embed waveforms `(samples,)` in [-1, 1] to `(batch, dim)`, float32 on the CPU, each as if it were alone.
+    @torch.inference_mode()
+    def embed(
+        self,
+        waveforms: Sequence[torch.Tensor],
+        *,
+        chunk_seconds: float | None = None,
+        max_whole_seconds: float | None = None,
+    ) -> torch.Tensor:
+        """Embed waveforms `(samples,)` in [-1, 1] to `(batch, dim)`, float32 on `device`, each as if it were alone.
 
         A waveform longer than `chunk_seconds` goes through the network in parts where its architecture allows that
-        without changing the embedding. Raises UtteranceError where one is shorter than the architecture can embed.
+        without changing the embedding. Raises UtteranceError where one is shorter than the architecture can embed, or
+        longer than `max_whole_seconds` and cannot go in parts.
         """
-        longest = None if chunk_seconds is None else int(chunk_seconds * self.sample_rate_hz)
-        rows = []
         for waveform in waveforms:
-            try:
-                row = self._embed_one_waveform(waveform, longest)
-                usable = bool(row.isfinite().all())
-            except (RuntimeError, IndexError):  # a convolution wider than its input
-                if not self._is_short(waveform):
-                    raise
-                usable = False
-            if not usable and self._is_short(waveform):
-                seconds = waveform.numel() / self.sample_rate_hz
-                raise UtteranceError(
-                    f"too short: {seconds:.3f} s, {self.architecture} needs {self.shortest_seconds:.3f} s"
-                )
-            rows.append(row)
-        return torch.stack(rows)
+            self._refuse_short(waveform)
+        is_long = [chunk_seconds is not None and self._seconds(waveform) > chunk_seconds for waveform in waveforms]
+        if any(is_long):
+            self._refuse_long(waveforms, max_whole_seconds)
+        with _exact_kernels():
+            features = self._frontend.compute([waveform.to(self.device) for waveform in waveforms])
+            if not any(is_long) or self._trunk is None:
+                return self._embed_features(features).float()
+            assert chunk_seconds is not None
+            frames = int(chunk_seconds * self._frontend.frames_per_second)
+            rows = [
+                self._trunk.embed(one.unsqueeze(0), chunk_frames=frames) if long else self._embed_features([one])
+                for one, long in zip(features, is_long, strict=True)
+            ]
+            return torch.cat(rows).float()
+
+    def _embed_features(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        if len(features) == 1:
+            return run_network(self._network, features[0].unsqueeze(0))
+        if self.takes_ragged_batches:
+            return self._ragged(features)
+        rows_of: dict[int, list[int]] = {}
+        for row, one in enumerate(features):
+            rows_of.setdefault(one.shape[self._frontend.time_dim - 1], []).append(row)
+        parts = [run_network(self._network, torch.stack([features[row] for row in rows])) for rows in rows_of.values()]
+        order = torch.tensor([row for rows in rows_of.values() for row in rows], device=self.device)
+        return torch.cat(parts)[order.argsort()]
+
+    @cached_property
+    def takes_ragged_batches(self) -> bool:
+        """Tell whether utterances of different lengths go into one batch exactly, on this device, by trying it."""
+        with torch.inference_mode(), _exact_kernels():
+            moved = self._ragged.difference_from_alone(self._noise_features)
+        exact = moved < self._largest_difference
+        log.info(
+            "a batch of different lengths moves embeddings by %.1e: %s",
+            moved,
+            "used" if exact else "not used, batches are of exactly equal lengths",
+        )
+        return exact
+
+    def how(self) -> dict[str, str]:
+        """Say, after a run, how batches and long audio were worked through."""
+        tried = vars(self).get("takes_ragged_batches")
+        batches = {
+            None: "of equal lengths",
+            True: "of different lengths, exact by trial",
+            False: "of equal frame counts",
+        }
+        trunk = {} if "_trunk" not in vars(self) else {"long_audio": "whole" if self._trunk is None else "in chunks"}
+        return {**super().how(), "precision": self.precision, "batches": batches[tried], **trunk}
 
     @cached_property
     def shortest_seconds(self) -> float:
@@ -96,70 +149,45 @@ class WespeakerModel(EmbeddingsModel):
         return lengths[low] / self.sample_rate_hz
 
     def _can_embed(self, waveform: torch.Tensor) -> bool:
-        try:
-            return bool(self._embed_one_waveform(waveform).isfinite().all())
-        except (RuntimeError, IndexError, UtteranceError):
-            return False
-
-    def _is_short(self, waveform: torch.Tensor) -> bool:
-        return waveform.numel() < self.shortest_seconds * self.sample_rate_hz
-
-    @torch.inference_mode()
-    def _embed_one_waveform(self, waveform: torch.Tensor, longest_samples: int | None = None) -> torch.Tensor:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), warnings.catch_warnings():
+        with torch.inference_mode(), _exact_kernels(), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the variance of a single frame; the result is checked
-            features = self._features(waveform).unsqueeze(0).to(self.device)
-            if longest_samples and waveform.numel() > longest_samples and self._trunk is not None:
-                frames = features.shape[1] * longest_samples // waveform.numel()
-                return self._trunk.embed(features, chunk_frames=frames)[0].cpu()
-            return run_network(self._network, features)[0].cpu()
+            try:
+                return bool(self._embed_features(self._frontend.compute([waveform.to(self.device)])).isfinite().all())
+            except (RuntimeError, IndexError, UtteranceError):  # such as a convolution wider than its input
+                return False
+
+    def _refuse_short(self, waveform: torch.Tensor) -> None:
+        seconds = self._seconds(waveform)
+        if seconds < _LONGEST_SHORTEST_SECONDS and seconds < self.shortest_seconds:
+            raise UtteranceError(f"too short: {seconds:.3f} s, {self.architecture} needs {self.shortest_seconds:.3f} s")
+
+    def _refuse_long(self, waveforms: Sequence[torch.Tensor], max_whole_seconds: float | None) -> None:
+        longest = max(self._seconds(waveform) for waveform in waveforms)
+        if self._trunk is None and max_whole_seconds is not None and longest > max_whole_seconds:
+            raise UtteranceError(
+                f"too long: {longest:.0f} s, and {self.architecture} has to see an utterance whole, up to "
+                f"data.max_whole_seconds={max_whole_seconds:.0f} here; cut the file, or raise that where memory allows"
+            )
+
+    def _seconds(self, waveform: torch.Tensor) -> float:
+        return waveform.numel() / self.sample_rate_hz
+
+    def _noise_features(self, frames: int) -> torch.Tensor:
+        shape = (frames, self._frontend.mels) if self._frontend.time_dim == 1 else (self._frontend.mels, frames)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(frames)).to(self.device)
 
     @cached_property
     def _trunk(self) -> Trunk | None:
         """Return the network as one that takes long utterances in parts, or None where it has to see them whole."""
-        trunk = None if "frontend" in dict(self._network.named_children()) else self._cuttable()
-        if trunk is None:
-            log.warning("%s sees an utterance whole: memory grows with the length of the audio", self.architecture)
-        return trunk
-
-    def _cuttable(self) -> Trunk | None:
-        mels = self._features(_noise(_EXAMPLE_SECONDS, self.sample_rate_hz)).shape[-1]
-        return cuttable(self._network, mels)
+        with torch.inference_mode(), _exact_kernels():
+            return cuttable(self._network, self._frontend.mels) if self._frontend.time_dim == 1 else None
 
 
-Frontend = Callable[[torch.Tensor], torch.Tensor]
-
-
-def _network_and_frontend(config: CheckpointConfig, overrides: FeaturesConfig) -> tuple[torch.nn.Module, Frontend, int]:
-    if frontend_name(config.dataset_args) == "tfmel":
-        return _with_tfmel(config, overrides)
-    settings = fbank_settings(config.dataset_args, overrides)
-    network = build_network(config.architecture, _sized(config, settings.num_mel_bins))
-    return network, lambda waveform: fbank(waveform, settings), settings.sample_rate_hz
-
-
-def _with_tfmel(config: CheckpointConfig, overrides: FeaturesConfig) -> tuple[torch.nn.Module, Frontend, int]:
-    """Join a ReDimNet2 to its own front end, which normalises the waveform and subtracts the mean itself."""
-    changed = [name for name, value in vars(overrides).items() if value is not None]
-    if changed:
-        raise ConfigError(
-            f"features.{changed[0]}: has no effect on a tfmel checkpoint, which brings its own front end."
-        )
-    sample_rate_hz = config.dataset_args.get("resample_rate", 16_000)
-    tfmel_args = {"sample_rate": sample_rate_hz, **(config.dataset_args.get("tfmel_args") or {})}
-    frontend = build_tfmel(tfmel_args)
-    network = build_network(config.architecture, _sized(config, tfmel_args.get("n_mels", 80)))
-    if callable(prepare := getattr(network, "prepare_for_frontend", None)):
-        prepare("tfmel")
-    network.add_module("frontend", frontend)  # its tables are part of published checkpoints
-
-    def features(waveform: torch.Tensor) -> torch.Tensor:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of torch.cuda.amp.autocast, which torch renamed
-            made: torch.Tensor = frontend(waveform.unsqueeze(0))[0][0]
-        return made
-
-    return network, features, sample_rate_hz
+@contextmanager
+def _exact_kernels() -> Iterator[None]:
+    """Keep tf32 out of convolutions and matrix products: fp32 means fp32."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
 
 
 def _channels_last(network: torch.nn.Module) -> torch.nn.Module:
@@ -173,15 +201,3 @@ def _channels_last(network: torch.nn.Module) -> torch.nn.Module:
 def _noise(seconds: float, sample_rate_hz: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(int(seconds * sample_rate_hz), generator=generator) * 0.1
-
-
-def _sized(config: CheckpointConfig, mels: int) -> Mapping[str, Any]:
-    """Return the network's arguments, with the number of mel bins where the config leaves it out."""
-    name = "acoustic_dim" if config.architecture.startswith("SimAM_ResNet") else "feat_dim"
-    stated = config.model_args.get(name, mels)
-    if stated != mels:
-        raise CheckpointError(
-            f"{config.architecture} was made for {name}={stated}, but the features have {mels} mel bins; "
-            f"set embeddings.model.features.num_mel_bins={stated}, or leave it to the checkpoint."
-        )
-    return {**config.model_args, name: mels}

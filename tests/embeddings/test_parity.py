@@ -9,6 +9,7 @@ from reference import Reference, cosine, relative_difference
 from untrained_checkpoint import write_checkpoint
 
 from balr.config import DataConfig
+from balr.data.audio import load_waveform
 from balr.data.dataset import AudioDataset
 from balr.embeddings.wespeaker import WespeakerModel
 
@@ -48,12 +49,16 @@ def _assert_equal(case: Case, folder: Path, corpus: AudioDataset) -> None:
     model = WespeakerModel(model_repo="", model_name="avg_model.pt", model_dir=folder)
     pairs = model.extract_embeddings(corpus, False, DataConfig(num_workers=1))
     assert [id_ for id_, _ in pairs] == [utterance.id for utterance in corpus.utterances]
-    for utterance, (_, ours) in zip(corpus.utterances, pairs, strict=True):
+    waveforms = [load_waveform(utterance.audio, 16_000) for utterance in corpus.utterances if utterance.audio]
+    together = model.embed(waveforms).numpy()
+    assert model.takes_ragged_batches
+    for utterance, (_, ours), in_a_batch in zip(corpus.utterances, pairs, together, strict=True):
         assert utterance.audio is not None
         theirs = reference.embed(utterance.audio)
         assert ours.shape == (case.embed_dim,)
-        assert relative_difference(ours, theirs) < 1e-4
-        assert cosine(ours, theirs) > 0.999999
+        for embedding in (ours, in_a_batch):
+            assert relative_difference(embedding, theirs) < 1e-4
+            assert cosine(embedding, theirs) > 0.999999
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.architecture)

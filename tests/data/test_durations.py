@@ -1,0 +1,69 @@
+"""Lengths from headers: for planning, remembered from one run to the next, never trusted with more than that."""
+
+import os
+from pathlib import Path
+
+import pytest
+import soundfile
+from conftest import speechlike, write_wav
+
+from balr.data import durations as module
+from balr.data.durations import durations, header_seconds
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_a_header_tells_the_length(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, speechlike(2.5), 16_000)
+    assert header_seconds(path) == pytest.approx(2.5, abs=0.1)
+
+
+def test_a_file_that_only_ffmpeg_reads_tells_its_length_too(tmp_path: Path) -> None:
+    import av
+
+    with av.open(str(tmp_path / "a.m4a"), "w") as container:
+        stream = container.add_stream("aac", rate=16_000)
+        samples = speechlike(3.0).reshape(1, -1)
+        for start in range(0, samples.shape[1], 1024):
+            frame = av.AudioFrame.from_ndarray(samples[:, start : start + 1024], format="fltp", layout="mono")
+            frame.sample_rate = 16_000
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert header_seconds(tmp_path / "a.m4a") == pytest.approx(3.0, abs=0.2)
+
+
+def test_what_is_no_audio_has_no_length(tmp_path: Path) -> None:
+    (tmp_path / "text.wav").write_text("no audio")
+    (tmp_path / "empty.wav").write_bytes(b"")
+    files = [tmp_path / "text.wav", tmp_path / "empty.wav", tmp_path / "absent.wav", tmp_path]
+    assert durations(files) == [None] * 4
+
+
+def test_a_file_is_opened_once_for_all_runs_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [write_wav(tmp_path / f"{n}.wav", speechlike(1.0 + n)) for n in range(3)]
+    opened = []
+    monkeypatch.setattr(module, "header_seconds", lambda path: opened.append(path) or header_seconds(path))
+    cache = tmp_path / "durations.csv"
+    assert durations(files, cache=cache) == durations(files, cache=cache) == [1.0, 2.0, 3.0]
+    assert opened == files
+    write_wav(files[1], speechlike(5.0))
+    assert durations(files[1:], cache=cache) == [5.0, 3.0]
+    assert opened == [*files, files[1]]
+    assert durations(files, cache=cache) == [1.0, 5.0, 3.0]
+    assert len(opened) == 4
+
+
+@pytest.mark.parametrize("text", ["", "not a csv of ours\n1\n", "audio,bytes,changed_ns,seconds\na,1,2,long\n", "\0"])
+def test_a_cache_that_cannot_be_read_is_made_anew(tmp_path: Path, text: str) -> None:
+    file = write_wav(tmp_path / "a.wav", speechlike(1.0))
+    cache = tmp_path / "durations.csv"
+    cache.write_text(text)
+    assert durations([file], cache=cache) == [1.0]
+    assert str(file) in cache.read_text()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file names are bytes only there")
+def test_names_that_are_not_utf_8_are_remembered_too(tmp_path: Path) -> None:
+    file = write_wav(tmp_path / "a.wav", speechlike(1.0)).rename(tmp_path / os.fsdecode(b"caf\xe9.wav"))
+    for _ in range(2):
+        assert durations([file], cache=tmp_path / "durations.csv") == [1.0]
