@@ -7,15 +7,15 @@ m4a, aac, wma and webm. A file that ends before its header says so is an error: 
 import logging
 import os
 import re
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from math import gcd
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import soundfile
 import torch
 
@@ -23,6 +23,7 @@ from balr.errors import UtteranceError, one_line
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from torchaudio.transforms import Resample
 
 log = logging.getLogger(__name__)
 
@@ -37,22 +38,20 @@ _FFMPEG_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,aac,asf,matroska,webm,ogg,mp3,wav,fla
 def load_waveform(path: Path, sample_rate_hz: int) -> torch.Tensor:
     """Decode a file to a float32 waveform `(samples,)` in [-1, 1]: channels averaged, resampled.
 
-    Resampling is torchaudio's default, as in WeSpeaker's recipe. Raises UtteranceError with the reason.
+    Resampling is torchaudio's default, as in WeSpeaker's recipe. What is held beside the waveform itself is a block of
+    the file. Raises UtteranceError with the reason.
     """
-    samples, rate_hz = decode(path)
-    if samples.size == 0:
+    rate_hz, blocks = decode(path)
+    waveform = _joined(blocks if rate_hz == sample_rate_hz else _resampled(blocks, rate_hz, sample_rate_hz))
+    if waveform.numel() == 0:
         raise UtteranceError("no samples: the file holds no audio")
-    if not np.isfinite(samples).all():
+    if not waveform.isfinite().all():
         raise UtteranceError("samples that are not numbers (NaN or infinity)")
-    waveform = torch.from_numpy(samples)
-    if rate_hz == sample_rate_hz:
-        return waveform
-    resampled: torch.Tensor = _resampler(rate_hz, sample_rate_hz)(waveform)
-    return resampled
+    return waveform
 
 
-def decode(path: Path) -> tuple[npt.NDArray[np.float32], int]:
-    """Decode a file to mono float32 samples `(samples,)` at the file's own rate, returned in Hz."""
+def decode(path: Path) -> tuple[int, Iterator[torch.Tensor]]:
+    """Open a file and return its sample rate in Hz and its mono float32 samples, in blocks `(samples,)`."""
     if os.path.isfile(path) and os.path.getsize(path) == 0:
         raise UtteranceError("empty: the file holds no bytes")
     try:
@@ -63,22 +62,53 @@ def decode(path: Path) -> tuple[npt.NDArray[np.float32], int]:
         return _decode_with_ffmpeg(path)
     except OSError as error:
         raise UtteranceError(f"cannot be opened: {error.strerror or error}") from error
+    return file.samplerate, _read_blocks(file)
+
+
+def _read_blocks(file: soundfile.SoundFile) -> Iterator[torch.Tensor]:
+    samples = 0
     with file:
         try:
-            samples = _read_mono(file)
+            while True:  # block by block: a header may claim any length
+                block = file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)
+                samples += len(block)
+                yield torch.from_numpy(block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32))
+                if len(block) < _BLOCK_FRAMES:
+                    break
         except soundfile.LibsndfileError as error:
             raise UtteranceError(f"damaged: {error.error_string}") from error
-        _check_length(file, samples.size)
-        return samples, file.samplerate
+        _check_length(file, samples)
 
 
-def _read_mono(file: soundfile.SoundFile) -> npt.NDArray[np.float32]:
-    blocks = []
-    while True:  # block by block: a header may claim any length
-        block = file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)
-        blocks.append(block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32))
-        if len(block) < _BLOCK_FRAMES:
-            return np.concatenate(blocks)
+def _joined(blocks: Iterator[torch.Tensor]) -> torch.Tensor:
+    """Put blocks end to end, letting go of each as it is copied: a long waveform is not held twice."""
+    held = deque(blocks)
+    if len(held) == 1:
+        return held[0]
+    waveform = torch.empty(sum(block.numel() for block in held))
+    filled = 0
+    while held:
+        block = held.popleft()
+        waveform[filled : filled + block.numel()] = block
+        filled += block.numel()
+    return waveform
+
+
+def _resampled(blocks: Iterator[torch.Tensor], rate_hz: int, target_hz: int) -> Iterator[torch.Tensor]:
+    """Resample block by block what comes before the last one, with as much around it as the filter sees."""
+    resampler = _resampler(rate_hz, target_hz)
+    common = gcd(rate_hz, target_hz)
+    period, made_of_it = rate_hz // common, target_hz // common
+    around = -(-resampler.width // period) * period
+    held, before = torch.empty(0), 0
+    for block in blocks:
+        ready = (held.numel() - before - around) // period * period
+        if ready >= around:
+            made = resampler(held)
+            yield made[before // period * made_of_it : (before + ready) // period * made_of_it]
+            held, before = held[before + ready - around :], around
+        held = torch.cat((held, block))
+    yield resampler(held)[before // period * made_of_it :]
 
 
 def _check_length(file: soundfile.SoundFile, samples: int) -> None:
@@ -100,41 +130,49 @@ def open_with_ffmpeg(path: Path) -> "Iterator[InputContainer]":
         yield container
 
 
-def _decode_with_ffmpeg(path: Path) -> tuple[npt.NDArray[np.float32], int]:
+def _decode_with_ffmpeg(path: Path) -> tuple[int, Iterator[torch.Tensor]]:
+    blocks = _ffmpeg_blocks(path)
+    rate_hz = next(blocks)
+    assert isinstance(rate_hz, int)
+    return rate_hz, (block for block in blocks if isinstance(block, torch.Tensor))
+
+
+def _ffmpeg_blocks(path: Path) -> Iterator[int | torch.Tensor]:
+    """Yield the sample rate of a file, then its samples."""
     import av  # only for formats that libsndfile does not know
 
+    samples = given = 0
     try:
         with open_with_ffmpeg(path) as container:
             if not container.streams.audio:
                 raise UtteranceError("no audio stream in the file")
             stream = container.streams.audio[0]
+            yield stream.rate
             to_float = av.AudioResampler(format="fltp")
-            blocks: list[npt.NDArray[np.float32]] = []
+            held: list[torch.Tensor] = []
             for frame in container.decode(stream):
-                blocks.extend(_mono(planar.to_ndarray()) for planar in to_float.resample(frame))
-            rate_hz = stream.rate
+                for planar in to_float.resample(frame):
+                    held.append(torch.from_numpy(planar.to_ndarray().mean(axis=0, dtype=np.float32)))
+                    samples += held[-1].numel()
+                if samples - given >= _BLOCK_FRAMES:
+                    yield torch.cat(held)
+                    held, given = [], samples
+            if held:
+                yield torch.cat(held)
             expected = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
     except av.FFmpegError as error:
         raise UtteranceError(f"not readable as audio: {one_line(error.strerror)}") from error
     except OSError as error:
         raise UtteranceError(f"cannot be opened: {error.strerror or error}") from error
-    samples = np.concatenate(blocks) if blocks else np.empty(0, dtype=np.float32)
-    if samples.size < (expected - 0.5) * rate_hz:
-        raise UtteranceError(f"truncated: {samples.size / rate_hz:.1f} of {expected:.1f} s can be read")
-    return samples, rate_hz
-
-
-def _mono(planes: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    mixed: npt.NDArray[np.float32] = planes.mean(axis=0, dtype=np.float32)
-    return mixed
+    if samples < (expected - 0.5) * stream.rate:
+        raise UtteranceError(f"truncated: {samples / stream.rate:.1f} of {expected:.1f} s can be read")
 
 
 @lru_cache(maxsize=16)
-def _resampler(rate_hz: int, target_hz: int) -> torch.nn.Module:
+def _resampler(rate_hz: int, target_hz: int) -> "Resample":
     from torchaudio.transforms import Resample
 
     common = gcd(rate_hz, target_hz)
     if (rate_hz // common) * (target_hz // common) > _LARGEST_RESAMPLING_KERNEL:
         raise UtteranceError(f"a sample rate of {rate_hz} Hz cannot be resampled to {target_hz} Hz within memory")
-    resampler: torch.nn.Module = Resample(rate_hz, target_hz)
-    return resampler
+    return Resample(rate_hz, target_hz)

@@ -11,7 +11,8 @@ import torch
 import torchaudio
 from conftest import speechlike, write_wav
 
-from balr.data.audio import decode, load_waveform
+from balr.data import audio
+from balr.data.audio import load_waveform
 from balr.errors import UtteranceError
 
 QUANTISATION = {"PCM_U8": 1 / 128, "PCM_16": 1 / 32768, "PCM_24": 2**-23, "PCM_32": 2**-24, "FLOAT": 0, "DOUBLE": 0}
@@ -20,7 +21,7 @@ QUANTISATION = {"PCM_U8": 1 / 128, "PCM_16": 1 / 32768, "PCM_24": 2**-23, "PCM_3
 @pytest.mark.parametrize("subtype", QUANTISATION)
 def test_every_bit_depth_of_wav_gives_the_same_waveform_in_minus_one_to_one(tmp_path: Path, subtype: str) -> None:
     samples = speechlike(0.5)
-    decoded, rate_hz = decode(write_wav(tmp_path / "a.wav", samples, subtype=subtype))
+    rate_hz, decoded = decoded_whole(write_wav(tmp_path / "a.wav", samples, subtype=subtype))
     assert rate_hz == 16_000 and decoded.dtype == np.float32
     assert np.abs(decoded - samples).max() <= QUANTISATION[subtype]
 
@@ -52,7 +53,7 @@ def test_formats_that_soundfile_refuses_decode_through_ffmpeg(
 def test_channels_are_averaged(tmp_path: Path) -> None:
     left, right = speechlike(0.5, seed=1), speechlike(0.5, seed=2)
     soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), 16_000, subtype="FLOAT")
-    decoded, _ = decode(tmp_path / "a.wav")
+    _, decoded = decoded_whole(tmp_path / "a.wav")
     np.testing.assert_allclose(decoded, (left + right) / 2, atol=1e-7)
 
 
@@ -63,9 +64,22 @@ def test_resampling_is_torchaudio_s_default(tmp_path: Path) -> None:
     assert torch.equal(waveform, expected)
 
 
+@pytest.mark.parametrize("rate_hz", [8_000, 11_025, 22_050, 24_000, 44_100, 48_000])
+@pytest.mark.parametrize("samples", [5_000, 12_000, 12_001, 40_003])
+def test_resampling_in_blocks_is_resampling_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate_hz: int, samples: int
+) -> None:
+    monkeypatch.setattr(audio, "_BLOCK_FRAMES", 6_000)
+    signal = speechlike(samples / rate_hz + 0.01, rate_hz=rate_hz)[:samples]
+    expected = torchaudio.transforms.Resample(rate_hz, 16_000)(torch.from_numpy(signal))
+    waveform = load_waveform(write_wav(tmp_path / "a.wav", signal, rate_hz=rate_hz, subtype="FLOAT"), 16_000)
+    assert waveform.shape == expected.shape
+    assert (waveform - expected).abs().max() < 1e-6
+
+
 def test_a_long_file_is_read_whole_across_blocks(tmp_path: Path) -> None:
     samples = np.tile(speechlike(5.0), 30)
-    decoded, _ = decode(write_wav(tmp_path / "a.wav", samples, subtype="FLOAT"))
+    _, decoded = decoded_whole(write_wav(tmp_path / "a.wav", samples, subtype="FLOAT"))
     assert np.array_equal(decoded, samples)
 
 
@@ -143,6 +157,11 @@ def encode(
         frame.sample_rate = rate_hz
         for packet in (*stream.encode(frame), *stream.encode(None)):
             container.mux(packet)
+
+
+def decoded_whole(path: Path) -> tuple[int, npt.NDArray[np.float32]]:
+    rate_hz, blocks = audio.decode(path)
+    return rate_hz, torch.cat(list(blocks)).numpy()
 
 
 def _similarity(waveform: torch.Tensor, expected: npt.NDArray[np.float32]) -> float:
