@@ -66,7 +66,7 @@ class DataConfig:
     num_workers: int | None = None
     prefetch_factor: int = 4
     chunk_seconds: float = 20.0
-    max_whole_seconds: float = 1800.0
+    max_whole_seconds: float = 600.0
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("num_workers", 0), ("prefetch_factor", 1)):

@@ -91,17 +91,13 @@ def fbank(waveform: torch.Tensor, settings: FbankSettings) -> torch.Tensor:
     return _normalised(_log_mel(_frames(waveform, settings), settings), settings)
 
 
-def fbanks(waveforms: Sequence[torch.Tensor], settings: FbankSettings) -> list[torch.Tensor]:
-    """Compute the features of several waveforms: on a GPU all frames at once, on a CPU one after another."""
-    if len(waveforms) == 1 or waveforms[0].device.type == "cpu":
+def fbanks(waveforms: Sequence[torch.Tensor], settings: FbankSettings, *, at_once: bool) -> list[torch.Tensor]:
+    """Compute the features of several waveforms one after another, or all frames `at_once`, as suits a GPU."""
+    if not at_once:
         return [fbank(waveform, settings) for waveform in waveforms]
-    return together([_frames(waveform, settings) for waveform in waveforms], settings)
-
-
-def together(frames: Sequence[torch.Tensor], settings: FbankSettings) -> list[torch.Tensor]:
-    """Compute the features of several utterances, given as frames `(frames, samples)`, in one pass."""
-    features = _log_mel(torch.cat(list(frames)), settings)
-    return [_normalised(part, settings) for part in torch.split(features, [len(one) for one in frames])]
+    frames = [_frames(waveform, settings) for waveform in waveforms]
+    features = torch.split(_log_mel(torch.cat(frames), settings), [len(one) for one in frames])
+    return [_normalised(one, settings) for one in features]
 
 
 def _frames(waveform: torch.Tensor, settings: FbankSettings) -> torch.Tensor:

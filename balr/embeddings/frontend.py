@@ -35,7 +35,7 @@ def build_with_frontend(config: CheckpointConfig, overrides: FeaturesConfig) -> 
     settings = fbank_settings(config.dataset_args, overrides)
     network = build_network(config.architecture, _sized(config, settings.num_mel_bins))
     frontend = Frontend(
-        compute=lambda waveforms: fbanks(waveforms, settings),
+        compute=lambda waveforms: fbanks(waveforms, settings, at_once=waveforms[0].device.type != "cpu"),
         sample_rate_hz=settings.sample_rate_hz,
         mels=settings.num_mel_bins,
         frames_per_second=1000 / settings.frame_shift_ms,

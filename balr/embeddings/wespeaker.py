@@ -11,6 +11,7 @@ import torch
 
 from balr.config import FeaturesConfig
 from balr.embeddings.architectures import run_network
+from balr.embeddings.attention import attend_in_blocks
 from balr.embeddings.base import EmbeddingsModel, select_device
 from balr.embeddings.checkpoint import find_checkpoint, load_weights, read_config
 from balr.embeddings.chunks import Trunk, cuttable
@@ -62,6 +63,7 @@ class WespeakerModel(EmbeddingsModel):
         load_weights(network, self.files.weights)
         example = self._frontend.compute([_noise(_EXAMPLE_SECONDS, self.sample_rate_hz)])[0].unsqueeze(0)
         fold(network, example)
+        attend_in_blocks(network, example)
         self._network = _channels_last(network.to(self.device))
         if dtype != torch.float32:
             lower_trunk(self._network, dtype, example.to(self.device))
@@ -165,8 +167,8 @@ class WespeakerModel(EmbeddingsModel):
         longest = max(self._seconds(waveform) for waveform in waveforms)
         if self._trunk is None and max_whole_seconds is not None and longest > max_whole_seconds:
             raise UtteranceError(
-                f"too long: {longest:.0f} s, and {self.architecture} has to see an utterance whole, up to "
-                f"data.max_whole_seconds={max_whole_seconds:.0f} here; cut the file, or raise that where memory allows"
+                f"too long: {longest:.1f} s, and {self.architecture} has to see an utterance whole, up to "
+                f"data.max_whole_seconds={max_whole_seconds:g} here; cut the file, or raise that where memory allows"
             )
 
     def _seconds(self, waveform: torch.Tensor) -> float:

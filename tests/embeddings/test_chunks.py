@@ -7,6 +7,8 @@ import torch
 from conftest import speechlike
 from untrained_checkpoint import seeded_network, write_checkpoint
 
+from balr.config import DataConfig
+from balr.data.dataset import AudioDataset
 from balr.embeddings.chunks import cuttable
 from balr.embeddings.wespeaker import WespeakerModel
 
@@ -39,6 +41,18 @@ def test_a_convolutional_trunk_in_chunks_gives_the_embedding_of_the_whole(
             assert (parts - whole).abs().max() < 1e-5 * whole.abs().max(), chunk_frames
 
 
+@pytest.mark.parametrize(("pooling", "moments"), [("TSTP", True), ("TAP", True), ("TSDP", True), ("ASTP", False)])
+def test_a_pooling_of_mean_and_variance_alone_is_given_those(pooling: str, moments: bool) -> None:
+    args = {"feat_dim": 80, "embed_dim": 16, "pooling_func": pooling}
+    made = seeded_network("ResNet18", args, {}, 5)
+    features = 3.0 + torch.randn(1, 601, 80, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        trunk = cuttable(made, 80)
+        assert trunk is not None and trunk.takes_moments == moments
+        whole = made(features)[-1]
+        assert (trunk.embed(features, chunk_frames=200) - whole).abs().max() < 1e-5 * whole.abs().max()
+
+
 @pytest.mark.parametrize("architecture", WHOLE)
 def test_a_trunk_that_looks_at_the_whole_utterance_is_not_cut(architecture: str) -> None:
     with torch.inference_mode():
@@ -61,3 +75,17 @@ def test_the_model_embeds_long_audio_as_without_chunks(tmp_path: Path, architect
     waveform = torch.from_numpy(speechlike(11.0))
     whole, parts = model.embed([waveform]), model.embed([waveform], chunk_seconds=2.0)
     assert (whole - parts).abs().max() < 1e-5 * whole.abs().max()
+
+
+def test_audio_too_long_for_a_network_that_sees_it_whole_is_refused_with_what_to_do(
+    tmp_path: Path, corpus: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    args = {"feat_dim": 80, "embed_dim": 16, "pooling_func": "TSTP"}
+    for architecture, number in (("CAMPPlus", 3), ("ResNet18", 6)):  # the corpus goes from 1 to 2 seconds
+        folder = write_checkpoint(tmp_path / architecture, architecture, args)
+        model = WespeakerModel("", "avg_model.pt", model_dir=folder)
+        limits = DataConfig(num_workers=0, chunk_seconds=1.0, max_whole_seconds=1.5)
+        assert len(model.extract_embeddings(AudioDataset.from_dir(corpus), False, limits)) == number
+    assert (
+        "too long: 2.0 s, and CAMPPlus has to see an utterance whole, up to data.max_whole_seconds=1.5" in caplog.text
+    )

@@ -6,7 +6,7 @@ from conftest import speechlike
 from torchaudio.compliance import kaldi
 
 from balr.config import FeaturesConfig
-from balr.embeddings.fbank import FbankSettings, fbank, fbank_settings
+from balr.embeddings.fbank import FbankSettings, fbank, fbank_settings, fbanks
 from balr.errors import UtteranceError
 
 
@@ -46,6 +46,15 @@ def test_features_equal_torchaudio_s(settings: FbankSettings, samples: int) -> N
     # The same bits on one machine; a matrix product may round otherwise for another number of rows.
     torch.testing.assert_close(raw, expected, rtol=0, atol=2e-5)
     torch.testing.assert_close(fbank(waveform, settings), expected - expected.mean(dim=0), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("mean_norm", [True, False])
+def test_features_of_all_frames_at_once_are_those_of_each_waveform(mean_norm: bool) -> None:
+    settings = FbankSettings(mean_norm=mean_norm)
+    waveforms = [torch.from_numpy(speechlike(seconds, seed=4)) for seconds in (0.4, 7.3, 0.025, 7.3)]
+    one_by_one, at_once = (fbanks(waveforms, settings, at_once=way) for way in (False, True))
+    for ours, expected in zip(at_once, one_by_one, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=2e-5)
 
 
 def test_digital_silence_sits_on_the_log_floor_and_gives_no_more_than_rounding() -> None:

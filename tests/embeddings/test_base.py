@@ -1,0 +1,144 @@
+"""The loop around any model: every utterance once, whatever batches, workers, failures and lack of memory do."""
+
+import itertools
+import logging
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import speechlike, write_wav
+
+from balr.config import DataConfig
+from balr.data.dataset import AudioDataset
+from balr.embeddings.base import EmbeddingsModel, suited
+
+LENGTHS = (1.0, 1.31, 1.02, 1.3, 1.01, 0.5, 1.29, 1.03)
+
+
+class Statistics(EmbeddingsModel):
+    """A model whose embedding is what anybody can compute, and which can be short of memory."""
+
+    sample_rate_hz = 16_000
+    device = torch.device("cpu")
+
+    def __init__(self, *, room_for: int = 1000) -> None:
+        self.room_for = room_for
+        self.batches: list[list[int]] = []
+        self.threads: set[int] = set()
+        self._lock = threading.Lock()
+
+    def embed(
+        self,
+        waveforms: Sequence[torch.Tensor],
+        *,
+        chunk_seconds: float | None = None,
+        max_whole_seconds: float | None = None,
+    ) -> torch.Tensor:
+        with self._lock:
+            self.batches.append([waveform.numel() for waveform in waveforms])
+            self.threads.add(torch.get_num_threads())
+        if len(waveforms) > self.room_for:
+            raise torch.OutOfMemoryError("no room")
+        if any(waveform.numel() == 8_000 for waveform in waveforms):
+            raise ValueError("half a second is bad luck")
+        return torch.stack([torch.stack([one.mean(), one.std(), one[0]]) for one in waveforms])
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> AudioDataset:
+    for number, seconds in enumerate(LENGTHS):
+        write_wav(tmp_path / "c" / f"{number}.wav", speechlike(seconds, seed=number))
+    return AudioDataset.from_dir(tmp_path / "c")
+
+
+def config(**settings: object) -> DataConfig:
+    return DataConfig(**{"num_workers": 0, "max_batch_seconds": 60.0, **settings})
+
+
+def test_batches_workers_and_order_change_no_embedding_and_lose_none(dataset: AudioDataset) -> None:
+    expected = Statistics().extract_embeddings(dataset, False, config(batch_size=1))
+    assert [id_ for id_, _ in expected] == [f"{number}.wav" for number in range(8) if number != 5]
+    for size, workers, shuffle in itertools.product((2, 64), (0, 2), (False, True)):
+        settings = config(batch_size=size, num_workers=workers, shuffle=shuffle, prefetch_factor=1)
+        pairs = Statistics().extract_embeddings(dataset, False, settings)
+        assert [id_ for id_, _ in pairs] == [id_ for id_, _ in expected]
+        assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(pairs, expected, strict=True))
+
+
+def test_batches_hold_like_lengths_and_the_longest_come_first(dataset: AudioDataset) -> None:
+    model = Statistics()
+    model.extract_embeddings(dataset, False, config(batch_size=64))
+    assert sorted(len(batch) for batch in model.batches) == [1, 3, 4]
+    assert max(model.batches[0]) == max(max(batch) for batch in model.batches)
+
+
+def test_out_of_memory_halves_the_batch_and_later_ones_and_goes_on(
+    dataset: AudioDataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Statistics(room_for=2)
+    pairs = model.extract_embeddings(dataset, False, config(batch_size=64))
+    assert len(pairs) == 7
+    assert "out of memory with" in caplog.text
+    too_large = sum(len(batch) > 2 for batch in model.batches)
+    assert 1 <= too_large <= 2  # the second may have been under way already
+    pairs = model.extract_embeddings(dataset, False, config(batch_size=64))
+    assert len(pairs) == 7 and sum(len(batch) > 2 for batch in model.batches) == too_large
+
+
+def test_no_memory_for_even_one_utterance_is_a_failure_of_that_one(
+    dataset: AudioDataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert Statistics(room_for=0).extract_embeddings(dataset, False, config(batch_size=4)) == []
+    assert sum("no room" in record.message for record in caplog.records) == 8
+
+
+def test_an_error_within_a_batch_costs_the_utterance_that_it_is_due_to(tmp_path: Path) -> None:
+    for number in range(5):
+        write_wav(tmp_path / f"{number}.wav", speechlike(0.5 if number == 3 else 0.501, seed=number))
+    pairs = Statistics().extract_embeddings(AudioDataset.from_dir(tmp_path), False, config(batch_size=8))
+    assert [id_ for id_, _ in pairs] == ["0.wav", "1.wav", "2.wav", "4.wav"]
+
+
+def test_threads_are_shared_out_and_given_back(dataset: AudioDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    model = Statistics()
+    torch.set_num_threads(4)
+    try:
+        model.extract_embeddings(dataset, False, config())
+        assert model.threads == {1} and torch.get_num_threads() == 4
+        model.threads.clear()
+        model.extract_embeddings(dataset.filter(lambda utterance: utterance.id == "0.wav"), False, config())
+        assert model.threads == {4} and torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_interrupted_run_keeps_what_was_computed(
+    dataset: AudioDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = Statistics.embed
+    seen = []
+
+    def third_interrupted(self: Statistics, waveforms: list[torch.Tensor], **limits: float) -> torch.Tensor:
+        seen.append(waveforms)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return computed(self, waveforms, **limits)
+
+    monkeypatch.setattr(Statistics, "embed", third_interrupted)
+    dataset.set_output_dir(tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        Statistics().extract_embeddings(dataset, True, config())
+    assert len(list((tmp_path / "out").iterdir())) == len(seen) - 1 >= 2
+
+
+def test_what_is_left_open_goes_by_the_device_and_what_is_said_stays() -> None:
+    on_cpu, on_gpu = (suited(DataConfig(), torch.device(name)) for name in ("cpu", "cuda"))
+    assert on_cpu.batch_size == 1 and on_gpu.batch_size > 1
+    assert on_cpu.streams <= torch.get_num_threads() and on_gpu.streams == 2
+    said = suited(DataConfig(batch_size=3, max_batch_seconds=7.0, num_workers=0), torch.device("cuda"))
+    assert (said.batch_size, said.max_batch_seconds, said.num_workers) == (3, 7.0, 0)
