@@ -55,7 +55,7 @@ lock: setup ## Write requirements.lock anew from pyproject.toml
 	$(UV) pip compile pyproject.toml --quiet --extra dev --universal --python-version 3.11 --upgrade \
 		--no-header --no-annotate --no-emit-index-url --output-file requirements.lock
 
-bench: setup ## Measure speed beside WeSpeaker's recipe, a few minutes, and write docs/benchmarks.md
+bench: setup ## Measure speed beside its peers, about 40 minutes, and write docs/benchmarks.md
 	$(BIN)/python scripts/bench.py --write docs/benchmarks.md
 
 clean: ## Remove .venv and caches, keep outputs

@@ -30,7 +30,7 @@ Row = Mapping[str, str]
 
 def identity(model: Mapping[str, Any], precision: str) -> dict[str, Any]:
     """Return what decides a model's numbers: its files, by content where local, its feature settings, the precision."""
-    settings = {"precision": precision}
+    settings = {"precision": precision, "engine": model.get("engine", "torch")}
     settings |= {f"features.{name}": value for name, value in model.get("features", {}).items() if name != "_target_"}
     names = {name: model[name] for name in ("model_name", "config_name")}
     folder = Path(os.path.expanduser(model["model_dir"])) if model.get("model_dir") else None

@@ -38,7 +38,8 @@ def _attend(layer: Any, hidden_states: torch.Tensor) -> torch.Tensor:
     """Attend from each frame of `(batch, frames, channels)` to all; a multi-head attention without mask."""
 
     def by_head(projected: torch.Tensor) -> torch.Tensor:
-        return projected.unflatten(-1, (layer.num_heads, layer.head_dim)).transpose(1, 2)
+        heads: torch.Tensor = projected.unflatten(-1, (layer.num_heads, layer.head_dim))
+        return heads.transpose(1, 2)
 
     attended = nn.functional.scaled_dot_product_attention(
         by_head(layer.q_proj(hidden_states)),
@@ -46,5 +47,5 @@ def _attend(layer: Any, hidden_states: torch.Tensor) -> torch.Tensor:
         by_head(layer.v_proj(hidden_states)),
         scale=layer.scaling,
     )
-    attended_by_all_heads: torch.Tensor = layer.out_proj(attended.transpose(1, 2).flatten(-2))
-    return attended_by_all_heads
+    made: torch.Tensor = layer.out_proj(attended.transpose(1, 2).flatten(-2))
+    return made

@@ -4,22 +4,23 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 
-from balr.config import FeaturesConfig
+from balr.config import DataConfig, FeaturesConfig
 from balr.embeddings.architectures import run_network
 from balr.embeddings.attention import attend_in_blocks
-from balr.embeddings.base import EmbeddingsModel, select_device
+from balr.embeddings.base import EmbeddingsModel, select_device, suited
 from balr.embeddings.checkpoint import find_checkpoint, load_weights, read_config
 from balr.embeddings.chunks import Trunk, cuttable
+from balr.embeddings.engine import CompiledNetwork
 from balr.embeddings.folding import fold
 from balr.embeddings.frontend import build_with_frontend
 from balr.embeddings.lengths import LARGEST_RELATIVE_DIFFERENCE, RaggedNetwork
 from balr.embeddings.precision import checked_precision, lower_trunk
-from balr.errors import CheckpointError, UtteranceError
+from balr.errors import CheckpointError, ConfigError, UtteranceError
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ class WespeakerModel(EmbeddingsModel):
 
     `model_dir` is where the model's files are downloaded to (None: the Hub's own cache); a folder that already holds
     them needs no network. `features` overrides what the checkpoint's config says. `revision` None: the pinned revision
-    of a checkpoint that ships with balr, else `main`. Raises CheckpointError or ConfigError.
+    of a checkpoint that ships with balr, else `main`. `precision` is `fp32`, or `bf16` or `fp16` for the layers before
+    the pooling; `engine` is `torch`, or `openvino` on a CPU. Raises CheckpointError or ConfigError.
     """
 
     def __init__(
@@ -46,9 +48,11 @@ class WespeakerModel(EmbeddingsModel):
         *,
         revision: str | None = None,
         precision: str = "fp32",
+        engine: str = "torch",
     ) -> None:
         self.device = select_device(device)
         self.precision = precision
+        self.engine = engine
         dtype = checked_precision(precision, self.device)
         self.files = find_checkpoint(
             model_repo, model_name, config_name=config_name, model_dir=model_dir, revision=revision
@@ -65,6 +69,7 @@ class WespeakerModel(EmbeddingsModel):
         fold(network, example)
         attend_in_blocks(network, example)
         self._network = _channels_last(network.to(self.device))
+        self._compiled = self._compile(engine, dtype)
         if dtype != torch.float32:
             lower_trunk(self._network, dtype, example.to(self.device))
         self._ragged = RaggedNetwork(self._network, time_dim=self._frontend.time_dim)
@@ -103,20 +108,23 @@ class WespeakerModel(EmbeddingsModel):
             return torch.cat(rows).float()
 
     def _embed_features(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        run = self._compiled or partial(run_network, self._network)
         if len(features) == 1:
-            return run_network(self._network, features[0].unsqueeze(0))
+            return run(features[0].unsqueeze(0))
         if self.takes_ragged_batches:
             return self._ragged(features)
         rows_of: dict[int, list[int]] = {}
         for row, one in enumerate(features):
             rows_of.setdefault(one.shape[self._frontend.time_dim - 1], []).append(row)
-        parts = [run_network(self._network, torch.stack([features[row] for row in rows])) for rows in rows_of.values()]
+        parts = [run(torch.stack([features[row] for row in rows])) for rows in rows_of.values()]
         order = torch.tensor([row for rows in rows_of.values() for row in rows], device=self.device)
         return torch.cat(parts)[order.argsort()]
 
     @cached_property
     def takes_ragged_batches(self) -> bool:
         """Tell whether utterances of different lengths go into one batch exactly, on this device, by trying it."""
+        if self._compiled is not None:
+            return False
         with torch.inference_mode(), _exact_kernels():
             moved = self._ragged.difference_from_alone(self._noise_features)
         exact = moved < self._largest_difference
@@ -136,7 +144,7 @@ class WespeakerModel(EmbeddingsModel):
             False: "of equal frame counts",
         }
         trunk = {} if "_trunk" not in vars(self) else {"long_audio": "whole" if self._trunk is None else "in chunks"}
-        return {**super().how(), "precision": self.precision, "batches": batches[tried], **trunk}
+        return {**super().how(), "precision": self.precision, "engine": self.engine, "batches": batches[tried], **trunk}
 
     @cached_property
     def shortest_seconds(self) -> float:
@@ -150,11 +158,23 @@ class WespeakerModel(EmbeddingsModel):
             low, high = (low, middle) if self._can_embed(noise[: lengths[middle]]) else (middle + 1, high)
         return lengths[low] / self.sample_rate_hz
 
+    def _compile(self, engine: str, dtype: torch.dtype) -> CompiledNetwork | None:
+        if engine not in ("torch", "openvino"):
+            raise ConfigError(f"embeddings.model.engine={engine}: must be torch or openvino.")
+        if engine == "torch":
+            return None
+        if self.device.type != "cpu":
+            raise ConfigError(f"embeddings.model.engine=openvino: runs on a CPU, and device is {self.device}.")
+        mels, time_dim = self._frontend.mels, self._frontend.time_dim
+        streams = suited(DataConfig(), self.device).streams
+        return CompiledNetwork(self._network, mels=mels, time_dim=time_dim, dtype=dtype, streams=streams)
+
     def _can_embed(self, waveform: torch.Tensor) -> bool:
         with torch.inference_mode(), _exact_kernels(), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the variance of a single frame; the result is checked
             try:
-                return bool(self._embed_features(self._frontend.compute([waveform.to(self.device)])).isfinite().all())
+                features = self._frontend.compute([waveform.to(self.device)])[0]
+                return bool(run_network(self._network, features.unsqueeze(0)).isfinite().all())
             except (RuntimeError, IndexError, UtteranceError):  # such as a convolution wider than its input
                 return False
 

@@ -1,0 +1,92 @@
+"""OpenVINO as the engine: the embeddings of torch, from any number of threads; refused where that is not so."""
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Command, rows, speechlike, write_wav
+from reference import Reference, cosine, relative_difference
+from untrained_checkpoint import seeded_network, write_checkpoint
+
+from balr.config import DataConfig
+from balr.data.dataset import AudioDataset
+from balr.embeddings.engine import CompiledNetwork
+from balr.embeddings.wespeaker import WespeakerModel
+from balr.errors import ConfigError
+
+SLOW = (
+    ("ResNet34", {"feat_dim": 80, "pooling_func": "TSTP"}),
+    ("ECAPA_TDNN_GLOB_c512", {"feat_dim": 80, "pooling_func": "ASTP"}),
+    ("SimAM_ResNet34_ASP", {"in_planes": 16}),
+    ("ReDimNetB0", {"feat_dim": 60, "pooling_func": "ASTP"}),
+)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path) -> WespeakerModel:
+    return WespeakerModel("", "avg_model.pt", model_dir=tiny_checkpoint, engine="openvino")
+
+
+def test_embeddings_equal_the_reference_in_batches_and_alone(
+    model: WespeakerModel, tiny_checkpoint: Path, corpus: Path
+) -> None:
+    reference = Reference(tiny_checkpoint, "campplus")
+    for number, seconds in enumerate((2.6, 2.6, 3.1)):  # the engine leaves shorter ones of CAM++ to torch
+        write_wav(corpus / f"long{number}.wav", speechlike(seconds, seed=10 + number))
+    for size in (1, 8):
+        pairs = model.extract_embeddings(AudioDataset.from_dir(corpus), False, DataConfig(batch_size=size))
+        assert len(pairs) == 9
+        for id_, ours in pairs:
+            theirs = reference.embed(corpus / id_)
+            assert relative_difference(ours, theirs) < 1e-4 and cosine(ours, theirs) > 0.999999
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("architecture", "args"), SLOW, ids=[case[0] for case in SLOW])
+def test_architectures_run_with_the_same_embeddings(tmp_path: Path, architecture: str, args: dict[str, Any]) -> None:
+    dataset_args = {"fbank_args": {"num_mel_bins": args.get("feat_dim", 80)}}
+    folder = write_checkpoint(tmp_path / "c", architecture, {**args, "embed_dim": 24}, dataset_args=dataset_args)
+    waveforms = [torch.from_numpy(speechlike(seconds, seed=1)) for seconds in (1.0, 2.2, 1.0)]
+    engines = [WespeakerModel("", "avg_model.pt", model_dir=folder, engine=name) for name in ("torch", "openvino")]
+    expected, made = (engine.embed(waveforms) for engine in engines)
+    assert (made - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_threads_do_not_meet_in_the_engine(model: WespeakerModel) -> None:
+    waveforms = [torch.from_numpy(speechlike(1.6 + 0.2 * n, seed=n)) for n in range(8)]
+    alone = [model.embed([waveform]) for waveform in waveforms]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda waveform: model.embed([waveform]), waveforms * 4))
+    assert all(torch.equal(one, alone[n % 8]) for n, one in enumerate(together))
+
+
+def test_a_run_records_its_engine_and_does_not_mix_it_with_another(
+    balr: Command, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert balr(f"input={corpus}", "save_dir=out", "embeddings.model.engine=openvino") == 0
+    assert len(rows(tmp_path / "out" / "metadata.csv")) == 6
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["computed"]["engine"] == "openvino"
+    assert balr(f"input={corpus}", "save_dir=out") == 2
+    assert "engine (openvino there, torch here)" in capsys.readouterr().err
+
+
+def test_a_network_that_the_engine_would_change_is_refused() -> None:
+    network = seeded_network("XVEC", {"feat_dim": 80, "embed_dim": 8, "pooling_func": "TSTP"}, {}, 0)
+    moving = torch.nn.Sequential(network)
+    moving.forward = lambda features: (None, network(features)[-1] * (1.5 if torch.jit.is_tracing() else 1.0))
+    with pytest.raises(ConfigError, match="would move embeddings by 5"):
+        CompiledNetwork(moving, mels=80, time_dim=1, dtype=torch.float32, streams=1)
+
+
+def test_without_the_extra_one_line_says_what_to_install(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ConfigError, match=r"pip install 'balr\[openvino\]'"):
+        WespeakerModel("", "avg_model.pt", model_dir=tiny_checkpoint, engine="openvino")
+    with pytest.raises(ConfigError, match="must be torch or openvino"):
+        WespeakerModel("", "avg_model.pt", model_dir=tiny_checkpoint, engine="onnx")
