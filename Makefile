@@ -7,7 +7,7 @@ UV := $(BIN)/uv
 DEMO := outputs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format typecheck check resolution lock bench clean
+.PHONY: help setup demo test test-all test-cuda lint format typecheck check resolution lock bench clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test: setup ## Run the default tests
 
 test-all: setup ## Run all tests, slow ones too, that this machine can run
 	$(BIN)/python -m pytest -m ''
+
+test-cuda: setup ## Run the tests that need an NVIDIA GPU
+	$(BIN)/python -m pytest -m cuda
 
 lint: setup ## Check style and format
 	$(BIN)/ruff format --check .

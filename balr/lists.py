@@ -120,7 +120,7 @@ def recorded(folder: Path, model: Mapping[str, Any]) -> Iterator[dict[str, str]]
     """
     record = _read_record(folder)
     replacing = record is not None and (record["replacing"] or record["model"] != model)
-    computed: dict[str, str] = {}
+    computed: dict[str, str] = {} if record is None or replacing else record["computed"]
     _write_record(folder, model, replacing=replacing, computed=computed)
     done = False
     try:
@@ -136,7 +136,11 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return {"model": dict(record["model"]), "replacing": bool(record["replacing"])}
+        return {
+            "model": dict(record["model"]),
+            "replacing": bool(record["replacing"]),
+            "computed": dict(record.get("computed", {})),
+        }
     except (ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{path}: not balr's record of a run ({error}); choose another save_dir.") from error
 

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from balr.errors import Failure, one_line
@@ -65,17 +65,18 @@ class Tally:
         self.audio_seconds = 0.0
         self.failures: list[Failure] = []
         self._todo = todo
+        self._planned_seconds = 0.0
         self._started = self._last_line = time.monotonic()
         self._bar = Progress(
             TextColumn("embedding"),
             BarColumn(bar_width=None),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}"),
             TextColumn("{task.fields[pace]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             disable=not sys.stderr.isatty(),
         )
-        self._task = self._bar.add_task("", total=todo, pace="")
+        self._task = self._bar.add_task("", total=None, count="", pace="")
 
     def __enter__(self) -> Self:
         self._started = self._last_line = time.monotonic()
@@ -87,6 +88,9 @@ class Tally:
     @property
     def wall_seconds(self) -> float:
         return time.monotonic() - self._started
+
+    def planned(self, audio_seconds: float) -> None:
+        self._planned_seconds = audio_seconds
 
     def embedded(self, utterance: "AnnotatedAudio", audio_seconds: float) -> None:
         self.embedded_count += 1
@@ -105,11 +109,14 @@ class Tally:
         pace = f"{_hours(self.audio_seconds)} of audio, {_pace(self.audio_seconds, self.wall_seconds)} real time"
         if self.failures:
             pace += f", {len(self.failures)} failed"
-        self._bar.update(self._task, completed=done, pace=pace)
+        # By audio, not by utterances: the longest come first.
+        planned = max(self._planned_seconds, self.audio_seconds)
+        count = f"{done}/{self._todo}"
+        self._bar.update(self._task, total=planned, completed=self.audio_seconds, count=count, pace=pace)
         if self._bar.disable and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            left = self.wall_seconds / done * (self._todo - done)
-            log.info("%d of %d utterances, %s, %.0f min left", done, self._todo, pace, left / 60)
+            left = self.wall_seconds * (planned / max(self.audio_seconds, 1e-9) - 1)
+            log.info("%s utterances, %s, %.0f min left", count, pace, left / 60)
 
 
 def shown(path: Path) -> str:

@@ -30,7 +30,9 @@ _MOST_STREAMS = 8
 
 
 class Observer(Protocol):
-    """Is told of every utterance as it is done: a progress bar, a count, a record."""
+    """Is told how much audio is planned and of every utterance as it is done: a progress bar, a count, a record."""
+
+    def planned(self, audio_seconds: float) -> None: ...
 
     def embedded(self, utterance: AnnotatedAudio, audio_seconds: float) -> None: ...
 
@@ -87,8 +89,10 @@ class EmbeddingsModel(ABC):
         audible = dataset.filter(lambda utterance: utterance.audio is not None).at_rate(self.sample_rate_hz)
         loading = suited(data_config, self.device)
         files = [utterance.audio for utterance in audible.utterances if utterance.audio is not None]
+        seconds = durations(files, cache=durations_file)
+        observer.planned(sum(length for length in seconds if length is not None))
         plan = plan_batches(
-            durations(files, cache=durations_file),
+            seconds,
             batch_size=loading.batch_size,
             max_batch_seconds=loading.max_batch_seconds,
             shuffle=data_config.shuffle,
@@ -210,13 +214,15 @@ def _computing(streams: int, device: torch.device) -> Iterator[ThreadPoolExecuto
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # the weights were put there on another stream
     pool = ThreadPoolExecutor(streams, thread_name_prefix="embed", initializer=_use_own_stream, initargs=(device,))
-    try:
-        if device.type == "cpu":
-            torch.set_num_threads(max(1, threads // streams))
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
+    # For all threads, from here on: one that put tf32 back after its batch would let it into the batch of another.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        try:
+            if device.type == "cpu":
+                torch.set_num_threads(max(1, threads // streams))
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
 
 
 def _device_name(device: torch.device) -> str:
@@ -264,6 +270,9 @@ def select_device(device: str | torch.device) -> torch.device:
 
 
 class _LoggingObserver:
+    def planned(self, audio_seconds: float) -> None:
+        log.debug("%.0f s of audio to embed", audio_seconds)
+
     def embedded(self, utterance: AnnotatedAudio, audio_seconds: float) -> None:
         log.debug("%s: embedded, %.1f s", utterance.id, audio_seconds)
 

@@ -139,7 +139,7 @@ class WespeakerModel(EmbeddingsModel):
         """Say, after a run, how batches and long audio were worked through."""
         tried = vars(self).get("takes_ragged_batches")
         batches = {
-            None: "of equal lengths",
+            None: "one utterance each",
             True: "of different lengths, exact by trial",
             False: "of equal frame counts",
         }
@@ -207,7 +207,7 @@ class WespeakerModel(EmbeddingsModel):
 
 @contextmanager
 def _exact_kernels() -> Iterator[None]:
-    """Keep tf32 out of convolutions and matrix products: fp32 means fp32."""
+    """Keep tf32 out of convolutions, where torch lets it in: fp32 means fp32."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
 
