@@ -80,7 +80,7 @@ def _names(group: str) -> list[str]:
 
 @app.command(
     epilog="Exit codes: 0 all embedded; 1 some utterances, or jobs of a sweep, failed; 2 the command could not do its "
-    "work, and one line says why; 130 interrupted."
+    "work, and one line says why; 130 interrupted (143 by SIGTERM, 138 by SIGUSR1)."
 )
 def extract(
     corpus: Annotated[

@@ -54,24 +54,26 @@ class DataConfig:
     """Say how utterances are loaded and put into batches; None leaves a choice to the device and the cores there are.
 
     `batch_size` utterances at most, of nearly equal length, go through the network at once, and `max_batch_seconds` of
-    audio, padding included. `num_workers` processes decode ahead (0: none), each at most `prefetch_factor` batches.
+    audio, padding included; `streams` batches are computed at a time. `num_workers` processes decode ahead (0: none),
+    each at most `prefetch_factor` batches.
     `shuffle` takes batches in a drawn order, not the longest first. Audio longer than `chunk_seconds` goes through the
-    network in parts where that does not change the embedding; where it would, audio longer than `max_whole_seconds`
-    is refused. No choice here changes an embedding.
+    network in parts of half that, where it does not change the embedding; where it would, audio longer than
+    `max_whole_seconds` is refused. No choice here changes an embedding.
     """
 
     batch_size: int | None = None
     max_batch_seconds: float | None = None
     shuffle: bool = False
+    streams: int | None = None
     num_workers: int | None = None
-    prefetch_factor: int = 4
+    prefetch_factor: int | None = None
     chunk_seconds: float = 20.0
     max_whole_seconds: float = 600.0
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("num_workers", 0), ("prefetch_factor", 1)):
+        for name, least in (("batch_size", 1), ("streams", 1), ("num_workers", 0), ("prefetch_factor", 1)):
             value = getattr(self, name)
-            if (value is not None or name == "prefetch_factor") and (type(value) is not int or value < least):
+            if value is not None and (type(value) is not int or value < least):
                 raise ConfigError(f"data.{name}={value}: must be a whole number, {least} or more.")
         for name in ("max_batch_seconds", "chunk_seconds", "max_whole_seconds"):
             value = getattr(self, name)

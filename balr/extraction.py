@@ -9,8 +9,8 @@ from typing import Any
 from balr.config import DataConfig, RunConfig, build
 from balr.data.dataset import AudioDataset
 from balr.embeddings.base import EmbeddingsModel
-from balr.errors import Failure
-from balr.files import check_writable
+from balr.errors import Failure, one_line
+from balr.files import check_writable, held
 from balr.lists import (
     DURATIONS,
     identity,
@@ -23,6 +23,8 @@ from balr.lists import (
 from balr.report import Report, Tally, shown
 
 log = logging.getLogger(__name__)
+
+_BROKEN_SHOWN = 10
 
 
 def run(cfg: RunConfig, *, run_dir: Path) -> Report:
@@ -37,12 +39,16 @@ def run(cfg: RunConfig, *, run_dir: Path) -> Report:
     dataset.set_output_dir(cfg.save_dir)
     lists_in = dataset.output_dir or run_dir.absolute()
     if cfg.save_output:
-        _check_destination(cfg, dataset, lists_in)
+        check_writable(lists_in)
     audible = dataset.filter(lambda utterance: utterance.audio is not None)
-    todo = audible if cfg.force or not cfg.save_output else audible.filter(lambda u: not dataset.has_vector(u))
-    log.info("%d utterances in %s, %d already there", len(dataset), cfg.input, len(audible) - len(todo))
-    tally = Tally(len(todo))
+    tally = Tally()
     with ExitStack() as at_the_end:
+        if cfg.save_output:
+            at_the_end.enter_context(held(lists_in))
+            _check_destination(cfg, dataset, lists_in)
+        todo = _what_is_left(audible) if cfg.save_output and not cfg.force else audible
+        tally.todo = len(todo)
+        log.info("%d utterances in %s, %d already there", len(dataset), cfg.input, len(audible) - len(todo))
         model = _model(cfg) if len(todo) else None
         if cfg.save_output:
             computed = at_the_end.enter_context(recorded(lists_in, _identity(cfg)))
@@ -66,6 +72,17 @@ def run(cfg: RunConfig, *, run_dir: Path) -> Report:
     )
 
 
+def _what_is_left(audible: AudioDataset) -> AudioDataset:
+    """Return the utterances without an embedding, or with one that is broken, which is said and done again."""
+    flaws = {utterance.id: audible.vector_flaw(utterance) for utterance in audible.utterances}
+    broken = [(id_, flaw) for id_, flaw in flaws.items() if flaw not in (None, "missing")]
+    for id_, flaw in broken[:_BROKEN_SHOWN]:
+        log.warning("%s: its embedding is broken and made again: %s", one_line(id_), flaw)
+    if len(broken) > _BROKEN_SHOWN:
+        log.warning("and %d more broken embeddings, made again", len(broken) - _BROKEN_SHOWN)
+    return audible.filter(lambda utterance: flaws[utterance.id] is not None)
+
+
 def _model(cfg: RunConfig) -> EmbeddingsModel:
     return build(cfg.embeddings["model"], EmbeddingsModel, device=cfg.device, precision=cfg.precision)
 
@@ -75,7 +92,6 @@ def _identity(cfg: RunConfig) -> dict[str, Any]:
 
 
 def _check_destination(cfg: RunConfig, dataset: AudioDataset, lists_in: Path) -> None:
-    check_writable(lists_in)
     refuse_foreign_lists(lists_in, cfg.input)
     if not cfg.force:
         refuse_another_model(lists_in, _identity(cfg))

@@ -2,14 +2,24 @@
 
 import csv
 import io
+import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
+from filelock import FileLock, Timeout
+
 from balr.errors import OutputError
+
+log = logging.getLogger(__name__)
+
+_LOCK = ".balr.lock"
+_SECONDS_FOR_A_KILLED_RUN = 8.0
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 
 @contextmanager
@@ -30,6 +40,33 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}.") from error
     finally:
         _remove(temporary)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder for this run alone and clear away what a killed one left half-written in it.
+
+    The lock goes with its process, or seconds later with the processes that it had forked. Raises OutputError where
+    another run holds the folder.
+    """
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=_SECONDS_FOR_A_KILLED_RUN)
+    except Timeout as error:
+        raise OutputError(
+            f"{folder}: another run is at work there; wait until it ends, or choose another save_dir."
+        ) from error
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be locked: {error.strerror or error}; choose another save_dir.") from error
+    try:
+        leftovers = [path for path in folder.rglob(".*.tmp") if _TEMPORARY.fullmatch(path.name)]
+        for path in leftovers:
+            _remove(path)
+        if leftovers:
+            log.info("%d half-written files of a killed run cleared away", len(leftovers))
+        yield
+    finally:
+        lock.release()  # its file stays: one that is taken away under another run would hold nobody off
 
 
 def write_csv(path: Path, header: Iterable[str], rows: Iterable[Mapping[str, str]]) -> None:

@@ -19,6 +19,7 @@ from yaml import YAMLError
 
 from balr.config import check, config_dir, register
 from balr.errors import BalrError, one_line
+from balr.signals import StoppedError, ending_in_order
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run with Hydra's command line, `argv` or the process's own, and return an exit code.
 
     0: every utterance has an embedding. 1: some utterances or jobs of a sweep failed. 2: the command could not do its
-    work. 130: interrupted.
+    work. 130: interrupted; 143 and 138: stopped by SIGTERM and SIGUSR1.
     """
     register()
     with _argv(argv), _whole_exceptions():
@@ -48,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (BalrError, HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
             sys.stderr.write(f"ERROR {_explain(error)}\n")
             return REFUSED
-        except KeyboardInterrupt:
-            return INTERRUPTED
+        except KeyboardInterrupt as stop:
+            return stop.exit_code if isinstance(stop, StoppedError) else INTERRUPTED
         except SystemExit as stop:
             return stop.code if isinstance(stop.code, int) else DONE
         except Exception as error:  # whatever else a value can make Hydra or a launcher raise
@@ -75,12 +76,13 @@ def _run(cfg: DictConfig) -> int:
         from balr.extraction import run  # brings torch: not for --help or --cfg
         from balr.report import summary
 
-        report = run(settings, run_dir=Path(HydraConfig.get().runtime.output_dir))
+        with ending_in_order():
+            report = run(settings, run_dir=Path(HydraConfig.get().runtime.output_dir))
     except (BalrError, OmegaConfBaseException) as error:
         log.error("%s", one_line(error))
         return REFUSED
-    except KeyboardInterrupt:
-        log.error("interrupted; what was embedded until now is saved.")
+    except KeyboardInterrupt as stop:
+        log.error("interrupted%s; what was embedded until now is saved.", f" by {stop}" if str(stop) else "")
         raise
     except Exception as error:
         log.exception("unexpected %s: %s (traceback in %s)", type(error).__name__, one_line(error), _log_file())

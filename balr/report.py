@@ -60,11 +60,11 @@ class Report:
 class Tally:
     """Count what a model does and show it: a bar on a terminal, else a line every half minute."""
 
-    def __init__(self, todo: int) -> None:
+    def __init__(self) -> None:
+        self.todo = 0
         self.embedded_count = 0
         self.audio_seconds = 0.0
         self.failures: list[Failure] = []
-        self._todo = todo
         self._planned_seconds = 0.0
         self._started = self._last_line = time.monotonic()
         self._bar = Progress(
@@ -91,6 +91,7 @@ class Tally:
 
     def planned(self, audio_seconds: float) -> None:
         self._planned_seconds = audio_seconds
+        self._started = self._last_line = time.monotonic()  # headers are read
 
     def embedded(self, utterance: "AnnotatedAudio", audio_seconds: float) -> None:
         self.embedded_count += 1
@@ -111,12 +112,12 @@ class Tally:
             pace += f", {len(self.failures)} failed"
         # By audio, not by utterances: the longest come first.
         planned = max(self._planned_seconds, self.audio_seconds)
-        count = f"{done}/{self._todo}"
+        count = f"{done}/{self.todo}"
         self._bar.update(self._task, total=planned, completed=self.audio_seconds, count=count, pace=pace)
         if self._bar.disable and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            left = self.wall_seconds * (planned / max(self.audio_seconds, 1e-9) - 1)
-            log.info("%s utterances, %s, %.0f min left", count, pace, left / 60)
+            left = self.wall_seconds * (planned / self.audio_seconds - 1) if self.audio_seconds else None
+            log.info("%s utterances, %s%s", count, pace, "" if left is None else f", {left / 60:.0f} min left")
 
 
 def shown(path: Path) -> str:

@@ -7,7 +7,6 @@ m4a, aac, wma and webm. A file that ends before its header says so is an error: 
 import logging
 import os
 import re
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _BLOCK_FRAMES = 1 << 20
+_MOST_CLAIMED = 1 << 29  # nine hours at 16 kHz; what is longer grows as it is read
 _LARGEST_RESAMPLING_KERNEL = 100_000_000
 _EXACT_LENGTH = frozenset({"WAV", "WAVEX", "FLAC", "AIFF", "W64", "RF64", "AU", "CAF", "NIST"})
 
@@ -41,17 +41,17 @@ def load_waveform(path: Path, sample_rate_hz: int) -> torch.Tensor:
     Resampling is torchaudio's default, as in WeSpeaker's recipe. What is held beside the waveform itself is a block of
     the file. Raises UtteranceError with the reason.
     """
-    rate_hz, blocks = decode(path)
-    waveform = _joined(blocks if rate_hz == sample_rate_hz else _resampled(blocks, rate_hz, sample_rate_hz))
+    rate_hz, frames, blocks = decode(path)
+    if rate_hz != sample_rate_hz:
+        blocks, frames = _resampled(blocks, rate_hz, sample_rate_hz), -(-frames * sample_rate_hz // rate_hz)
+    waveform = _joined(blocks, frames)
     if waveform.numel() == 0:
         raise UtteranceError("no samples: the file holds no audio")
-    if not waveform.isfinite().all():
-        raise UtteranceError("samples that are not numbers (NaN or infinity)")
     return waveform
 
 
-def decode(path: Path) -> tuple[int, Iterator[torch.Tensor]]:
-    """Open a file and return its sample rate in Hz and its mono float32 samples, in blocks `(samples,)`."""
+def decode(path: Path) -> tuple[int, int, Iterator[torch.Tensor]]:
+    """Open a file; return its sample rate in Hz, how many samples it claims, and its mono float32 samples in blocks."""
     if os.path.isfile(path) and os.path.getsize(path) == 0:
         raise UtteranceError("empty: the file holds no bytes")
     try:
@@ -62,7 +62,7 @@ def decode(path: Path) -> tuple[int, Iterator[torch.Tensor]]:
         return _decode_with_ffmpeg(path)
     except OSError as error:
         raise UtteranceError(f"cannot be opened: {error.strerror or error}") from error
-    return file.samplerate, _read_blocks(file)
+    return file.samplerate, file.frames, _read_blocks(file)
 
 
 def _read_blocks(file: soundfile.SoundFile) -> Iterator[torch.Tensor]:
@@ -80,18 +80,21 @@ def _read_blocks(file: soundfile.SoundFile) -> Iterator[torch.Tensor]:
         _check_length(file, samples)
 
 
-def _joined(blocks: Iterator[torch.Tensor]) -> torch.Tensor:
-    """Put blocks end to end, letting go of each as it is copied: a long waveform is not held twice."""
-    held = deque(blocks)
-    if len(held) == 1:
-        return held[0]
-    waveform = torch.empty(sum(block.numel() for block in held))
+def _joined(blocks: Iterator[torch.Tensor], claimed: int) -> torch.Tensor:
+    """Put blocks end to end, each in its place at once where the file has as many samples as it claims."""
+    waveform = torch.empty(max(0, min(claimed, _MOST_CLAIMED)))  # memory is taken only as it is filled
     filled = 0
-    while held:
-        block = held.popleft()
+    for block in blocks:
+        if not block.isfinite().all():  # block by block, as this takes more memory than what it looks at
+            raise UtteranceError("samples that are not numbers (NaN or infinity)")
+        if filled == 0 and block.numel() == waveform.numel():
+            waveform, filled = block, block.numel()
+            continue
+        if filled + block.numel() > waveform.numel():
+            waveform = torch.cat((waveform[:filled], torch.empty(max(filled, block.numel()))))
         waveform[filled : filled + block.numel()] = block
         filled += block.numel()
-    return waveform
+    return waveform if filled == waveform.numel() else waveform[:filled].clone()
 
 
 def _resampled(blocks: Iterator[torch.Tensor], rate_hz: int, target_hz: int) -> Iterator[torch.Tensor]:
@@ -130,11 +133,11 @@ def open_with_ffmpeg(path: Path) -> "Iterator[InputContainer]":
         yield container
 
 
-def _decode_with_ffmpeg(path: Path) -> tuple[int, Iterator[torch.Tensor]]:
+def _decode_with_ffmpeg(path: Path) -> tuple[int, int, Iterator[torch.Tensor]]:
     blocks = _ffmpeg_blocks(path)
     rate_hz = next(blocks)
     assert isinstance(rate_hz, int)
-    return rate_hz, (block for block in blocks if isinstance(block, torch.Tensor))
+    return rate_hz, 0, (block for block in blocks if isinstance(block, torch.Tensor))
 
 
 def _ffmpeg_blocks(path: Path) -> Iterator[int | torch.Tensor]:

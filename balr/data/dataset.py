@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from balr.data.audio import load_waveform
 from balr.data.readers import AUDIO_FORMATS, Utterance, read_csv, read_dir, read_scp
-from balr.data.vectors import read_vector, write_vector
+from balr.data.vectors import flaw_of_vector, read_vector, write_vector
 from balr.errors import InputError, OutputError
 
 
@@ -154,8 +154,12 @@ class AudioDataset(Dataset[AnnotatedAudio]):
         return self.output_dir / folder.relative_to(self._tree) / name
 
     def has_vector(self, utterance: Utterance) -> bool:
-        """Tell whether the embedding of an utterance is at its destination."""
-        return utterance.audio is not None and self.vector_path(utterance).is_file()
+        """Tell whether the embedding of an utterance is at its destination, whole and finite."""
+        return utterance.audio is not None and self.vector_flaw(utterance) is None
+
+    def vector_flaw(self, utterance: Utterance) -> str | None:
+        """Say what is wrong with the embedding at an utterance's destination, `missing` at least; None: nothing."""
+        return flaw_of_vector(self.vector_path(utterance))
 
     def save_vector(self, id: str, vector: npt.NDArray[np.float32]) -> Path:
         """Write the embedding `(dim,)` of an utterance, whole or not at all, and return where. Raises OutputError."""

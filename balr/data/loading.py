@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from balr.data.batching import Batch
 from balr.data.dataset import AnnotatedAudio, AudioDataset
-from balr.errors import BalrError, Failure, Stage, one_line
+from balr.errors import BalrError, Failure, InputError, Stage, one_line
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def decoded_batches(
     """Decode batch by batch, `num_workers` processes ahead (0: this one) by `prefetch_factor` batches each."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # more workers than cores: they wait for disks, too
-        return iter(
+        batches: Iterator[Decoded] = iter(
             DataLoader(
                 _Decoder(dataset),
                 batch_size=None,
@@ -52,6 +52,19 @@ def decoded_batches(
                 multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
             )
         )
+    return _telling_of_deaths(batches)
+
+
+def _telling_of_deaths(batches: Iterator[Decoded]) -> Iterator[Decoded]:
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            "a process that decodes died, of a file that crashes its decoder or of too little shared memory "
+            "(/dev/shm); what was embedded is saved, and data.num_workers=0 goes on without such processes."
+        ) from error
 
 
 def failure(id: str, audio: Path | None, stage: Stage, error: Exception) -> Failure:

@@ -1,7 +1,9 @@
 """Embeddings as files: `.npy` and `.txt` are written and read, `.pkl` of the earlier BA-LR toolkit only read."""
 
+import io
 import pickle
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy.typing as npt
 from balr.errors import InputError, OutputError
 from balr.files import whole_file
 
+_NPY_HEADER_BYTES = 128  # of a vector: version 1, padded to a multiple of 64 bytes
 VECTOR_SUFFIXES = (".npy", ".txt", ".pkl")
 
 # All that a pickled numpy array refers to, by the names of numpy 1 and 2.
@@ -36,6 +39,36 @@ def write_vector(path: Path, vector: npt.NDArray[np.float32]) -> None:
             np.save(file, vector, allow_pickle=False)
         else:
             np.savetxt(file, vector, fmt="%.9g")  # nine digits give every float32 back
+
+
+def flaw_of_vector(path: Path) -> str | None:
+    """Say what is wrong with a file that a run wrote or should have written; None: it holds an embedding."""
+    try:
+        vector = read_vector(path) if path.suffix != ".npy" else _read_npy(path.read_bytes())
+    except FileNotFoundError:
+        return "missing"
+    except (InputError, OSError, ValueError) as error:
+        return str(error)
+    return None if np.isfinite(vector).all() else "numbers that are not finite"
+
+
+def _read_npy(content: bytes) -> npt.NDArray[Any]:
+    """Read a float vector `(dim,)`, quicker than numpy, which parses each header anew."""
+    dtype, dim, start = _npy_layout(content[:_NPY_HEADER_BYTES])
+    if len(content) != start + dim * dtype.itemsize:
+        raise ValueError("truncated" if len(content) < start + dim * dtype.itemsize else "longer than its header says")
+    return np.frombuffer(content, dtype, offset=start)
+
+
+@lru_cache(maxsize=64)
+def _npy_layout(header: bytes) -> tuple[np.dtype[Any], int, int]:
+    file = io.BytesIO(header)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("not an embedding that balr wrote")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if len(shape) != 1 or shape[0] == 0 or dtype.kind != "f":
+        raise ValueError("not one row of numbers")
+    return dtype, shape[0], file.tell()
 
 
 def read_vector(path: Path) -> npt.NDArray[Any]:

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 _TYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 )
+LEAST_COSINE = 0.9999
+_SUMS_SQUARES = "SimAMBasicBlock"
 _BF16_UNITS = ("amx_bf16", "avx512_bf16", "bf16", "arm_bf16")
 
 
@@ -33,8 +35,9 @@ def checked_precision(precision: str, device: torch.device) -> torch.dtype:
         elif not any(torch.cpu.get_capabilities().get(unit) for unit in _BF16_UNITS):
             lacks = "this processor has no bf16 units (AVX512-BF16 or AMX), where bf16 is slower than fp32"
     elif device.type == "cuda":
-        if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-            lacks = "this GPU has no bf16 units; fp16 is what it takes"
+        with torch.cuda.device(device):
+            if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+                lacks = "this GPU has no bf16 units; fp16 is what it takes"
     else:
         lacks = f"reduced precision is not supported on {device.type}"
     if lacks:
@@ -45,8 +48,10 @@ def checked_precision(precision: str, device: torch.device) -> torch.dtype:
 def lower_trunk(network: nn.Module, dtype: torch.dtype, example: torch.Tensor) -> None:
     """Convert, in place, what runs before the pooling; batch norms keep their statistics in fp32.
 
-    Raises ConfigError where a network cannot run that way.
+    Raises ConfigError where a network cannot run that way or its embedding would not stay near that of fp32.
     """
+    if dtype == torch.float16 and any(type(module).__name__ == _SUMS_SQUARES for module in network.modules()):
+        raise ConfigError("precision=fp16: SimAM sums squares over all time, more than fp16 holds; use bf16 or fp32.")
     pooling = find_pooling(network)
     if pooling is None:
         raise ConfigError(f"precision: the trunk of {type(network).__name__} is not told from its head; use fp32.")
@@ -65,8 +70,15 @@ def lower_trunk(network: nn.Module, dtype: torch.dtype, example: torch.Tensor) -
             lowered = run_network(network, example)
     except RuntimeError as error:
         raise ConfigError(f"precision: {type(network).__name__} does not run in {dtype}: {error}; use fp32.") from error
-    cosine = float(nn.functional.cosine_similarity(lowered, reference).min())
-    log.info("trunk in %s: cosine to fp32 %.6f on noise", str(dtype).removeprefix("torch."), cosine)
+    refuse_far(lowered, reference, "precision")
+
+
+def refuse_far(made: torch.Tensor, expected: torch.Tensor, option: str) -> None:
+    """Raise ConfigError where embeddings in 16 bits are not near those of fp32, as a checkpoint may have it."""
+    cosine = float(nn.functional.cosine_similarity(made.float(), expected.float()).min())
+    log.info("16 bits: cosine to fp32 %.6f on noise", cosine)
+    if not cosine > LEAST_COSINE:
+        raise ConfigError(f"{option}: the cosine of 16-bit embeddings of noise to fp32 is {cosine:.5f}; use fp32.")
 
 
 def _head(network: nn.Module, pooling: nn.Module, example: torch.Tensor) -> list[nn.Module]:

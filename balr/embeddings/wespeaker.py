@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -10,17 +10,20 @@ from pathlib import Path
 import torch
 
 from balr.config import DataConfig, FeaturesConfig
+from balr.data.batching import alike
 from balr.embeddings.architectures import run_network
 from balr.embeddings.attention import attend_in_blocks
-from balr.embeddings.base import EmbeddingsModel, select_device, suited
+from balr.embeddings.base import EmbeddingsModel
 from balr.embeddings.checkpoint import find_checkpoint, load_weights, read_config
 from balr.embeddings.chunks import Trunk, cuttable
-from balr.embeddings.engine import CompiledNetwork
+from balr.embeddings.devices import select_device, suited
+from balr.embeddings.engine import CompiledNetwork, check_engine
 from balr.embeddings.folding import fold
 from balr.embeddings.frontend import build_with_frontend
 from balr.embeddings.lengths import LARGEST_RELATIVE_DIFFERENCE, RaggedNetwork
 from balr.embeddings.precision import checked_precision, lower_trunk
-from balr.errors import CheckpointError, ConfigError, UtteranceError
+from balr.embeddings.room import Room
+from balr.errors import CheckpointError, UtteranceError
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +57,7 @@ class WespeakerModel(EmbeddingsModel):
         self.precision = precision
         self.engine = engine
         dtype = checked_precision(precision, self.device)
+        check_engine(engine, self.device)
         self.files = find_checkpoint(
             model_repo, model_name, config_name=config_name, model_dir=model_dir, revision=revision
         )
@@ -73,6 +77,7 @@ class WespeakerModel(EmbeddingsModel):
         if dtype != torch.float32:
             lower_trunk(self._network, dtype, example.to(self.device))
         self._ragged = RaggedNetwork(self._network, time_dim=self._frontend.time_dim)
+        self._room = Room()
         self._largest_difference = LARGEST_RELATIVE_DIFFERENCE[dtype]
         log.info("%s from %s on %s", self.architecture, self.files.source, self.device)
 
@@ -86,9 +91,9 @@ class WespeakerModel(EmbeddingsModel):
     ) -> torch.Tensor:
         """Embed waveforms `(samples,)` in [-1, 1] to `(batch, dim)`, float32 on `device`, each as if it were alone.
 
-        A waveform longer than `chunk_seconds` goes through the network in parts where its architecture allows that
-        without changing the embedding. Raises UtteranceError where one is shorter than the architecture can embed, or
-        longer than `max_whole_seconds` and cannot go in parts.
+        A waveform longer than `chunk_seconds` goes through the network in parts of half that, where its architecture
+        allows it without changing the embedding. Raises UtteranceError where one is shorter than the architecture can
+        embed, or longer than `max_whole_seconds` and cannot go in parts.
         """
         for waveform in waveforms:
             self._refuse_short(waveform)
@@ -97,10 +102,13 @@ class WespeakerModel(EmbeddingsModel):
             self._refuse_long(waveforms, max_whole_seconds)
         with _exact_kernels():
             features = self._frontend.compute([waveform.to(self.device) for waveform in waveforms])
-            if not any(is_long) or self._trunk is None:
+            if not any(is_long):
                 return self._embed_features(features).float()
+            if self._trunk is None:
+                with self._room.taken(sum(map(self._seconds, waveforms)), of=max_whole_seconds or float("inf")):
+                    return self._embed_features(features).float()
             assert chunk_seconds is not None
-            frames = int(chunk_seconds * self._frontend.frames_per_second)
+            frames = int(chunk_seconds / 2 * self._frontend.frames_per_second)
             rows = [
                 self._trunk.embed(one.unsqueeze(0), chunk_frames=frames) if long else self._embed_features([one])
                 for one, long in zip(features, is_long, strict=True)
@@ -112,13 +120,14 @@ class WespeakerModel(EmbeddingsModel):
         if len(features) == 1:
             return run(features[0].unsqueeze(0))
         if self.takes_ragged_batches:
-            return self._ragged(features)
+            return _by_group(features, alike(self._frames(features)), self._ragged)
         rows_of: dict[int, list[int]] = {}
-        for row, one in enumerate(features):
-            rows_of.setdefault(one.shape[self._frontend.time_dim - 1], []).append(row)
-        parts = [run(torch.stack([features[row] for row in rows])) for rows in rows_of.values()]
-        order = torch.tensor([row for rows in rows_of.values() for row in rows], device=self.device)
-        return torch.cat(parts)[order.argsort()]
+        for row, frames in enumerate(self._frames(features)):
+            rows_of.setdefault(frames, []).append(row)
+        return _by_group(features, list(rows_of.values()), lambda group: run(torch.stack(list(group))))
+
+    def _frames(self, features: Sequence[torch.Tensor]) -> list[int]:
+        return [one.shape[self._frontend.time_dim - 1] for one in features]
 
     @cached_property
     def takes_ragged_batches(self) -> bool:
@@ -128,11 +137,10 @@ class WespeakerModel(EmbeddingsModel):
         with torch.inference_mode(), _exact_kernels():
             moved = self._ragged.difference_from_alone(self._noise_features)
         exact = moved < self._largest_difference
-        log.info(
-            "a batch of different lengths moves embeddings by %.1e: %s",
-            moved,
-            "used" if exact else "not used, batches are of exactly equal lengths",
-        )
+        if exact:
+            log.info("a batch of different lengths moves embeddings by %.1e", moved)
+        else:
+            log.warning("a batch of different lengths would move embeddings by %.1e: lengths are not mixed", moved)
         return exact
 
     def how(self) -> dict[str, str]:
@@ -144,7 +152,9 @@ class WespeakerModel(EmbeddingsModel):
             False: "of equal frame counts",
         }
         trunk = {} if "_trunk" not in vars(self) else {"long_audio": "whole" if self._trunk is None else "in chunks"}
-        return {**super().how(), "precision": self.precision, "engine": self.engine, "batches": batches[tried], **trunk}
+        left = self._compiled.left_to_torch if self._compiled else 0
+        engine = f"{self.engine}, {left} batches left to torch" if left else self.engine
+        return {**super().how(), "precision": self.precision, "engine": engine, "batches": batches[tried], **trunk}
 
     @cached_property
     def shortest_seconds(self) -> float:
@@ -159,12 +169,8 @@ class WespeakerModel(EmbeddingsModel):
         return lengths[low] / self.sample_rate_hz
 
     def _compile(self, engine: str, dtype: torch.dtype) -> CompiledNetwork | None:
-        if engine not in ("torch", "openvino"):
-            raise ConfigError(f"embeddings.model.engine={engine}: must be torch or openvino.")
         if engine == "torch":
             return None
-        if self.device.type != "cpu":
-            raise ConfigError(f"embeddings.model.engine=openvino: runs on a CPU, and device is {self.device}.")
         mels, time_dim = self._frontend.mels, self._frontend.time_dim
         streams = suited(DataConfig(), self.device).streams
         return CompiledNetwork(self._network, mels=mels, time_dim=time_dim, dtype=dtype, streams=streams)
@@ -210,6 +216,17 @@ def _exact_kernels() -> Iterator[None]:
     """Keep tf32 out of convolutions, where torch lets it in: fp32 means fp32."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
+
+
+def _by_group(
+    features: Sequence[torch.Tensor],
+    groups: Sequence[Sequence[int]],
+    run: Callable[[Sequence[torch.Tensor]], torch.Tensor],
+) -> torch.Tensor:
+    """Return the rows that a function makes of each group of features, in the order of the features."""
+    made = torch.cat([run([features[row] for row in group]) for group in groups])
+    order = torch.tensor([row for group in groups for row in group])
+    return made[order.argsort().to(made.device, non_blocking=True)] if len(groups) > 1 else made
 
 
 def _channels_last(network: torch.nn.Module) -> torch.nn.Module:

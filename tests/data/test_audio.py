@@ -160,7 +160,7 @@ def encode(
 
 
 def decoded_whole(path: Path) -> tuple[int, npt.NDArray[np.float32]]:
-    rate_hz, blocks = audio.decode(path)
+    rate_hz, _, blocks = audio.decode(path)
     return rate_hz, torch.cat(list(blocks)).numpy()
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balr.data.batching import padded_frames, plan_batches
+from balr.data.batching import alike, padded_frames, plan_batches
 
 LENGTHS = st.lists(st.none() | st.floats(0.0, 4000.0), max_size=80)
 
@@ -70,3 +70,17 @@ def test_a_plan_is_the_same_at_every_run_and_shuffled_only_where_asked() -> None
 @pytest.mark.parametrize("seconds", [[], [3.0], [None]])
 def test_the_smallest_corpora_have_a_plan(seconds: list[float | None]) -> None:
     assert plan_batches(seconds, batch_size=8, max_batch_seconds=60.0) == [(i,) for i in range(len(seconds))]
+
+
+@given(st.lists(st.integers(1, 5_000), min_size=1, max_size=30))
+def test_what_headers_had_wrong_is_grouped_anew(frames: list[int]) -> None:
+    groups = alike(frames)
+    assert sorted(row for group in groups for row in group) == list(range(len(frames)))
+    for group in groups:
+        lengths = [frames[row] for row in group]
+        assert len(group) == 1 or sum(lengths) >= 0.9 * len(group) * padded_frames(max(lengths))
+
+
+def test_what_headers_had_right_stays_together() -> None:
+    assert alike([800, 790, 805, 781]) == [(0, 1, 2, 3)]
+    assert alike([800, 60_000, 790]) == [(1,), (0, 2)]

@@ -13,7 +13,8 @@ from conftest import speechlike, write_wav
 
 from balr.config import DataConfig
 from balr.data.dataset import AudioDataset
-from balr.embeddings.base import EmbeddingsModel, suited
+from balr.embeddings.base import EmbeddingsModel
+from balr.embeddings.devices import suited
 
 LENGTHS = (1.0, 1.31, 1.02, 1.3, 1.01, 0.5, 1.29, 1.03)
 
@@ -55,7 +56,7 @@ def dataset(tmp_path: Path) -> AudioDataset:
 
 
 def config(**settings: object) -> DataConfig:
-    return DataConfig(**{"num_workers": 0, "max_batch_seconds": 60.0, **settings})
+    return DataConfig(**{"num_workers": 0, "max_batch_seconds": 60.0, "streams": 2, **settings})
 
 
 def test_batches_workers_and_order_change_no_embedding_and_lose_none(dataset: AudioDataset) -> None:
@@ -108,10 +109,10 @@ def test_threads_are_shared_out_and_given_back(dataset: AudioDataset, monkeypatc
     model = Statistics()
     torch.set_num_threads(4)
     try:
-        model.extract_embeddings(dataset, False, config())
+        model.extract_embeddings(dataset, False, config(streams=4))
         assert model.threads == {1} and torch.get_num_threads() == 4
         model.threads.clear()
-        model.extract_embeddings(dataset.filter(lambda utterance: utterance.id == "0.wav"), False, config())
+        model.extract_embeddings(dataset.filter(lambda utterance: utterance.id == "0.wav"), False, config(streams=4))
         assert model.threads == {4} and torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(before)
@@ -132,13 +133,50 @@ def test_an_interrupted_run_keeps_what_was_computed(
     monkeypatch.setattr(Statistics, "embed", third_interrupted)
     dataset.set_output_dir(tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
-        Statistics().extract_embeddings(dataset, True, config())
-    assert len(list((tmp_path / "out").iterdir())) == len(seen) - 1 >= 2
+        Statistics().extract_embeddings(dataset, True, config(streams=1))
+    assert len(seen) == 3 and len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_an_interrupt_while_saving_keeps_what_was_computed(
+    dataset: AudioDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = AudioDataset.save_vector
+    saved = []
+
+    def third_interrupted(self: AudioDataset, id_: str, vector: np.ndarray) -> Path:
+        saved.append(id_)
+        if len(saved) == 1:
+            raise KeyboardInterrupt
+        return save(self, id_, vector)
+
+    monkeypatch.setattr(AudioDataset, "save_vector", third_interrupted)
+    dataset.set_output_dir(tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        Statistics().extract_embeddings(dataset, True, config(batch_size=3))
+    assert len(list((tmp_path / "out").iterdir())) == len(saved) - 1 >= 2  # the others of that batch, at least
+
+
+def test_an_utterance_without_room_is_tried_again_when_nothing_else_runs(dataset: AudioDataset) -> None:
+    class Crowded(Statistics):
+        def embed(self, waveforms: Sequence[torch.Tensor], **limits: float | None) -> torch.Tensor:
+            if max(waveform.numel() for waveform in waveforms) > 20_000 and len(self.batches) < 5:
+                self.batches.append([])
+                raise torch.OutOfMemoryError("another one holds it")
+            return super().embed(waveforms, **limits)
+
+    pairs = Crowded().extract_embeddings(dataset, False, config(batch_size=1))
+    assert [id_ for id_, _ in pairs] == [f"{number}.wav" for number in range(8) if number != 5]
+
+
+@pytest.mark.parametrize(("threads", "streams"), [(1, 1), (2, 2), (8, 8), (12, 6), (15, 7), (64, 8)])
+def test_streams_leave_hardly_a_thread_idle(monkeypatch: pytest.MonkeyPatch, threads: int, streams: int) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert suited(DataConfig(), torch.device("cpu")).streams == streams
 
 
 def test_what_is_left_open_goes_by_the_device_and_what_is_said_stays() -> None:
     on_cpu, on_gpu = (suited(DataConfig(), torch.device(name)) for name in ("cpu", "cuda"))
     assert on_cpu.batch_size == 1 and on_gpu.batch_size > 1
     assert on_cpu.streams <= torch.get_num_threads() and on_gpu.streams == 2
-    said = suited(DataConfig(batch_size=3, max_batch_seconds=7.0, num_workers=0), torch.device("cuda"))
-    assert (said.batch_size, said.max_batch_seconds, said.num_workers) == (3, 7.0, 0)
+    said = {"batch_size": 3, "max_batch_seconds": 7.0, "num_workers": 0, "streams": 5, "prefetch_factor": 1}
+    assert vars(suited(DataConfig(**said), torch.device("cuda"))) == said

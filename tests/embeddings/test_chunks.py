@@ -24,7 +24,7 @@ def network(architecture: str) -> torch.nn.Module:
 
 @pytest.mark.parametrize("architecture", CUTTABLE)
 @pytest.mark.parametrize(
-    ("frames", "chunks"), [(701, (333, 5_000)), pytest.param(1_600, (64, 1_000), marks=pytest.mark.slow)]
+    ("frames", "chunks"), [(701, (333, 5_000)), (405, (200,)), pytest.param(1_600, (64, 1_000), marks=pytest.mark.slow)]
 )
 def test_a_convolutional_trunk_in_chunks_gives_the_embedding_of_the_whole(
     architecture: str, frames: int, chunks: tuple[int, ...]

@@ -69,7 +69,9 @@ def test_a_run_records_its_engine_and_does_not_mix_it_with_another(
 ) -> None:
     assert balr(f"input={corpus}", "save_dir=out", "embeddings.model.engine=openvino") == 0
     assert len(rows(tmp_path / "out" / "metadata.csv")) == 6
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["computed"]["engine"] == "openvino"
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["computed"]["engine"].startswith(
+        "openvino, 6 batches left"
+    )
     assert balr(f"input={corpus}", "save_dir=out") == 2
     assert "engine (openvino there, torch here)" in capsys.readouterr().err
 
@@ -80,6 +82,17 @@ def test_a_network_that_the_engine_would_change_is_refused() -> None:
     moving.forward = lambda features: (None, network(features)[-1] * (1.5 if torch.jit.is_tracing() else 1.0))
     with pytest.raises(ConfigError, match="would move embeddings by 5"):
         CompiledNetwork(moving, mels=80, time_dim=1, dtype=torch.float32, streams=1)
+
+
+def test_a_network_that_the_engine_refuses_at_every_length_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = seeded_network("XVEC", {"feat_dim": 80, "embed_dim": 8, "pooling_func": "TSTP"}, {}, 0)
+
+    def refuse(self: CompiledNetwork, features: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(CompiledNetwork, "_infer", refuse)
+    with pytest.raises(ConfigError, match="refuses features of any length"):
+        CompiledNetwork(network, mels=80, time_dim=1, dtype=torch.float32, streams=1)
 
 
 def test_without_the_extra_one_line_says_what_to_install(

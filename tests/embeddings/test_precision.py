@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import Command, speechlike
 from reference import cosine
-from untrained_checkpoint import write_checkpoint
+from untrained_checkpoint import seeded_network, write_checkpoint
 
-from balr.embeddings.precision import checked_precision
+from balr.embeddings.precision import checked_precision, lower_trunk
 from balr.embeddings.wespeaker import WespeakerModel
 from balr.errors import ConfigError
 
@@ -43,6 +43,21 @@ def test_a_bf16_trunk_stays_near_the_fp32_embedding(
         assert made.dtype == torch.float32
         for ours, theirs in zip(made.numpy(), expected.numpy(), strict=True):
             assert cosine(ours, theirs) > least
+
+
+@needs_bf16
+def test_a_network_that_16_bits_would_move_is_refused() -> None:
+    network = seeded_network("ResNet18", {**STATISTICS, "embed_dim": 8}, {}, 0)
+    original = network.layer1.forward
+    network.layer1.forward = lambda x: original(x) + 300.0 * (x.dtype == torch.bfloat16)
+    with pytest.raises(ConfigError, match="precision: the cosine of 16-bit embeddings of noise to fp32 is"):
+        lower_trunk(network, torch.bfloat16, torch.randn(1, 100, 80))
+
+
+def test_fp16_is_refused_for_sums_that_it_cannot_hold() -> None:
+    network = seeded_network("SimAM_ResNet34_ASP", {"in_planes": 16, "embed_dim": 8}, {}, 0)
+    with pytest.raises(ConfigError, match="SimAM sums squares over all time"):
+        lower_trunk(network, torch.float16, torch.randn(1, 100, 80))
 
 
 def test_a_device_without_the_units_refuses_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

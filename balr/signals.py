@@ -1,0 +1,43 @@
+"""Signals that end a run in order: what is being computed is finished and saved, and the lists are written."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")  # SLURM sends the last before a time limit, where it is told to
+
+
+class StoppedError(KeyboardInterrupt):
+    """Tell by which signal a run was stopped; `exit_code` is 128 and its number, as shells have it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def ending_in_order() -> Iterator[None]:
+    """Raise StoppedError in the main thread at the first signal, and end the process at once at a second one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    owner = os.getpid()
+    stopped = False
+
+    def stop(number: int, _: FrameType | None) -> None:
+        nonlocal stopped
+        if stopped or os.getpid() != owner:  # a process that decodes, forked from here, has nothing to put in order
+            os._exit(128 + number)
+        stopped = True
+        raise StoppedError(number)
+
+    numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
