@@ -195,10 +195,11 @@ def _quoted(value: bool | str | Sequence[str]) -> str:
         return str(value).lower()
     if not isinstance(value, str):
         return f"[{','.join(_quoted(item) for item in value)}]"
-    # Hydra unescapes backslashes only before a quote; OmegaConf reads ${ as an interpolation unless escaped.
-    text = re.sub(r"(\\*)'", r"\1\1\\'", value.replace("${", "\\${"))
-    trailing = len(text) - len(text.rstrip("\\"))
-    return f"'{text}{chr(92) * trailing}'"
+    # OmegaConf reads ${ as an interpolation unless escaped, Hydra a quote as the end; backslashes before either count.
+    for special in (r"\$\{", "'"):
+        value = re.sub(rf"(\\*)({special})", r"\1\1\\\2", value)
+    trailing = len(value) - len(value.rstrip("\\"))
+    return f"'{value}{chr(92) * trailing}'"
 
 
 def _split(values: Sequence[str] | None) -> list[str] | None:
