@@ -70,6 +70,7 @@ def test_the_first_example_works_as_written_and_again_without_the_hub(hub: FakeH
     assert sorted(out.rglob("*_emb.npy")) == files
 
 
+@pytest.mark.slow
 def test_the_second_example_works_as_written_save_for_the_device(hub: FakeHub, project: Path) -> None:
     (project / "DATA").symlink_to(project / "resources" / "data" / "voxceleb2")
     arguments = "extract --force --save-dir D --device cpu DATA/metadata.csv"
@@ -96,6 +97,7 @@ def test_a_sweep_over_models_and_launchers_gives_the_same_files(tmp_path: Path, 
     assert len(found[0]) == 12 and found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_one_failing_job_of_a_parallel_sweep_does_not_stop_the_other(tmp_path: Path, corpus: Path) -> None:
     write_checkpoint(tmp_path / "good", "CAMPPlus", TINY)
     (tmp_path / "bad").mkdir()

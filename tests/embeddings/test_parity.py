@@ -28,9 +28,10 @@ class Case:
 
 
 STATISTICS = {"feat_dim": 80, "pooling_func": "TSTP"}
+LONGEST = "ResNet293"  # whose class ResNet34 shares
 CASES = (
     Case("ResNet34", "resnet", 256, STATISTICS | {"two_emb_layer": False}),
-    Case("ResNet293", "resnet", 256, STATISTICS | {"two_emb_layer": False}),
+    Case(LONGEST, "resnet", 256, STATISTICS | {"two_emb_layer": False}),
     Case("ECAPA_TDNN_GLOB_c512", "ecapa_tdnn", 192, {"feat_dim": 80, "pooling_func": "ASTP"}),
     Case("CAMPPlus", "campplus", 512, STATISTICS),
     Case("Gemini_DF_ResNet114", "gemini_dfresnet", 256, STATISTICS | {"two_emb_layer": False}),
@@ -61,7 +62,9 @@ def _assert_equal(case: Case, folder: Path, corpus: AudioDataset) -> None:
             assert cosine(embedding, theirs) > 0.999999
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.architecture)
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.architecture != LONGEST], ids=lambda case: case.architecture
+)
 def test_embeddings_equal_wespeaker_on_two_utterances(case: Case, sample: Path, tmp_path: Path) -> None:
     corpus = AudioDataset.from_csv(sample / "metadata.csv")
     shortest = sorted(corpus.utterances, key=lambda utterance: utterance.audio.stat().st_size)[:2]
