@@ -55,10 +55,8 @@ def wait_for_vectors(folder: Path, count: int, process: "subprocess.Popen[str]")
         time.sleep(0.002)
 
 
-SLOW = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGUSR1)]
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_ends_a_run_in_order_and_the_next_one_completes_it(start: Start, tmp_path: Path, number: int) -> None:
     process = start("out")
     wait_for_vectors(tmp_path / "out", 5, process)
