@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -64,7 +65,7 @@ def _read_cache(path: Path) -> dict[_State, float | None]:
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = list(csv.DictReader(file))
-        return {_row_state(row): float(row["seconds"]) if row["seconds"] else None for row in rows}
+        return {_row_state(row): _seconds(row["seconds"]) for row in rows}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
@@ -76,6 +77,13 @@ def _row_state(row: Mapping[str, str]) -> _State:
     return (row["audio"], row["bytes"], row["changed_ns"])
 
 
+def _seconds(cell: str) -> float | None:
+    seconds = float(cell) if cell else None
+    if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
+        raise ValueError(f"{cell} seconds")
+    return seconds
+
+
 def _write_cache(path: Path, known: Mapping[_State, float | None]) -> None:
-    latest = {state[0]: (*state, "" if seconds is None else f"{seconds:.3f}") for state, seconds in known.items()}
+    latest = {state[0]: (*state, "" if seconds is None else repr(seconds)) for state, seconds in known.items()}
     write_csv(path, COLUMNS, (dict(zip(COLUMNS, row, strict=True)) for row in latest.values()))

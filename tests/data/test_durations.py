@@ -53,7 +53,11 @@ def test_a_file_is_opened_once_for_all_runs_until_it_changes(tmp_path: Path, mon
     assert len(opened) == 4
 
 
-@pytest.mark.parametrize("text", ["", "not a csv of ours\n1\n", "audio,bytes,changed_ns,seconds\na,1,2,long\n", "\0"])
+HEADER = "audio,bytes,changed_ns,seconds\n"
+BROKEN = ("", "not a csv of ours\n1\n", "\0", *(f"{HEADER}a,1,2,{cell}\n" for cell in ("long", "nan", "inf", "-1")))
+
+
+@pytest.mark.parametrize("text", BROKEN)
 def test_a_cache_that_cannot_be_read_is_made_anew(tmp_path: Path, text: str) -> None:
     file = write_wav(tmp_path / "a.wav", speechlike(1.0))
     cache = tmp_path / "durations.csv"
