@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from pkgutil import resolve_name
@@ -58,7 +58,8 @@ class DataConfig:
     each at most `prefetch_factor` batches.
     `shuffle` takes batches in a drawn order, not the longest first. Audio longer than `chunk_seconds` goes through the
     network in parts of half that, where it does not change the embedding; where it would, audio longer than
-    `max_whole_seconds` is refused. No choice here changes an embedding.
+    `max_whole_seconds` is refused. A file that holds more than `max_audio_seconds`, or that takes a process more than
+    `decode_timeout_seconds`, is a failure. No choice here changes an embedding.
     """
 
     batch_size: int | None = None
@@ -69,13 +70,16 @@ class DataConfig:
     prefetch_factor: int | None = None
     chunk_seconds: float = 20.0
     max_whole_seconds: float = 600.0
+    max_audio_seconds: float = 14_400.0
+    decode_timeout_seconds: float = 120.0
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("streams", 1), ("num_workers", 0), ("prefetch_factor", 1)):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < least):
                 raise ConfigError(f"data.{name}={value}: must be a whole number, {least} or more.")
-        for name in ("max_batch_seconds", "chunk_seconds", "max_whole_seconds"):
+        seconds = (option.name for option in fields(self) if option.name.endswith("_seconds"))
+        for name in seconds:
             value = getattr(self, name)
             if (value is not None or name != "max_batch_seconds") and (
                 type(value) not in (int, float) or not value >= 1

@@ -18,7 +18,7 @@ from balr.errors import OutputError
 log = logging.getLogger(__name__)
 
 _LOCK = ".balr.lock"
-_SECONDS_FOR_A_KILLED_RUN = 8.0
+_SECONDS_FOR_A_KILLED_RUN = 2.0
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 
@@ -46,7 +46,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 def held(folder: Path) -> Iterator[None]:
     """Hold a folder for this run alone and clear away what a killed one left half-written in it.
 
-    The lock goes with its process, or seconds later with the processes that it had forked. Raises OutputError where
+    The lock goes with its process, or a moment later with the processes that it had forked. Raises OutputError where
     another run holds the folder.
     """
     lock = FileLock(folder / _LOCK)

@@ -29,7 +29,9 @@ def ending_in_order() -> Iterator[None]:
 
     def stop(number: int, _: FrameType | None) -> None:
         nonlocal stopped
-        if stopped or os.getpid() != owner:  # a process that decodes, forked from here, has nothing to put in order
+        if os.getpid() != owner:  # in a process forked a moment ago, which this one ends
+            return
+        if stopped:
             os._exit(128 + number)
         stopped = True
         raise StoppedError(number)

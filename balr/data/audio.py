@@ -5,12 +5,12 @@ m4a, aac, wma and webm. A file that ends before its header says so is an error: 
 """
 
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from math import gcd
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _BLOCK_FRAMES = 1 << 20
+_LONGEST_BLOCK_SECONDS = 600
 _MOST_CLAIMED = 1 << 29  # nine hours at 16 kHz; what is longer grows as it is read
 _LARGEST_RESAMPLING_KERNEL = 100_000_000
 _EXACT_LENGTH = frozenset({"WAV", "WAVEX", "FLAC", "AIFF", "W64", "RF64", "AU", "CAF", "NIST"})
@@ -35,13 +36,14 @@ _EXACT_LENGTH = frozenset({"WAV", "WAVEX", "FLAC", "AIFF", "W64", "RF64", "AU", 
 _FFMPEG_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,aac,asf,matroska,webm,ogg,mp3,wav,flac,w64,aiff,caf,amr,ac3,eac3,wv,ape,tta"
 
 
-def load_waveform(path: Path, sample_rate_hz: int) -> torch.Tensor:
+def load_waveform(path: Path, sample_rate_hz: int, *, max_seconds: float = math.inf) -> torch.Tensor:
     """Decode a file to a float32 waveform `(samples,)` in [-1, 1]: channels averaged, resampled.
 
     Resampling is torchaudio's default, as in WeSpeaker's recipe. What is held beside the waveform itself is a block of
-    the file. Raises UtteranceError with the reason.
+    the file. Raises UtteranceError with the reason, such as more than `max_seconds` of audio.
     """
     rate_hz, frames, blocks = decode(path)
+    blocks = _limited(blocks, rate_hz, max_seconds)
     if rate_hz != sample_rate_hz:
         blocks, frames = _resampled(blocks, rate_hz, sample_rate_hz), -(-frames * sample_rate_hz // rate_hz)
     waveform = _joined(blocks, frames)
@@ -69,15 +71,29 @@ def _read_blocks(file: soundfile.SoundFile) -> Iterator[torch.Tensor]:
     samples = 0
     with file:
         try:
+            frames = max(1, _BLOCK_FRAMES // file.channels)
             while True:  # block by block: a header may claim any length
-                block = file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)
+                block = file.read(frames, dtype="float32", always_2d=True)
                 samples += len(block)
                 yield torch.from_numpy(block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32))
-                if len(block) < _BLOCK_FRAMES:
+                if len(block) < frames:
                     break
         except soundfile.LibsndfileError as error:
             raise UtteranceError(f"damaged: {error.error_string}") from error
         _check_length(file, samples)
+
+
+def _limited(blocks: Iterator[torch.Tensor], rate_hz: int, max_seconds: float) -> Iterator[torch.Tensor]:
+    """Stop at a file that holds more than it should: a few bytes can unpack to days of silence."""
+    samples = 0
+    for block in blocks:
+        samples += block.numel()
+        if samples > max_seconds * rate_hz:
+            raise UtteranceError(
+                f"too long: more than {max_seconds:g} s of audio; cut the file, or raise data.max_audio_seconds"
+            )
+        # A block that is a moment at a usual rate is an hour at a few Hz, and more than memory holds when resampled.
+        yield from block.split(_LONGEST_BLOCK_SECONDS * rate_hz)
 
 
 def _joined(blocks: Iterator[torch.Tensor], claimed: int) -> torch.Tensor:
@@ -100,7 +116,7 @@ def _joined(blocks: Iterator[torch.Tensor], claimed: int) -> torch.Tensor:
 def _resampled(blocks: Iterator[torch.Tensor], rate_hz: int, target_hz: int) -> Iterator[torch.Tensor]:
     """Resample block by block what comes before the last one, with as much around it as the filter sees."""
     resampler = _resampler(rate_hz, target_hz)
-    common = gcd(rate_hz, target_hz)
+    common = math.gcd(rate_hz, target_hz)
     period, made_of_it = rate_hz // common, target_hz // common
     around = -(-resampler.width // period) * period
     held, before = torch.empty(0), 0
@@ -175,7 +191,7 @@ def _ffmpeg_blocks(path: Path) -> Iterator[int | torch.Tensor]:
 def _resampler(rate_hz: int, target_hz: int) -> "Resample":
     from torchaudio.transforms import Resample
 
-    common = gcd(rate_hz, target_hz)
+    common = math.gcd(rate_hz, target_hz)
     if (rate_hz // common) * (target_hz // common) > _LARGEST_RESAMPLING_KERNEL:
         raise UtteranceError(f"a sample rate of {rate_hz} Hz cannot be resampled to {target_hz} Hz within memory")
     return Resample(rate_hz, target_hz)

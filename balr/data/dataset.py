@@ -4,6 +4,7 @@ The invariant kept here: two audio files never share an embedding file, and none
 """
 
 import copy
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -53,6 +54,7 @@ class AudioDataset(Dataset[AnnotatedAudio]):
         self.utterances = tuple(utterances)
         self.root_dir = _absolute(root_dir)
         self.sample_rate_hz = sample_rate_hz
+        self.max_audio_seconds = math.inf
         self.vector_format = vector_format
         files = [u.audio for u in self.utterances if u.audio is not None]
         self._names = _vector_names(files)
@@ -115,7 +117,7 @@ class AudioDataset(Dataset[AnnotatedAudio]):
         utterance = self.utterances[index]
         return AnnotatedAudio(
             id=utterance.id,
-            audio=None if utterance.audio is None else load_waveform(utterance.audio, self.sample_rate_hz),
+            audio=None if utterance.audio is None else self._waveform(utterance.audio),
             sample_rate_hz=self.sample_rate_hz,
             audio_path=utterance.audio,
             speaker=utterance.speaker,
@@ -132,9 +134,9 @@ class AudioDataset(Dataset[AnnotatedAudio]):
         """Return a dataset of the utterances that `keep` accepts; their embeddings go to the same places as before."""
         return self._changed(utterances=tuple(u for u in self.utterances if keep(u)), _index={})
 
-    def at_rate(self, sample_rate_hz: int) -> Self:
-        """Return the same dataset, resampled to another rate when an utterance is loaded."""
-        return self._changed(sample_rate_hz=sample_rate_hz)
+    def at_rate(self, sample_rate_hz: int, *, max_audio_seconds: float = math.inf) -> Self:
+        """Return the same dataset, resampled to another rate when an utterance is loaded, and refused where longer."""
+        return self._changed(sample_rate_hz=sample_rate_hz, max_audio_seconds=max_audio_seconds)
 
     def set_output_dir(self, output_dir: str | Path | None) -> None:
         """Choose the folder for embeddings, in the tree of the corpus; None: beside the audio."""
@@ -174,6 +176,9 @@ class AudioDataset(Dataset[AnnotatedAudio]):
     def save_vectors(self, vectors: Iterable[tuple[str, npt.NDArray[np.float32]]]) -> list[Path]:
         """Write (id, embedding) pairs, such as `extract_embeddings` returns."""
         return [self.save_vector(*pair) for pair in vectors]
+
+    def _waveform(self, file: Path) -> torch.Tensor:
+        return load_waveform(file, self.sample_rate_hz, max_seconds=self.max_audio_seconds)
 
     def _changed(self, **attributes: Any) -> Self:
         other = copy.copy(self)

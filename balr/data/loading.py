@@ -1,18 +1,16 @@
-"""Decoding ahead: batches of a plan, loaded in this process or others; a bad utterance becomes a Failure."""
+"""Decoding: batches of a plan, loaded in this process or others; a bad utterance becomes a Failure."""
 
-import sys
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from balr.data.batching import Batch
 from balr.data.dataset import AnnotatedAudio, AudioDataset
-from balr.errors import BalrError, Failure, InputError, Stage, one_line
+from balr.data.workers import Item, Loss, Workers
+from balr.errors import BalrError, Failure, Stage, UtteranceError, one_line
 
 
 @dataclass(frozen=True)
@@ -34,37 +32,30 @@ class Decoded:
 
 
 def decoded_batches(
-    dataset: AudioDataset, plan: Sequence[Batch], *, num_workers: int, prefetch_factor: int, pin_memory: bool
-) -> Iterator[Decoded]:
-    """Decode batch by batch, `num_workers` processes ahead (0: this one) by `prefetch_factor` batches each."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # more workers than cores: they wait for disks, too
-        batches: Iterator[Decoded] = iter(
-            DataLoader(
-                _Decoder(dataset),
-                batch_size=None,
-                sampler=plan,
-                num_workers=num_workers,
-                prefetch_factor=prefetch_factor if num_workers else None,
-                pin_memory=pin_memory,
-                # Said outright: in a job of joblib's, the default is a way to start processes that DataLoader
-                # cannot use.
-                multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
-            )
-        )
-    return _telling_of_deaths(batches)
+    dataset: AudioDataset,
+    plan: Sequence[Batch],
+    *,
+    num_workers: int,
+    prefetch_factor: int,
+    timeout_seconds: float,
+    quiet: Callable[[], None],
+) -> Generator[Decoded, None, None]:
+    """Decode the batches of a plan, `num_workers` processes (0: this one) ahead by `prefetch_factor` batches each.
 
-
-def _telling_of_deaths(batches: Iterator[Decoded]) -> Iterator[Decoded]:
+    With processes, an utterance that crashes one or takes longer than `timeout_seconds` becomes a Failure like any
+    other; `quiet` is for `Workers`.
+    """
+    decoder = _Decoder(dataset)
+    if num_workers == 0:
+        for batch in plan:
+            yield _together([decoder(index) for index in batch])
+        return
+    workers = Workers(decoder, number=num_workers, timeout_seconds=timeout_seconds, quiet=quiet)
     try:
-        yield from batches
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise InputError(
-            "a process that decodes died, of a file that crashes its decoder or of too little shared memory "
-            "(/dev/shm); what was embedded is saved, and data.num_workers=0 goes on without such processes."
-        ) from error
+        for items in workers.decoded(plan, ahead=num_workers * prefetch_factor):
+            yield _together([decoder.lost(items)] if isinstance(items, Loss) else items)
+    finally:
+        workers.end()
 
 
 def failure(id: str, audio: Path | None, stage: Stage, error: Exception) -> Failure:
@@ -73,26 +64,32 @@ def failure(id: str, audio: Path | None, stage: Stage, error: Exception) -> Fail
     return Failure(id, str(audio), stage, reason)
 
 
-class _Decoder(Dataset[Decoded]):
-    """Decode in a worker process, where an exception would end the run."""
+def _together(items: Sequence[Item]) -> Decoded:
+    found = [item for item in items if isinstance(item, AnnotatedAudio)]
+    waveforms = [item.audio for item in found if item.audio is not None]
+    return Decoded(
+        utterances=tuple(replace(item, audio=None) for item in found),
+        samples=waveforms[0] if len(waveforms) == 1 else torch.cat([torch.empty(0), *waveforms]),
+        lengths=tuple(waveform.numel() for waveform in waveforms),
+        failures=tuple(item for item in items if isinstance(item, Failure)),
+    )
 
-    def __init__(self, dataset: AudioDataset) -> None:
-        self.dataset = dataset
 
-    def __getitem__(self, batch: Batch) -> Decoded:
-        items = [self._decode(index) for index in batch]
-        found = [item for item in items if isinstance(item, AnnotatedAudio)]
-        waveforms = [item.audio for item in found if item.audio is not None]
-        return Decoded(
-            utterances=tuple(replace(item, audio=None) for item in found),
-            samples=waveforms[0] if len(waveforms) == 1 else torch.cat([torch.empty(0), *waveforms]),
-            lengths=tuple(waveform.numel() for waveform in waveforms),
-            failures=tuple(item for item in items if isinstance(item, Failure)),
-        )
+@dataclass(frozen=True)
+class _Decoder:
+    """Decode an utterance of a dataset; whatever goes wrong is a Failure."""
 
-    def _decode(self, index: int) -> AnnotatedAudio | Failure:
+    dataset: AudioDataset
+
+    def __call__(self, index: int) -> Item:
         try:
             return self.dataset[index]
         except Exception as error:
-            utterance = self.dataset.utterances[index]
-            return failure(utterance.id, utterance.audio, "decode", error)
+            return self._failure(index, error)
+
+    def lost(self, loss: Loss) -> Failure:
+        return self._failure(loss.index, UtteranceError(loss.reason))
+
+    def _failure(self, index: int, error: Exception) -> Failure:
+        utterance = self.dataset.utterances[index]
+        return failure(utterance.id, utterance.audio, "decode", error)

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -87,7 +88,9 @@ class EmbeddingsModel(ABC):
         Raises OutputError where an embedding cannot be written.
         """
         observer = observer or _LoggingObserver()
-        audible = dataset.filter(lambda utterance: utterance.audio is not None).at_rate(self.sample_rate_hz)
+        audible = dataset.filter(lambda utterance: utterance.audio is not None).at_rate(
+            self.sample_rate_hz, max_audio_seconds=data_config.max_audio_seconds
+        )
         loading = suited(data_config, self.device)
         files = [utterance.audio for utterance in audible.utterances if utterance.audio is not None]
         seconds = durations(files, cache=durations_file)
@@ -126,25 +129,30 @@ class EmbeddingsModel(ABC):
         deliver: Callable[[Embedded | Failure], None],
     ) -> None:
         """Deliver what becomes of each utterance as it is done: this thread loads and delivers, others compute."""
-        with on(self.device):
-            batches = decoded_batches(
-                dataset,
-                plan,
-                num_workers=min(loading.num_workers, len(plan)),
-                prefetch_factor=loading.prefetch_factor,
-                pin_memory=self.device.type == "cuda",
-            )  # its processes are forked here, before there are threads
         at_once = min(loading.streams, max(1, len(plan)))
         running: set[Future[list[Outcome]]] = set()
         done = _Deliveries(deliver)
-        with computing(at_once, self.device) as pool:
+
+        def finish() -> None:
+            while running:
+                done.take(_first_done(running))
+
+        batches = decoded_batches(
+            dataset,
+            plan,
+            num_workers=min(loading.num_workers, len(plan)),
+            prefetch_factor=loading.prefetch_factor,
+            timeout_seconds=config.decode_timeout_seconds,
+            quiet=finish,
+        )
+        with on(self.device), closing(batches), computing(at_once, self.device) as pool:
             try:
                 for batch in batches:
-                    running.add(pool.submit(self._embed_batch, batch, config))
+                    ready = batch.pin_memory() if self.device.type == "cuda" else batch
+                    running.add(pool.submit(self._embed_batch, ready, config))
                     if len(running) > at_once:  # one more than can run, so that none waits for a decoder
                         done.take(_first_done(running))
-                while running:
-                    done.take(_first_done(running))
+                finish()
                 for batch in done.postponed:
                     done.take(self._embed_batch(batch, config, alone=True))
             except KeyboardInterrupt:

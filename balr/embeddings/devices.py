@@ -38,7 +38,8 @@ def suited(config: DataConfig, device: torch.device) -> Loading:
     if device.type == "cpu":
         threads = torch.get_num_threads()
         threads_each = -(-threads // _MOST_STREAMS)
-        usual = Loading(1, 120.0, max(1, threads // threads_each), 1 if cores > 2 else 0, 4)
+        streams = max(1, threads // threads_each)
+        usual = Loading(1, 120.0, streams, max(1, streams // 2), 4)
     else:
         usual = Loading(64, 600.0, 2 if device.type == "cuda" else 1, min(8, cores), 2)
     said = {option.name: getattr(config, option.name) for option in fields(Loading)}

@@ -1,0 +1,238 @@
+"""Processes that decode ahead. One that dies or hangs costs the utterance that it was at, and another takes its place.
+
+torch's DataLoader does not do that: there, a worker that dies ends all, and nothing tells at which utterance.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from balr.data.batching import Batch
+from balr.data.dataset import AnnotatedAudio
+from balr.errors import Failure, InputError
+
+Item = AnnotatedAudio | Failure
+
+_BLOCK_BYTES = 1 << 20
+_SECONDS_BETWEEN_LOOKS = 0.2
+_AT_NONE = float("inf")
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Tell at which utterance of the dataset a process was lost, and how."""
+
+    index: int
+    reason: str
+
+
+@dataclass
+class _Worker:
+    """Hold a process and the way to it; `at` is shared with it: since when it decodes, and which one of its batch."""
+
+    process: BaseProcess
+    connection: "Connection[Any, Any]"
+    at: Any
+    batch: Batch | None = None
+    is_late: bool = False
+
+
+class Workers:
+    """Decode the batches of a plan in `number` processes, each utterance within `timeout_seconds`.
+
+    `quiet` is called before a process is forked beside threads that compute, and has to wait until they rest: a lock
+    that one of them holds would never be free in the new process. Raises InputError where none can be started.
+    """
+
+    def __init__(
+        self, decode: Callable[[int], Item], *, number: int, timeout_seconds: float, quiet: Callable[[], None]
+    ) -> None:
+        self._decode = decode
+        self._timeout_seconds = timeout_seconds
+        self._quiet = quiet
+        # Forked where that is possible, processes are there at once and share the memory of the dataset.
+        self._context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        self._lost_at_none: set[Batch] = set()
+        self._workers: list[_Worker] = []
+        try:
+            self._workers += [self._start() for _ in range(number)]
+        except InputError:
+            self.end()
+            raise
+
+    def decoded(self, plan: Sequence[Batch], *, ahead: int) -> Iterator[list[Item] | Loss]:
+        """Yield the items of each batch, whichever is ready first, and never more than `ahead` batches early.
+
+        An utterance at which a process was lost comes as a Loss, and the others of its batch in one of their own.
+        """
+        left, ready = deque(plan), deque[list[Item]]()
+        while left or ready or any(worker.batch for worker in self._workers):
+            busy = sum(worker.batch is not None for worker in self._workers)
+            free = [worker for worker in self._workers if worker.batch is None]
+            for worker in free[: max(0, ahead - len(ready) - busy)]:
+                if left:
+                    _give(worker, left.popleft())
+            for number in self._with_news(at_once=bool(ready)):
+                try:
+                    ready.append(_taken(self._workers[number].connection))
+                    self._workers[number].batch = None
+                except (EOFError, OSError):
+                    loss, again = self._blamed(self._workers[number])
+                    left.extendleft(again)
+                    self._quiet()
+                    self._workers[number] = self._start()
+                    if loss is not None:
+                        yield loss
+            if ready:
+                yield ready.popleft()
+
+    def end(self) -> None:
+        """End all processes at once; nothing that they hold is missed."""
+        for worker in self._workers:
+            worker.process.kill()
+            worker.connection.close()
+        for worker in self._workers:
+            worker.process.join()
+        self._workers.clear()
+
+    def _start(self) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        at = self._context.RawArray("d", [_AT_NONE, 0])
+        process = self._context.Process(target=_work, args=(self._decode, theirs, at, os.getpid()), daemon=True)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which rest
+                process.start()
+        except OSError as error:
+            raise InputError(
+                f"a process that decodes cannot be started: {error.strerror or error}; "
+                "data.num_workers=0 decodes in this one."
+            ) from error
+        theirs.close()
+        return _Worker(process, ours, at)
+
+    def _with_news(self, *, at_once: bool) -> list[int]:
+        """Wait for processes that have a batch ready, are gone, or are ended here as they take too long."""
+        busy = [number for number, worker in enumerate(self._workers) if worker.batch is not None]
+        while busy:
+            connections = [self._workers[number].connection for number in busy]
+            ready = wait(connections, 0 if at_once else _SECONDS_BETWEEN_LOOKS)
+            heard = {number for number in busy if self._workers[number].connection in ready}
+            for number in set(busy) - heard:
+                worker = self._workers[number]
+                if time.monotonic() - worker.at[0] > self._timeout_seconds:
+                    worker.is_late = True
+                    worker.process.kill()
+                    heard.add(number)
+            if heard or at_once:
+                return sorted(heard)
+        return []
+
+    def _blamed(self, worker: _Worker) -> tuple[Loss | None, list[Batch]]:
+        """Say at which utterance a process was lost, and which batches are to be decoded again."""
+        worker.process.join()
+        worker.connection.close()
+        assert worker.batch is not None
+        batch, (since, position) = worker.batch, worker.at
+        reason = self._how_it_ended(worker)
+        if since != _AT_NONE:
+            rest = (*batch[: int(position)], *batch[int(position) + 1 :])
+            return Loss(batch[int(position)], reason), [rest] if rest else []
+        if batch not in self._lost_at_none:  # not while it decoded: killed by somebody, as it seems
+            self._lost_at_none.add(batch)
+            return None, [batch]
+        return (Loss(batch[0], reason), []) if len(batch) == 1 else (None, [(index,) for index in batch])
+
+    def _how_it_ended(self, worker: _Worker) -> str:
+        if worker.is_late:
+            return f"decoding took over {self._timeout_seconds:g} s (data.decode_timeout_seconds) and was ended"
+        code = worker.process.exitcode or 0
+        if code >= 0:
+            return f"the process that decoded it ended with exit code {code}"
+        name = signal.Signals(-code).name if -code in {s.value for s in signal.Signals} else f"signal {-code}"
+        return f"the process that decoded it was ended by {name}" + (
+            " (out of memory?)" if name == "SIGKILL" else ": the file crashes its decoder"
+        )
+
+
+def _give(worker: _Worker, batch: Batch) -> None:
+    worker.batch = batch
+    with suppress(OSError):  # it is gone, and is found so in a moment
+        worker.connection.send(batch)
+
+
+def _taken(connection: "Connection[Any, Any]") -> list[Item]:
+    """Receive a batch. Raises EOFError or OSError where the process is gone."""
+    items: list[Item] = []
+    for item, samples in connection.recv():
+        if samples is None:
+            items.append(item)
+            continue
+        waveform = torch.empty(samples)
+        content = _bytes_of(waveform)
+        for start in range(0, len(content), _BLOCK_BYTES):
+            connection.recv_bytes_into(content[start:])
+        items.append(replace(item, audio=waveform))
+    return items
+
+
+def _work(decode: Callable[[int], Item], connection: "Connection[Any, Any]", at: Any, parent: int) -> None:
+    _live_for(parent)
+    torch.set_num_threads(1)
+    try:
+        while True:
+            items = []
+            for position, index in enumerate(connection.recv()):
+                at[1] = position
+                at[0] = time.monotonic()
+                items.append(decode(index))
+            at[0] = _AT_NONE
+            _hand_over(connection, items)
+    except (EOFError, OSError):  # nobody is there to decode for
+        return
+    except Exception:  # of memory, most likely: told as the loss of this process, not as a traceback
+        raise SystemExit(1) from None
+
+
+def _hand_over(connection: "Connection[Any, Any]", items: Sequence[Item]) -> None:
+    waveforms = [None if isinstance(item, Failure) else item.audio for item in items]
+    heads = [item if isinstance(item, Failure) else replace(item, audio=None) for item in items]
+    sizes = [None if waveform is None else waveform.numel() for waveform in waveforms]
+    connection.send(list(zip(heads, sizes, strict=True)))
+    for waveform in waveforms:
+        if waveform is not None:
+            content = _bytes_of(waveform.contiguous())
+            for start in range(0, len(content), _BLOCK_BYTES):
+                connection.send_bytes(content[start : start + _BLOCK_BYTES])
+
+
+def _bytes_of(waveform: torch.Tensor) -> memoryview:
+    return waveform.numpy().data.cast("B")
+
+
+def _live_for(parent: int) -> None:
+    """Leave signals to the process that this one works for, end with it, and be the first to go for want of memory."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        with suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
+        if os.getppid() != parent:
+            os._exit(1)
