@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -14,8 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from balr.config import config_dir, published_checkpoints
+from balr.errors import one_line
+
+if TYPE_CHECKING:
+    from balr.verification import Verdict
 
 _FULL_WIDTH = 160
+_SHOWN_OF_A_KIND = 20
 
 app = typer.Typer(
     help="Speaker embeddings of a whole corpus with published WeSpeaker models.",
@@ -96,6 +101,13 @@ def extract(
     ] = None,
     *,
     force: Annotated[bool | None, typer.Option("--force/--no-force", help="Embed again what is already there.")] = None,
+    max_failures: Annotated[
+        str | None,
+        typer.Option(help="More failed utterances than this, or than a share such as 1%, give exit code 1."),
+    ] = None,
+    fail_fast: Annotated[
+        bool | None, typer.Option("--fail-fast/--no-fail-fast", help="Stop at the first utterance that fails.")
+    ] = None,
     save_output: Annotated[bool | None, typer.Option(help="Write embeddings, or only compute and report.")] = None,
     save_dir: Annotated[
         str | None,
@@ -148,6 +160,8 @@ def extract(
     flags: dict[str, Any] = {
         "input": corpus,
         "force": force,
+        "max_failures": max_failures,
+        "fail_fast": fail_fast,
         "save_output": save_output,
         "save_dir": save_dir,
         "audio_formats": _split(audio_formats),
@@ -162,6 +176,79 @@ def extract(
     from balr.main import main as run
 
     raise typer.Exit(run([*hydra_flags, *to_overrides(flags), *rest]))
+
+
+@app.command(epilog="Exit codes: 0 all is as it should be; 1 something is not; 2 the folder cannot be verified.")
+def verify(
+    save_dir: Annotated[str, typer.Argument(metavar="SAVE_DIR", help="The folder of a run.")],
+    corpus: Annotated[
+        str | None, typer.Argument(metavar="[INPUT]", help="The corpus that it should hold the embeddings of.")
+    ] = None,
+    *,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="Remove what is broken, so that the next run of the same command makes it again."
+        ),
+    ] = False,
+    audio_formats: Annotated[
+        list[str] | None,
+        typer.Option(help="File suffixes that a folder is searched for; repeat or separate by commas."),
+    ] = None,
+    root_dir: Annotated[
+        str | None, typer.Option(help="Where relative paths of a csv or wav.scp start.", metavar="DIR")
+    ] = None,
+) -> None:
+    """Read every embedding of a folder and compare it with its lists, its record and the corpus.
+
+    [bold]balr verify outputs/embeddings/voxceleb2/resnet34_lm voxceleb2/metadata.csv[/bold]
+    """
+    from balr.data.corpus import Corpus
+    from balr.data.readers import AUDIO_FORMATS
+    from balr.errors import BalrError
+    from balr.verification import repair as repaired
+    from balr.verification import verify as verdict_of
+
+    folder = Path(save_dir).expanduser()
+    formats = _split(audio_formats) or AUDIO_FORMATS
+    try:
+        found = Corpus.from_path(corpus, root_dir=root_dir, audio_formats=formats) if corpus else None
+        verdict = verdict_of(folder, found)
+        _show(verdict)
+        if repair and verdict.findings:
+            count = repaired(folder, verdict)
+            print(f"repaired: {count} removed; the next run of the same command makes them again.")
+    except BalrError as error:
+        sys.stderr.write(f"ERROR {error}\n")
+        raise typer.Exit(2) from None
+    raise typer.Exit(1 if verdict.findings else 0)
+
+
+def _show(verdict: "Verdict") -> None:
+    """Print what was counted, then what was found: all of it, or the first of each kind where a person reads."""
+    from balr.report import as_text
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row("in metadata.csv", f"{verdict.listed:,}")
+    table.add_row("  whole", f"{verdict.whole:,}")
+    if verdict.norms:
+        least, median, most = (f"{norm:.3g}" for norm in verdict.norms)
+        table.add_row("  each of", f"{verdict.embedding_dim} numbers, norm {least} to {most}, median {median}")
+    table.add_row("in failures.csv", f"{verdict.failed:,}")
+    if verdict.utterances is not None:
+        table.add_row("in the corpus", f"{verdict.utterances:,}")
+    table.add_row("last run", verdict.last_run)
+    print(as_text(table))
+    most_shown = _SHOWN_OF_A_KIND if sys.stdout.isatty() else len(verdict.findings)
+    kinds = list(dict.fromkeys(finding.kind for finding in verdict.findings))
+    for kind in kinds:
+        those = [finding for finding in verdict.findings if finding.kind == kind]
+        for finding in those[:most_shown]:
+            print(f"{kind}: {one_line(finding.what)}: {one_line(finding.reason)}")
+        if len(those) > most_shown:
+            print(f"{kind}: and {len(those) - most_shown:,} more; sent to a file, all are listed")
+    counted = ", ".join(f"{sum(finding.kind == kind for finding in verdict.findings):,} {kind}" for kind in kinds)
+    print(counted or "all is as it should be")
 
 
 @app.command()

@@ -41,6 +41,8 @@ class RunConfig:
     device: str = MISSING
     precision: str = MISSING
     force: bool = MISSING
+    max_failures: Any = MISSING
+    fail_fast: bool = MISSING
     save_output: bool = MISSING
     save_dir: str | None = MISSING
     vector_format: str = MISSING
@@ -141,6 +143,12 @@ def published_checkpoints() -> Mapping[str, PublishedCheckpoint]:
     return found
 
 
+def pinned_revision(model_repo: str) -> str:
+    """Return the revision that balr ships for a repository, `main` for one it does not know."""
+    known = published_checkpoints().get(model_repo)
+    return known.revision if known else "main"
+
+
 def register() -> None:
     """Make the schema and the resolvers of `conf/` known to Hydra; calling it again changes nothing."""
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
@@ -170,6 +178,8 @@ def check(cfg: DictConfig) -> RunConfig:
         raise ConfigError(f"device={run.device}: must be auto, cpu, cuda, cuda:N or mps.")
     if run.save_dir == "":
         raise ConfigError("save_dir is empty: give a folder, or save_dir=null to write beside the audio.")
+    if not re.fullmatch(r"\d+|\d+(\.\d+)?%", str(run.max_failures)):
+        raise ConfigError(f"max_failures={run.max_failures}: must be a number of utterances, or a share such as 1%.")
     return _in_a_sweep(run, cfg) if HydraConfig.get().mode == RunMode.MULTIRUN else run
 
 

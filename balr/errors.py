@@ -5,7 +5,8 @@ BalrError             stops the command; the line is shown, never a traceback
 ├── InputError        the corpus: a csv, a folder, a wav.scp
 ├── CheckpointError   the model's files
 ├── OutputError       the place where results go
-└── UtteranceError    one utterance; becomes a Failure and the run goes on
+├── UtteranceError    one utterance; becomes a Failure and the run goes on
+└── FirstFailureError an utterance failed and fail_fast=true; the run ends in order
 """
 
 from dataclasses import dataclass
@@ -39,7 +40,11 @@ class UtteranceError(BalrError):
     """One utterance cannot be embedded."""
 
 
-Stage = Literal["decode", "embed"]
+class FirstFailureError(BalrError):
+    """An utterance failed, and the run is to stop at the first one that does."""
+
+
+Stage = Literal["decode", "embed", "write"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,8 @@
 """Files that are whole or absent: written under a temporary name in the same folder, then renamed."""
 
 import csv
+import errno
+import hashlib
 import io
 import logging
 import os
@@ -13,7 +15,7 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from balr.errors import OutputError
+from balr.errors import OutputError, UtteranceError
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +28,7 @@ _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing, creating its folder; it takes the place of `path` only when all is written.
 
-    Raises OutputError that names the file.
+    Raises OutputError that names the file, or UtteranceError where only the length of its path is in the way.
     """
     temporary = path.with_name(f".{uuid4().hex}.tmp")
     try:
@@ -37,6 +39,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UtteranceError(f"{path}: too long a path for a file") from error
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}.") from error
     finally:
         _remove(temporary)
@@ -59,7 +63,8 @@ def held(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"{folder}: cannot be locked: {error.strerror or error}; choose another save_dir.") from error
     try:
-        leftovers = [path for path in folder.rglob(".*.tmp") if _TEMPORARY.fullmatch(path.name)]
+        names = ((parent, name) for parent, _, names in os.walk(folder) for name in names)
+        leftovers = [Path(parent, name) for parent, name in names if is_leftover(name)]
         for path in leftovers:
             _remove(path)
         if leftovers:
@@ -67,6 +72,11 @@ def held(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()  # its file stays: one that is taken away under another run would hold nobody off
+
+
+def is_leftover(name: str) -> bool:
+    """Tell whether a file of this name is one that a killed run left half-written."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def write_csv(path: Path, header: Iterable[str], rows: Iterable[Mapping[str, str]]) -> None:
@@ -78,6 +88,12 @@ def write_csv(path: Path, header: Iterable[str], rows: Iterable[Mapping[str, str
         writer.writeheader()
         writer.writerows(rows)
         text.detach()
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_writable(folder: Path) -> None:

@@ -1,181 +1,139 @@
-"""What a folder of embeddings says about itself: metadata.csv, failures.csv and run.json.
+"""The lists of a folder of embeddings: metadata.csv of what there is, failures.csv of what there is not.
 
-The invariant kept here: one folder holds embeddings of one model, each of the audio that it is listed with.
+The invariant kept here: an embedding is listed with the audio that it was made of.
 """
 
 import csv
-import hashlib
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import fields
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import astuple, fields
 from pathlib import Path
-from typing import Any
 
 from balr.data import durations
-from balr.data.dataset import AudioDataset
+from balr.data.corpus import Corpus
 from balr.data.readers import Utterance
-from balr.embeddings.checkpoint import pinned_revision
 from balr.errors import Failure, OutputError
-from balr.files import whole_file, write_csv
+from balr.files import write_csv
 
-_METADATA, _FAILURES, _RUN = "metadata.csv", "failures.csv", "run.json"
-DURATIONS = "durations.csv"
-_COLUMNS = ("id", "audio", "speaker", "embedding")
+METADATA, FAILURES, DURATIONS = "metadata.csv", "failures.csv", "durations.csv"
+COLUMNS = ("id", "audio", "speaker", "embedding")
 _FAILURE_COLUMNS = tuple(column.name for column in fields(Failure))
+_SHARE_OF_TIME = 0.02
 
 Row = Mapping[str, str]
 
 
-def identity(model: Mapping[str, Any], precision: str) -> dict[str, Any]:
-    """Return what decides a model's numbers: its files, by content where local, its feature settings, the precision."""
-    settings = {"precision": precision, "engine": model.get("engine", "torch")}
-    settings |= {f"features.{name}": value for name, value in model.get("features", {}).items() if name != "_target_"}
-    names = {name: model[name] for name in ("model_name", "config_name")}
-    folder = Path(os.path.expanduser(model["model_dir"])) if model.get("model_dir") else None
-    if folder and all((folder / name).is_file() for name in names.values()):
-        return {**{f"{key} sha256": _sha256(folder / name) for key, name in names.items()}, **settings}
-    repo = model["model_repo"]
-    return {"model_repo": repo, "revision": model.get("revision") or pinned_revision(repo), **names, **settings}
-
-
 def refuse_foreign_lists(folder: Path, source: str) -> None:
     """Refuse to write lists over the very list that is read, or over somebody else's. Raises OutputError."""
-    kinds = ((_METADATA, _COLUMNS), (_FAILURES, _FAILURE_COLUMNS), (DURATIONS, durations.COLUMNS))
+    kinds = ((METADATA, COLUMNS), (FAILURES, _FAILURE_COLUMNS), (DURATIONS, durations.COLUMNS))
     for name, columns in kinds:
         if os.path.isfile(source) and (folder / name).is_file() and (folder / name).samefile(source):
             raise OutputError(f"{folder / name}: is the input and would be overwritten; choose another save_dir.")
-        _rows(folder / name, columns)
+        next(read_list(folder / name, columns), None)
 
 
-def refuse_another_model(folder: Path, model: Mapping[str, Any]) -> None:
-    """Refuse a folder that was made with another model or other features. Raises OutputError with what differs."""
-    record = _read_record(folder)
-    if record is None:
-        return
-    if record["replacing"]:
-        raise OutputError(
-            f"{folder}: a run that was to replace another model's embeddings stopped; force=true redoes it."
-        )
-    before = record["model"]
-    differing = [name for name in {**before, **model} if before.get(name) != model.get(name)]
-    if differing:
-        shown = ", ".join(f"{name} ({before.get(name, '-')} there, {model.get(name, '-')} here)" for name in differing)
-        raise OutputError(
-            f"{folder}: was made with another model: {shown}; choose another save_dir, or force=true to embed again."
-        )
-
-
-def refuse_another_corpus(folder: Path, dataset: AudioDataset) -> None:
+def refuse_another_corpus(folder: Path, corpus: Corpus) -> None:
     """Refuse a folder where an id or an embedding file belongs to other audio. Raises OutputError."""
-    listed = _rows(folder / _METADATA, _COLUMNS)
-    by_id = {row["id"]: row["audio"] for row in listed if row["audio"]}
-    by_file = {str(folder / row["embedding"]): row["audio"] for row in listed if row["audio"]}
-    for utterance in dataset.utterances:
+    by_id: dict[str, str] = {}
+    by_file: dict[str, str] = {}
+    for row in read_list(folder / METADATA, COLUMNS):
+        if row["audio"]:
+            by_id[row["id"]] = row["audio"]
+            by_file[os.path.join(folder, row["embedding"])] = row["audio"]
+    for utterance in corpus.utterances if by_id else ():
         if utterance.audio is None:
             continue
-        place = str(dataset.vector_path(utterance))
+        place = corpus.vector_file(utterance)
         for held, what in ((by_id.get(utterance.id), utterance.id), (by_file.get(place), place)):
-            if held and not _same(held, utterance.audio):
+            if held and not is_same_audio(held, utterance.audio):
                 raise OutputError(
-                    f"{folder / _METADATA}: holds embeddings of another corpus: {what!r} is {held} there and "
+                    f"{folder / METADATA}: holds embeddings of another corpus: {what!r} is {held} there and "
                     f"{utterance.audio} here; choose another save_dir, or force=true to embed all again."
                 )
 
 
-def write_lists(folder: Path, dataset: AudioDataset, failures: Iterable[Failure]) -> None:
-    """Write metadata.csv, which `AudioDataset.from_csv` reads back, and failures.csv where there are any.
+def write_metadata(folder: Path, corpus: Corpus, done: Collection[str]) -> None:
+    """Write metadata.csv of the utterances whose ids are `done`; `AudioDataset.from_csv` reads it back.
 
     Embeddings are named relative to the folder where they lie below it, audio by its absolute path. What an earlier run
     of another list left in the folder stays listed.
     """
-    failed = {failure.id: failure for failure in failures}
-    ids = {utterance.id for utterance in dataset.utterances}
-    done = [u for u in dataset.utterances if u.id not in failed and (u.audio is None or dataset.has_vector(u))]
-    done_ids = {utterance.id for utterance in done}
-    earlier = [
+    ids = {utterance.id for utterance in corpus.utterances}
+    rows = [_row(utterance, corpus, folder) for utterance in corpus.utterances if utterance.id in done]
+    rows += [
         row
-        for row in _rows(folder / _METADATA, _COLUMNS)
-        if row["id"] not in ids and (folder / row["embedding"]).is_file()
+        for row in read_list(folder / METADATA, COLUMNS)
+        if row["id"] not in ids and os.path.isfile(os.path.join(folder, row["embedding"]))
     ]
-    rows = [*(_row(utterance, dataset, folder) for utterance in done), *earlier]
-    extra = dict.fromkeys(name for row in rows for name in row if name not in _COLUMNS)
-    write_csv(folder / _METADATA, [*_COLUMNS, *extra], rows)
-    not_retried = [
-        row for row in _rows(folder / _FAILURES, _FAILURE_COLUMNS) if row["id"] in ids - done_ids - failed.keys()
-    ]
-    now = [{name: getattr(failure, name) for name in _FAILURE_COLUMNS} for failure in failed.values()]
-    if now or not_retried:
-        write_csv(folder / _FAILURES, _FAILURE_COLUMNS, [*now, *not_retried])
-    elif _rows(folder / _FAILURES, _FAILURE_COLUMNS):
-        (folder / _FAILURES).unlink()
+    extra = dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)
+    write_csv(folder / METADATA, [*COLUMNS, *extra], rows)
 
 
-@contextmanager
-def recorded(folder: Path, model: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    """Keep in run.json what made this folder's embeddings, and until the end whether another's are being replaced.
+class FailureList:
+    """Keep failures.csv true while a run goes on, at little cost: a run may be killed at any moment.
 
-    What the run finds out on its way, such as how batches were made, goes into the mapping that is yielded.
+    It holds what failed in this run, and what failed in an earlier one and was not embedded since.
     """
-    record = _read_record(folder)
-    replacing = record is not None and (record["replacing"] or record["model"] != model)
-    computed: dict[str, str] = {} if record is None or replacing else record["computed"]
-    _write_record(folder, model, replacing=replacing, computed=computed)
-    done = False
-    try:
-        yield computed
-        done = True
-    finally:
-        _write_record(folder, model, replacing=replacing and not done, computed=computed)
+
+    def __init__(self, folder: Path, corpus: Corpus, done: Collection[str]) -> None:
+        self._path = folder / FAILURES
+        self._order = {utterance.id: number for number, utterance in enumerate(corpus.utterances)}
+        self._done = done
+        self._earlier = [row for row in read_failures(folder) if row["id"] in self._order]
+        self._failures: dict[str, Failure] = {}
+        self._next_time = 0.0
+
+    def add(self, failure: Failure) -> None:
+        """Take up a failure; the list is written at once, or soon where that takes long. Raises OutputError."""
+        self._failures[failure.id] = failure
+        started = time.monotonic()
+        if started > self._next_time:
+            self.write()
+            ended = time.monotonic()
+            self._next_time = ended + (ended - started) / _SHARE_OF_TIME
+
+    def write(self) -> None:
+        """Write the list in the order of the corpus, or remove it where nothing failed. Raises OutputError."""
+        rows = [
+            dict(zip(_FAILURE_COLUMNS, astuple(failure), strict=True))
+            for failure in sorted(self._failures.values(), key=lambda failure: self._order[failure.id])
+        ]
+        rows += [row for row in self._earlier if row["id"] not in self._failures and row["id"] not in self._done]
+        if rows:
+            write_csv(self._path, _FAILURE_COLUMNS, rows)
+        elif self._path.is_file():
+            self._path.unlink()
 
 
-def _read_record(folder: Path) -> dict[str, Any] | None:
-    path = folder / _RUN
+def read_failures(folder: Path) -> Iterator[dict[str, str]]:
+    """Yield the rows of failures.csv, if there is one. Raises OutputError."""
+    return read_list(folder / FAILURES, _FAILURE_COLUMNS)
+
+
+def read_list(path: Path, columns: Iterable[str]) -> Iterator[dict[str, str]]:
+    """Yield the rows of a list that balr wrote; a file with other columns is somebody else's. Raises OutputError."""
     if not path.is_file():
-        return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            "model": dict(record["model"]),
-            "replacing": bool(record["replacing"]),
-            "computed": dict(record.get("computed", {})),
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{path}: not balr's record of a run ({error}); choose another save_dir.") from error
-
-
-def _write_record(folder: Path, model: Mapping[str, Any], *, replacing: bool, computed: Mapping[str, str]) -> None:
-    record = {"model": model, "replacing": replacing, "computed": computed}
-    with whole_file(folder / _RUN) as file:
-        file.write(json.dumps(record, indent=2).encode() + b"\n")
-
-
-def _row(utterance: Utterance, dataset: AudioDataset, folder: Path) -> dict[str, str]:
-    vector = utterance.embedding if utterance.audio is None else dataset.vector_path(utterance)
-    below = vector.relative_to(folder) if vector and vector.is_relative_to(folder) else vector
-    known = (utterance.id, str(utterance.audio or ""), utterance.speaker or "", str(below))
-    return {**utterance.extra, **dict(zip(_COLUMNS, known, strict=True))}
-
-
-def _rows(path: Path, columns: Iterable[str]) -> list[Row]:
-    """Read a list that balr wrote; a file with other columns is somebody else's. Raises OutputError for that."""
-    if not path.is_file():
-        return []
+        return
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(file, restval="")
             if list(columns) != list(reader.fieldnames or [])[: len(list(columns))]:
                 raise OutputError(f"{path}: was not written by balr and would be overwritten; choose another save_dir.")
-            return [{name: cell for name, cell in row.items() if name is not None} for row in reader]
+            for row in reader:
+                row.pop(None, None)
+                yield row
     except csv.Error as error:
         raise OutputError(f"{path}: not a csv: {error}; choose another save_dir.") from error
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _row(utterance: Utterance, corpus: Corpus, folder: Path) -> dict[str, str]:
+    vector = str(utterance.embedding) if utterance.audio is None else corpus.vector_file(utterance)
+    below = vector.removeprefix(os.path.join(folder, ""))
+    known = (utterance.id, str(utterance.audio or ""), utterance.speaker or "", below)
+    return {**utterance.extra, **dict(zip(COLUMNS, known, strict=True))}
 
 
-def _same(held: str, audio: Path) -> bool:
+def is_same_audio(held: str, audio: Path) -> bool:
+    """Tell whether the audio of a list is a file, by whatever links each is reached."""
     return held == str(audio) or os.path.realpath(held) == os.path.realpath(audio)

@@ -7,16 +7,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from balr.errors import Failure, one_line
-
-if TYPE_CHECKING:  # the log handler is here, and an error of configuration is told before torch is loaded
-    from balr.data.dataset import AnnotatedAudio
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +40,7 @@ class Report:
     already_there: int
     without_audio: int
     failures: tuple[Failure, ...]
+    upsampled: int
     audio_seconds: float
     wall_seconds: float
     vectors_in: str
@@ -56,17 +54,36 @@ class Report:
     def not_reached(self) -> int:
         return self.total - self.embedded - self.already_there - self.without_audio - self.failed
 
+    def tolerated(self, max_failures: str) -> bool:
+        """Tell whether as many failures as there are may be: a number of utterances, or a share of all such as `1%`."""
+        share = max_failures.endswith("%")
+        most = float(max_failures.rstrip("%")) / 100 * self.total if share else int(max_failures)
+        return self.failed <= most and not self.not_reached
+
+    def facts(self) -> dict[str, Any]:
+        """Return what goes into the record of the run."""
+        names = ("total", "embedded", "already_there", "without_audio", "failed", "not_reached", "upsampled")
+        return {
+            "counts": {name: getattr(self, name) for name in names},
+            "audio_hours": round(self.audio_seconds / 3600, 6),
+            "embedding_seconds": round(self.wall_seconds, 3),
+            "x_real_time": round(self.audio_seconds / max(self.wall_seconds, 1e-9), 1),
+        }
+
 
 class Tally:
     """Count what a model does and show it: a bar on a terminal, else a line every half minute."""
 
-    def __init__(self) -> None:
-        self.todo = 0
+    def __init__(self, *, todo: int) -> None:
+        self.todo = todo
         self.embedded_count = 0
+        self.upsampled = 0
         self.audio_seconds = 0.0
         self.failures: list[Failure] = []
         self._planned_seconds = 0.0
-        self._started = self._last_line = time.monotonic()
+        self._started: float | None = None
+        self._ended: float | None = None
+        self._last_line = 0.0
         self._bar = Progress(
             TextColumn("embedding"),
             BarColumn(bar_width=None),
@@ -79,21 +96,23 @@ class Tally:
         self._task = self._bar.add_task("", total=None, count="", pace="")
 
     def __enter__(self) -> Self:
-        self._started = self._last_line = time.monotonic()
+        self._start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._ended = time.monotonic()
         self._bar.stop()
 
     @property
     def wall_seconds(self) -> float:
-        return time.monotonic() - self._started
+        return 0.0 if self._started is None else (self._ended or time.monotonic()) - self._started
 
-    def planned(self, audio_seconds: float) -> None:
+    def planned(self, audio_seconds: float, *, upsampled: int) -> None:
         self._planned_seconds = audio_seconds
-        self._started = self._last_line = time.monotonic()  # headers are read
+        self.upsampled = upsampled
+        self._start()  # headers are read
 
-    def embedded(self, utterance: "AnnotatedAudio", audio_seconds: float) -> None:
+    def embedded(self, audio_seconds: float) -> None:
         self.embedded_count += 1
         self.audio_seconds += audio_seconds
         self._show()
@@ -102,6 +121,9 @@ class Tally:
         self.failures.append(failure)
         log.warning("%s: %s: %s", one_line(failure.id), failure.stage, failure.reason)
         self._show()
+
+    def _start(self) -> None:
+        self._started = self._last_line = time.monotonic()
 
     def _show(self) -> None:
         if not self._bar.live.is_started and not self._bar.disable:
@@ -144,6 +166,11 @@ def summary(report: Report) -> str:
         table.add_row("list", shown(report.lists_in / "metadata.csv"))
         if report.failed:
             table.add_row("failures", shown(report.lists_in / "failures.csv"))
+    return as_text(table)
+
+
+def as_text(table: Table) -> str:
+    """Render a table as plain lines."""
     text = io.StringIO()
     Console(file=text, width=1000, no_color=True, markup=False, emoji=False, highlight=False).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

@@ -15,7 +15,7 @@ LAYERS = (
     {"errors", "files", "signals", "config"},
     {"data"},
     {"embeddings"},
-    {"extraction", "report", "lists"},
+    {"extraction", "report", "lists", "record", "provenance", "verification"},
     {"main"},
     {"cli"},
 )

@@ -68,18 +68,20 @@ def read_scp(path: Path, root_dir: Path) -> list[Utterance]:
 
 def read_dir(folder: Path, audio_formats: Sequence[str] = AUDIO_FORMATS) -> list[Utterance]:
     """Find audio files below a folder, linked folders included; ids are POSIX paths relative to it, with suffix."""
-    suffixes = {f".{name.strip().lower().lstrip('.')}" for name in audio_formats}
+    suffixes = tuple({f".{name.strip().lower().lstrip('.')}" for name in audio_formats})
     hidden = broken = 0
     found = []
-    for file in _walk(folder, (folder.resolve(),)):
-        if file.suffix.lower() not in suffixes:
+    start = len(os.path.join(folder, ""))
+    for file in _walk(os.fspath(folder), (os.path.realpath(folder),)):
+        name = os.path.basename(file)
+        if os.path.splitext(name)[1].lower() not in suffixes:
             continue
-        if file.name.startswith("."):
+        if name.startswith("."):
             hidden += 1
-        elif not file.is_file():
+        elif not os.path.isfile(file):
             broken += 1
         else:
-            found.append(Utterance(file.relative_to(folder).as_posix(), file))
+            found.append(Utterance(file[start:].replace(os.sep, "/"), Path(file)))
     if hidden or broken:
         log.warning("%s: skipped %d hidden files and %d broken links.", folder, hidden, broken)
     if not found:
@@ -87,18 +89,20 @@ def read_dir(folder: Path, audio_formats: Sequence[str] = AUDIO_FORMATS) -> list
     return found
 
 
-def _walk(folder: Path, chain: tuple[Path, ...]) -> Iterator[Path]:
+def _walk(folder: str, chain: tuple[str, ...]) -> Iterator[str]:
     try:
-        entries = sorted(folder.iterdir())
+        with os.scandir(folder) as entries:
+            found = sorted((entry.name, entry.is_dir()) for entry in entries)
     except OSError as error:
         raise InputError(f"{folder}: cannot be read: {error.strerror or error}.") from error
-    for entry in entries:
-        if not entry.is_dir():
-            yield entry
-        elif not entry.name.startswith("."):
-            target = entry.resolve()
+    for name, is_folder in found:
+        path = os.path.join(folder, name)
+        if not is_folder:
+            yield path
+        elif not name.startswith("."):
+            target = os.path.realpath(path)
             if target not in chain:  # a link to a folder above would never end
-                yield from _walk(entry, (*chain, target))
+                yield from _walk(path, (*chain, target))
 
 
 def _check_columns(path: Path, columns: Sequence[str]) -> set[str]:

@@ -1,6 +1,7 @@
 """Embeddings as files: `.npy` and `.txt` are written and read, `.pkl` of the earlier BA-LR toolkit only read."""
 
 import io
+import os
 import pickle
 import warnings
 from functools import lru_cache
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from balr.errors import InputError, OutputError
+from balr.errors import InputError, OutputError, one_line
 from balr.files import whole_file
 
+_LARGEST_NPY_BYTES = 1 << 20  # a hundred times what a vector has; the rest of such a file is not read
 _NPY_HEADER_BYTES = 128  # of a vector: version 1, padded to a multiple of 64 bytes
 VECTOR_SUFFIXES = (".npy", ".txt", ".pkl")
 
@@ -41,15 +43,27 @@ def write_vector(path: Path, vector: npt.NDArray[np.float32]) -> None:
             np.savetxt(file, vector, fmt="%.9g")  # nine digits give every float32 back
 
 
-def flaw_of_vector(path: Path) -> str | None:
-    """Say what is wrong with a file that a run wrote or should have written; None: it holds an embedding."""
+def flaw_of_vector(path: str | Path, *, dim: int | None = None) -> str | None:
+    """Say what is wrong with a file that a run wrote or should have written; None: it holds an embedding `(dim,)`."""
+    vector = whole_vector(path, dim=dim)
+    return vector if isinstance(vector, str) else None
+
+
+def whole_vector(path: str | Path, *, dim: int | None = None) -> npt.NDArray[Any] | str:
+    """Read an embedding `(dim,)` that a run wrote, or say what is wrong with it: `missing`, or else."""
     try:
-        vector = read_vector(path) if path.suffix != ".npy" else _read_npy(path.read_bytes())
-    except FileNotFoundError:
+        if os.fspath(path).endswith(".npy"):
+            with open(path, "rb", buffering=0) as file:
+                vector = _read_npy(file.read(_LARGEST_NPY_BYTES))
+        else:
+            vector = read_vector(Path(path))
+    except (FileNotFoundError, NotADirectoryError):
         return "missing"
     except (InputError, OSError, ValueError) as error:
-        return str(error)
-    return None if np.isfinite(vector).all() else "numbers that are not finite"
+        return one_line(error) if os.path.lexists(path) else "missing"
+    if dim is not None and vector.size != dim:
+        return f"{vector.size} numbers, not {dim}"
+    return vector if np.isfinite(vector).all() else "numbers that are not finite"
 
 
 def _read_npy(content: bytes) -> npt.NDArray[Any]:

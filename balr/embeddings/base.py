@@ -3,10 +3,11 @@
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,10 +18,11 @@ import torch
 from balr.config import DataConfig
 from balr.data.batching import Batch, plan_batches
 from balr.data.dataset import AnnotatedAudio, AudioDataset
-from balr.data.durations import durations
+from balr.data.durations import headers
 from balr.data.loading import Decoded, decoded_batches, failure
 from balr.embeddings.devices import Loading, computing, device_name, on, suited
-from balr.errors import Failure, UtteranceError, one_line
+from balr.embeddings.stages import Stages
+from balr.errors import Failure, FirstFailureError, UtteranceError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +30,12 @@ Vector = npt.NDArray[Any]
 
 
 class Observer(Protocol):
-    """Is told how much audio is planned and of every utterance as it is done: a progress bar, a count, a record."""
+    """Is told how much audio is planned and of every utterance as it is done: a progress bar, a count, a record.
 
-    def planned(self, audio_seconds: float) -> None: ...
+    `upsampled` of the utterances have a lower rate than the model. FirstFailureError ends the run in order.
+    """
+
+    def planned(self, audio_seconds: float, *, upsampled: int) -> None: ...
 
     def embedded(self, utterance: AnnotatedAudio, audio_seconds: float) -> None: ...
 
@@ -54,7 +59,17 @@ class EmbeddingsModel(ABC):
 
     sample_rate_hz: int
     device: torch.device
+    embedding_dim: int | None = None
     _most_samples: float = float("inf")
+
+    @cached_property
+    def stages(self) -> Stages:
+        """Add up how long decoding keeps this waiting, and how long features, forward passes and writing take."""
+        return Stages()
+
+    @cached_property
+    def _batching(self) -> dict[str, Any]:
+        return {}
 
     @abstractmethod
     def embed(
@@ -92,15 +107,7 @@ class EmbeddingsModel(ABC):
             self.sample_rate_hz, max_audio_seconds=data_config.max_audio_seconds
         )
         loading = suited(data_config, self.device)
-        files = [utterance.audio for utterance in audible.utterances if utterance.audio is not None]
-        seconds = durations(files, cache=durations_file)
-        observer.planned(sum(length for length in seconds if length is not None))
-        plan = plan_batches(
-            seconds,
-            batch_size=loading.batch_size,
-            max_batch_seconds=loading.max_batch_seconds,
-            shuffle=data_config.shuffle,
-        )
+        plan = self._plan(audible, loading, observer, shuffle=data_config.shuffle, durations_file=durations_file)
         vectors: dict[str, Vector] = {}
 
         def deliver(outcome: Embedded | Failure) -> None:
@@ -108,7 +115,12 @@ class EmbeddingsModel(ABC):
                 observer.failed(outcome)
                 return
             if stream_save:
-                audible.save_vector(outcome.utterance.id, outcome.vector)
+                try:
+                    with self.stages.timed("write"):
+                        audible.save_vector(outcome.utterance.id, outcome.vector)
+                except UtteranceError as error:
+                    observer.failed(failure(outcome.utterance.id, outcome.utterance.audio_path, "write", error))
+                    return
             else:
                 vectors[outcome.utterance.id] = outcome.vector
             observer.embedded(outcome.utterance, outcome.audio_seconds)
@@ -116,9 +128,37 @@ class EmbeddingsModel(ABC):
         self._run(audible, plan, loading, data_config, deliver)
         return [(utterance.id, vectors[utterance.id]) for utterance in audible.utterances if utterance.id in vectors]
 
-    def how(self) -> dict[str, str]:
-        """Say, after a run, what was decided on the way: device, batches."""
+    def about(self) -> dict[str, Any]:
+        """Say, for a record, what computes."""
         return {"device": device_name(self.device)}
+
+    def how(self) -> dict[str, Any]:
+        """Say, for a record and after a run, what was decided on the way and how long its stages took."""
+        return {"batching": self._batching, "stage_seconds": self.stages.seconds()}
+
+    def _plan(
+        self, dataset: AudioDataset, loading: Loading, observer: Observer, *, shuffle: bool, durations_file: Path | None
+    ) -> list[Batch]:
+        files = [utterance.audio for utterance in dataset.utterances if utterance.audio is not None]
+        found = headers(files, cache=durations_file)
+        upsampled = sum((header.sample_rate_hz or self.sample_rate_hz) < self.sample_rate_hz for header in found)
+        if upsampled:
+            log.warning(
+                "%d of %d utterances have a lower rate than the model's %d Hz, as telephone speech has: they are "
+                "upsampled, and what the model hears in high frequencies is not there",
+                upsampled,
+                len(found),
+                self.sample_rate_hz,
+            )
+        observer.planned(sum(header.seconds or 0.0 for header in found), upsampled=upsampled)
+        plan = plan_batches(
+            [header.seconds for header in found],
+            batch_size=loading.batch_size,
+            max_batch_seconds=loading.max_batch_seconds,
+            shuffle=shuffle,
+        )
+        self._batching |= {**asdict(loading), "batches": len(plan)}
+        return plan
 
     def _run(
         self,
@@ -147,7 +187,7 @@ class EmbeddingsModel(ABC):
         )
         with on(self.device), closing(batches), computing(at_once, self.device) as pool:
             try:
-                for batch in batches:
+                for batch in self._waiting_for(batches):
                     ready = batch.pin_memory() if self.device.type == "cuda" else batch
                     running.add(pool.submit(self._embed_batch, ready, config))
                     if len(running) > at_once:  # one more than can run, so that none waits for a decoder
@@ -155,11 +195,19 @@ class EmbeddingsModel(ABC):
                 finish()
                 for batch in done.postponed:
                     done.take(self._embed_batch(batch, config, alone=True))
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, FirstFailureError):
                 pool.shutdown(cancel_futures=True)
                 finished = [f for f in running if not f.cancelled() and f.exception() is None]
                 done.take(outcome for future in finished for outcome in future.result())
                 raise
+
+    def _waiting_for(self, batches: Iterator[Decoded]) -> Iterator[Decoded]:
+        while True:
+            with self.stages.timed("decode_wait"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def _embed_batch(self, batch: Decoded, config: DataConfig, *, alone: bool = False) -> list[Outcome]:
         """Return what becomes of each utterance; one without room on the device waits until it is `alone` there."""
@@ -237,8 +285,8 @@ class _Deliveries:
 
 
 class _LoggingObserver:
-    def planned(self, audio_seconds: float) -> None:
-        log.debug("%.0f s of audio to embed", audio_seconds)
+    def planned(self, audio_seconds: float, *, upsampled: int) -> None:
+        log.debug("%.0f s of audio to embed, %d upsampled", audio_seconds, upsampled)
 
     def embedded(self, utterance: AnnotatedAudio, audio_seconds: float) -> None:
         log.debug("%s: embedded, %.1f s", utterance.id, audio_seconds)

@@ -12,7 +12,7 @@ from zipfile import BadZipFile
 import torch
 import yaml
 
-from balr.config import published_checkpoints
+from balr.config import pinned_revision
 from balr.errors import CheckpointError, one_line
 
 log = logging.getLogger(__name__)
@@ -77,12 +77,6 @@ def _refuse_another_download(folder: Path, model_repo: str, revision: str | None
     wanted = f"{model_repo}@{revision or pinned_revision(model_repo)}"
     if model_repo and marker.is_file() and (held := marker.read_text(encoding="utf-8")) != wanted:
         raise CheckpointError(f"{folder}: holds the files of {held}, not of {wanted}; choose another model_dir.")
-
-
-def pinned_revision(model_repo: str) -> str:
-    """Return the revision that balr ships for a repository, `main` for one it does not know."""
-    known = published_checkpoints().get(model_repo)
-    return known.revision if known else "main"
 
 
 def _download(repo: str, name: str, revision: str, model_dir: str | Path | None) -> Path:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from balr.errors import CheckpointError, ConfigError
 class Frontend:
     """Compute features on the device of the waveforms `(samples,)`, one tensor each.
 
-    `time_dim` is the dimension of the frames in a batch of features: 1 for `(batch, frames, mels)`.
+    `time_dim` is the dimension of the frames in a batch of features: 1 for `(batch, frames, mels)`. `settings` say how
+    features are computed, for a record.
     """
 
     compute: Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
@@ -26,6 +27,7 @@ class Frontend:
     mels: int
     frames_per_second: float
     time_dim: int
+    settings: Mapping[str, Any]
 
 
 def build_with_frontend(config: CheckpointConfig, overrides: FeaturesConfig) -> tuple[torch.nn.Module, Frontend]:
@@ -40,6 +42,7 @@ def build_with_frontend(config: CheckpointConfig, overrides: FeaturesConfig) -> 
         mels=settings.num_mel_bins,
         frames_per_second=1000 / settings.frame_shift_ms,
         time_dim=1,
+        settings=asdict(settings),
     )
     return network, frontend
 
@@ -66,7 +69,7 @@ def _with_tfmel(config: CheckpointConfig, overrides: FeaturesConfig) -> tuple[to
             return [tfmel(waveform.unsqueeze(0))[0][0] for waveform in waveforms]
 
     hop = tfmel_args.get("hop_length", 160)
-    return network, Frontend(compute, sample_rate_hz, mels, frames_per_second=sample_rate_hz / hop, time_dim=2)
+    return network, Frontend(compute, sample_rate_hz, mels, sample_rate_hz / hop, time_dim=2, settings=tfmel_args)
 
 
 def _sized(config: CheckpointConfig, mels: int) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,6 +25,7 @@ from balr.embeddings.lengths import LARGEST_RELATIVE_DIFFERENCE, RaggedNetwork
 from balr.embeddings.precision import checked_precision, lower_trunk
 from balr.embeddings.room import Room
 from balr.errors import CheckpointError, UtteranceError
+from balr.files import sha256
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +74,8 @@ class WespeakerModel(EmbeddingsModel):
         example = self._frontend.compute([_noise(_EXAMPLE_SECONDS, self.sample_rate_hz)])[0].unsqueeze(0)
         fold(network, example)
         attend_in_blocks(network, example)
+        with torch.inference_mode():
+            self.embedding_dim = run_network(network, example).shape[-1]
         self._network = _channels_last(network.to(self.device))
         self._compiled = self._compile(engine, dtype)
         if dtype != torch.float32:
@@ -101,19 +105,21 @@ class WespeakerModel(EmbeddingsModel):
         if any(is_long):
             self._refuse_long(waveforms, max_whole_seconds)
         with _exact_kernels():
-            features = self._frontend.compute([waveform.to(self.device) for waveform in waveforms])
-            if not any(is_long):
-                return self._embed_features(features).float()
-            if self._trunk is None:
-                with self._room.taken(sum(map(self._seconds, waveforms)), of=max_whole_seconds or float("inf")):
+            with self.stages.timed("features", self.device):
+                features = self._frontend.compute([waveform.to(self.device) for waveform in waveforms])
+            with self.stages.timed("forward", self.device):
+                if not any(is_long):
                     return self._embed_features(features).float()
-            assert chunk_seconds is not None
-            frames = int(chunk_seconds / 2 * self._frontend.frames_per_second)
-            rows = [
-                self._trunk.embed(one.unsqueeze(0), chunk_frames=frames) if long else self._embed_features([one])
-                for one, long in zip(features, is_long, strict=True)
-            ]
-            return torch.cat(rows).float()
+                if self._trunk is None:
+                    with self._room.taken(sum(map(self._seconds, waveforms)), of=max_whole_seconds or float("inf")):
+                        return self._embed_features(features).float()
+                assert chunk_seconds is not None
+                frames = int(chunk_seconds / 2 * self._frontend.frames_per_second)
+                rows = [
+                    self._trunk.embed(one.unsqueeze(0), chunk_frames=frames) if long else self._embed_features([one])
+                    for one, long in zip(features, is_long, strict=True)
+                ]
+                return torch.cat(rows).float()
 
     def _embed_features(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         run = self._compiled or partial(run_network, self._network)
@@ -143,18 +149,33 @@ class WespeakerModel(EmbeddingsModel):
             log.warning("a batch of different lengths would move embeddings by %.1e: lengths are not mixed", moved)
         return exact
 
-    def how(self) -> dict[str, str]:
-        """Say, after a run, how batches and long audio were worked through."""
-        tried = vars(self).get("takes_ragged_batches")
-        batches = {
-            None: "one utterance each",
-            True: "of different lengths, exact by trial",
-            False: "of equal frame counts",
+    def about(self) -> dict[str, Any]:
+        """Say, for a record, which checkpoint computes, by its content, and from which features."""
+        return {
+            **super().about(),
+            "checkpoint": {
+                "source": self.files.source,
+                "architecture": self.architecture,
+                "weights_sha256": sha256(self.files.weights),
+                "config_sha256": sha256(self.files.config),
+            },
+            "features": dict(self._frontend.settings),
+            "precision": self.precision,
+            "engine": self.engine,
+            "embedding_dim": self.embedding_dim,
         }
-        trunk = {} if "_trunk" not in vars(self) else {"long_audio": "whole" if self._trunk is None else "in chunks"}
-        left = self._compiled.left_to_torch if self._compiled else 0
-        engine = f"{self.engine}, {left} batches left to torch" if left else self.engine
-        return {**super().how(), "precision": self.precision, "engine": engine, "batches": batches[tried], **trunk}
+
+    def how(self) -> dict[str, Any]:
+        """Say, after a run, how batches and long audio were worked through."""
+        found = super().how()
+        tried = vars(self).get("takes_ragged_batches")
+        lengths = {None: "one utterance each", True: "different, exact by trial", False: "equal frame counts"}
+        found["batching"] |= {"lengths": lengths[tried]}
+        if "_trunk" in vars(self):
+            found["batching"] |= {"long_audio": "whole" if self._trunk is None else "in chunks"}
+        if self._compiled and self._compiled.left_to_torch:
+            found["batching"] |= {"batches_left_to_torch": self._compiled.left_to_torch}
+        return found
 
     @cached_property
     def shortest_seconds(self) -> float:

@@ -1,6 +1,7 @@
 """Lengths from headers: for planning, remembered from one run to the next, never trusted with more than that."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,14 +9,18 @@ import soundfile
 from conftest import speechlike, write_wav
 
 from balr.data import durations as module
-from balr.data.durations import durations, header_seconds
+from balr.data.durations import headers, read_header
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
 def test_a_header_tells_the_length(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     soundfile.write(path, speechlike(2.5), 16_000)
-    assert header_seconds(path) == pytest.approx(2.5, abs=0.1)
+    assert read_header(path).seconds == pytest.approx(2.5, abs=0.1)
+
+
+def seconds(files: Sequence[Path], *, cache: Path | None = None) -> list[float | None]:
+    return [header.seconds for header in headers(files, cache=cache)]
 
 
 def test_a_file_that_only_ffmpeg_reads_tells_its_length_too(tmp_path: Path) -> None:
@@ -29,32 +34,37 @@ def test_a_file_that_only_ffmpeg_reads_tells_its_length_too(tmp_path: Path) -> N
             frame.sample_rate = 16_000
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    assert header_seconds(tmp_path / "a.m4a") == pytest.approx(3.0, abs=0.2)
+    assert read_header(tmp_path / "a.m4a").seconds == pytest.approx(3.0, abs=0.2)
 
 
 def test_what_is_no_audio_has_no_length(tmp_path: Path) -> None:
     (tmp_path / "text.wav").write_text("no audio")
     (tmp_path / "empty.wav").write_bytes(b"")
     files = [tmp_path / "text.wav", tmp_path / "empty.wav", tmp_path / "absent.wav", tmp_path]
-    assert durations(files) == [None] * 4
+    assert seconds(files) == [None] * 4
 
 
 def test_a_file_is_opened_once_for_all_runs_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [write_wav(tmp_path / f"{n}.wav", speechlike(1.0 + n)) for n in range(3)]
     opened = []
-    monkeypatch.setattr(module, "header_seconds", lambda path: opened.append(path) or header_seconds(path))
+    monkeypatch.setattr(module, "read_header", lambda path: opened.append(path) or read_header(path))
     cache = tmp_path / "durations.csv"
-    assert durations(files, cache=cache) == durations(files, cache=cache) == [1.0, 2.0, 3.0]
+    assert seconds(files, cache=cache) == seconds(files, cache=cache) == [1.0, 2.0, 3.0]
     assert opened == files
     write_wav(files[1], speechlike(5.0))
-    assert durations(files[1:], cache=cache) == [5.0, 3.0]
+    assert seconds(files[1:], cache=cache) == [5.0, 3.0]
     assert opened == [*files, files[1]]
-    assert durations(files, cache=cache) == [1.0, 5.0, 3.0]
+    assert seconds(files, cache=cache) == [1.0, 5.0, 3.0]
     assert len(opened) == 4
 
 
-HEADER = "audio,bytes,changed_ns,seconds\n"
-BROKEN = ("", "not a csv of ours\n1\n", "\0", *(f"{HEADER}a,1,2,{cell}\n" for cell in ("long", "nan", "inf", "-1")))
+HEADER = "audio,bytes,changed_ns,seconds,sample_rate_hz\n"
+BROKEN = (
+    "",
+    "not a csv of ours\n1\n",
+    "\0",
+    *(f"{HEADER}a,1,2,{cells}\n" for cells in ("long,8000", "nan,", "inf,", "-1,", "1.0,slow")),
+)
 
 
 @pytest.mark.parametrize("text", BROKEN)
@@ -62,7 +72,7 @@ def test_a_cache_that_cannot_be_read_is_made_anew(tmp_path: Path, text: str) -> 
     file = write_wav(tmp_path / "a.wav", speechlike(1.0))
     cache = tmp_path / "durations.csv"
     cache.write_text(text)
-    assert durations([file], cache=cache) == [1.0]
+    assert seconds([file], cache=cache) == [1.0]
     assert str(file) in cache.read_text()
 
 
@@ -70,4 +80,4 @@ def test_a_cache_that_cannot_be_read_is_made_anew(tmp_path: Path, text: str) -> 
 def test_names_that_are_not_utf_8_are_remembered_too(tmp_path: Path) -> None:
     file = write_wav(tmp_path / "a.wav", speechlike(1.0)).rename(tmp_path / os.fsdecode(b"caf\xe9.wav"))
     for _ in range(2):
-        assert durations([file], cache=tmp_path / "durations.csv") == [1.0]
+        assert seconds([file], cache=tmp_path / "durations.csv") == [1.0]

@@ -61,7 +61,8 @@ def test_threads_do_not_meet_in_the_engine(model: WespeakerModel) -> None:
     alone = [model.embed([waveform]) for waveform in waveforms]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda waveform: model.embed([waveform]), waveforms * 4))
-    assert all(torch.equal(one, alone[n % 8]) for n, one in enumerate(together))
+    for number, one in enumerate(together):  # rounding goes by the threads that a thread has
+        assert (one - alone[number % 8]).abs().max() < 1e-5 * one.abs().max()
 
 
 def test_a_run_records_its_engine_and_does_not_mix_it_with_another(
@@ -69,9 +70,8 @@ def test_a_run_records_its_engine_and_does_not_mix_it_with_another(
 ) -> None:
     assert balr(f"input={corpus}", "save_dir=out", "embeddings.model.engine=openvino") == 0
     assert len(rows(tmp_path / "out" / "metadata.csv")) == 6
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["computed"]["engine"].startswith(
-        "openvino, 6 batches left"
-    )
+    (run,) = json.loads((tmp_path / "out" / "run.json").read_text())["runs"]
+    assert run["engine"] == "openvino" and run["batching"]["batches_left_to_torch"] == 6
     assert balr(f"input={corpus}", "save_dir=out") == 2
     assert "engine (openvino there, torch here)" in capsys.readouterr().err
 

@@ -1,0 +1,196 @@
+"""`Corpus`: which utterances there are and where the embedding of each goes. Opens no audio and needs no torch.
+
+The invariant kept here: two audio files never share an embedding file, and none lies outside `output_dir`.
+"""
+
+import copy
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from balr.data.places import stored_names
+from balr.data.readers import AUDIO_FORMATS, Utterance, read_csv, read_dir, read_scp
+from balr.data.vectors import flaw_of_vector, read_vector, write_vector
+from balr.errors import InputError, OutputError
+
+
+class Corpus:
+    """List utterances by index; `root_dir` is their folder.
+
+    `output_dir` is where embeddings go in the same tree (None: beside the audio) and `vector_format` how they are
+    written, `npy` or `txt`.
+    """
+
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        root_dir: Path,
+        *,
+        output_dir: str | Path | None = None,
+        vector_format: str = "npy",
+    ) -> None:
+        self.utterances = tuple(utterances)
+        self.root_dir = _absolute(root_dir)
+        self.vector_format = vector_format
+        files = [u.audio for u in self.utterances if u.audio is not None]
+        self._names = stored_names(files)
+        self._tree = _tree(files, self.root_dir)
+        self._index: dict[str, int] = {}
+        self.set_output_dir(output_dir)
+
+    @classmethod
+    def from_path(
+        cls,
+        path: str | Path,
+        *,
+        root_dir: str | Path | None = None,
+        audio_formats: Sequence[str] = AUDIO_FORMATS,
+    ) -> Self:
+        """Read a folder, a csv, a wav.scp or a single audio file, told apart by what the path is. Raises InputError."""
+        path = _absolute(path)
+        if os.path.isdir(path):  # unlike Path's, it takes a name that is too long for any file
+            return cls.from_dir(path, audio_formats=audio_formats)
+        if path.suffix.lower() == ".csv":
+            return cls.from_csv(path, root_dir=root_dir)
+        if path.suffix.lower() == ".scp":
+            return cls.from_scp(path, root_dir=root_dir)
+        return cls.from_file(path)
+
+    @classmethod
+    def from_csv(cls, path: str | Path, *, root_dir: str | Path | None = None) -> Self:
+        """Read a csv with a column `audio` or `embedding`; `id`, `speaker` and others are optional. Raises InputError.
+
+        Relative paths start at `root_dir`, or where the csv is.
+        """
+        path, root = _list_and_root(path, root_dir)
+        return cls(read_csv(path, root), root)
+
+    @classmethod
+    def from_scp(cls, path: str | Path, *, root_dir: str | Path | None = None) -> Self:
+        """Read a Kaldi wav.scp. Relative paths start at `root_dir`, or where the list is. Raises InputError."""
+        path, root = _list_and_root(path, root_dir)
+        return cls(read_scp(path, root), root)
+
+    @classmethod
+    def from_dir(cls, path: str | Path, *, audio_formats: Sequence[str] = AUDIO_FORMATS) -> Self:
+        """Find the audio files below a folder; ids are their relative POSIX paths. Raises InputError."""
+        folder = _absolute(path)
+        if not folder.is_dir():
+            raise InputError(f"{path}: no such folder.")
+        return cls(read_dir(folder, audio_formats), folder)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Take one audio file; its name is the id. Raises InputError."""
+        file = _existing(path)
+        return cls([Utterance(file.name, file)], file.parent)
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    def embeddings(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """Yield the id and embedding `(dim,)` of each utterance listed with one, opening no audio."""
+        for utterance in self.utterances:
+            if utterance.embedding is not None:
+                yield utterance.id, read_vector(utterance.embedding)
+
+    def filter(self, keep: Callable[[Utterance], bool]) -> Self:
+        """Return a corpus of the utterances that `keep` accepts; their embeddings go to the same places as before."""
+        return self._changed(utterances=tuple(u for u in self.utterances if keep(u)), _index={})
+
+    def set_output_dir(self, output_dir: str | Path | None) -> None:
+        """Choose the folder for embeddings, in the tree of the corpus; None: beside the audio."""
+        self.output_dir = None if output_dir is None else _absolute(output_dir)
+
+    def vector_path(self, utterance: Utterance) -> Path:
+        """Return where the embedding of an utterance goes: `<stem>_emb.npy`, or `<name>_emb.npy` where stems collide.
+
+        Where some audio lies outside `root_dir`, all keep their whole path below `output_dir`: nothing is written
+        outside it and no two files meet.
+        """
+        return Path(self.vector_file(utterance))
+
+    def vector_file(self, utterance: Utterance) -> str:
+        """Return `vector_path` as text, which takes a tenth of the time: there are millions."""
+        if utterance.audio is None:
+            raise OutputError(f"{utterance.id}: has no audio, so no place for an embedding.")
+        folder = os.path.dirname(utterance.audio)
+        if self.output_dir is not None:
+            folder = f"{self.output_dir}{os.sep}{folder[len(self._tree) :]}".rstrip(os.sep)
+        return f"{folder}{os.sep}{self._names[utterance.audio]}_emb.{self.vector_format}"
+
+    def has_vector(self, utterance: Utterance) -> bool:
+        """Tell whether the embedding of an utterance is at its destination, whole and finite."""
+        return utterance.audio is not None and self.vector_flaw(utterance) is None
+
+    def vector_flaw(self, utterance: Utterance, *, dim: int | None = None) -> str | None:
+        """Say what is wrong with the embedding at an utterance's destination, `missing` at least; None: nothing.
+
+        `dim` is how many numbers it must have, where that is known.
+        """
+        return flaw_of_vector(self.vector_file(utterance), dim=dim)
+
+    def save_vector(self, id: str, vector: npt.NDArray[np.float32]) -> Path:
+        """Write the embedding `(dim,)` of an utterance, whole or not at all, and return where. Raises OutputError."""
+        if not self._index:
+            self._index = {utterance.id: number for number, utterance in enumerate(self.utterances)}
+        if id not in self._index:
+            raise OutputError(f"{id}: no such utterance in this dataset.")
+        path = self.vector_path(self.utterances[self._index[id]])
+        write_vector(path, vector)
+        return path
+
+    def save_vectors(self, vectors: Iterable[tuple[str, npt.NDArray[np.float32]]]) -> list[Path]:
+        """Write (id, embedding) pairs, such as `extract_embeddings` returns."""
+        return [self.save_vector(*pair) for pair in vectors]
+
+    def refuse_links(self) -> None:
+        """Refuse an `output_dir` where a folder for embeddings is a link, which leads elsewhere. Raises OutputError."""
+        if self.output_dir is None:
+            return
+        seen = {str(self.output_dir)}
+        for utterance in self.utterances:
+            folder = "" if utterance.audio is None else os.path.dirname(self.vector_file(utterance))
+            while folder and folder not in seen:
+                if os.path.islink(folder):
+                    raise OutputError(
+                        f"{folder}: is a link, and embeddings would be written outside of save_dir; remove it, or "
+                        "choose another save_dir."
+                    )
+                seen.add(folder)
+                folder = os.path.dirname(folder)
+
+    def _changed(self, **attributes: Any) -> Self:
+        other = copy.copy(self)
+        other.__dict__.update(attributes)
+        return other
+
+
+def _tree(files: Iterable[Path], root_dir: Path) -> str:
+    """Return the folder, with its separator, whose tree embeddings are stored in."""
+    root = os.path.join(root_dir, "")
+    anchor = os.path.join(root_dir.anchor, "")
+    return root if all(os.fspath(file).startswith(root) for file in files) else anchor
+
+
+def _list_and_root(path: str | Path, root_dir: str | Path | None) -> tuple[Path, Path]:
+    file = _existing(path)
+    root = file.parent if root_dir is None else _absolute(root_dir)
+    if not root.is_dir():
+        raise InputError(f"root_dir={root_dir}: no such folder.")
+    return file, root
+
+
+def _existing(path: str | Path) -> Path:
+    file = _absolute(path)
+    if not os.path.isfile(file):
+        raise InputError(f"{path}: no such file or folder.")
+    return file
+
+
+def _absolute(path: str | Path) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(path)))

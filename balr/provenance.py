@@ -1,0 +1,90 @@
+"""Where a run comes from: corpus, software, machine. Facts for its record, none of which stops it when unknown."""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from balr.data.corpus import Corpus
+
+_PACKAGES = (
+    "balr",
+    "torch",
+    "torchaudio",
+    "wespeaker-unofficial",
+    "numpy",
+    "soundfile",
+    "av",
+    "hydra-core",
+    "omegaconf",
+    "huggingface-hub",
+    "openvino",
+)
+_GIT_SECONDS = 10
+
+
+def now() -> str:
+    """Return the time of day in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def corpus_facts(corpus: Corpus, source: str) -> dict[str, Any]:
+    """Return the path of a corpus, how many utterances it lists, and a hash of their ids, files and speakers."""
+    digest = hashlib.sha256()
+    for utterance in corpus.utterances:
+        line = "\t".join((utterance.id, str(utterance.audio or ""), utterance.speaker or ""))
+        digest.update(line.encode(errors="surrogateescape") + b"\n")
+    path = os.path.abspath(os.path.expanduser(source))
+    return {"input": path, "utterances": len(corpus), "sha256": digest.hexdigest()}
+
+
+def software() -> dict[str, Any]:
+    """Return the versions of Python and of what decides numbers, and the commit of a checkout of balr."""
+    return {"python": platform.python_version(), "packages": _versions(), "git": _git()}
+
+
+def machine() -> dict[str, Any]:
+    """Return the host, its system, its processor and how many cores of it this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"host": platform.node(), "system": platform.platform(), "processor": _processor(), "cores": cores}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # an extra that is not installed
+            continue
+    return found
+
+
+def _git() -> dict[str, Any] | None:
+    checkout, git = Path(__file__).resolve().parents[1], shutil.which("git")
+    if git is None or not (checkout / ".git").exists():
+        return None
+    commit = _output(git, "-C", str(checkout), "rev-parse", "HEAD")
+    changed = _output(git, "-C", str(checkout), "status", "--porcelain", "--untracked-files=no")
+    return None if commit is None or changed is None else {"commit": commit, "changed": bool(changed)}
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_SECONDS, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
