@@ -9,8 +9,13 @@ BalrError             stops the command; the line is shown, never a traceback
 └── FirstFailureError an utterance failed and fail_fast=true; the run ends in order
 """
 
+import os
+import re
 from dataclasses import dataclass
 from typing import Literal
+
+_SHORTEST_TOKEN = 6
+_SECRET = re.compile(r"\bhf_\w{20,}|(?<=://)[^/@\s]+(?=@)")
 
 
 class BalrError(Exception):
@@ -58,5 +63,13 @@ class Failure:
 
 
 def one_line(text: object) -> str:
-    """Fold any text, such as another library's message, into a single line."""
-    return " ".join(str(text).split())
+    """Fold any text, such as another library's message, into a single line without secrets."""
+    return redacted(" ".join(str(text).split()))
+
+
+def redacted(text: str) -> str:
+    """Blank out tokens of the Hub and passwords in addresses: a server may repeat in an answer what it was sent."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        token = os.environ.get(name, "").strip()
+        text = text.replace(token, "***") if len(token) >= _SHORTEST_TOKEN else text
+    return _SECRET.sub("***", text)

@@ -19,6 +19,7 @@ from yaml import YAMLError
 
 from balr.config import check, config_dir, register
 from balr.errors import BalrError, one_line
+from balr.outside import refuse_foreign_code
 from balr.signals import StoppedError, ending_in_order
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     register()
     with _argv(argv), _whole_exceptions():
         try:
+            refuse_foreign_code(sys.argv[1:])
             hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
         except JobFailedError:
             return SOME_FAILED

@@ -4,6 +4,7 @@ import io
 import logging
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from balr.errors import Failure, one_line
+from balr.errors import Failure, one_line, redacted
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,26 @@ class TerminalHandler(logging.Handler):
             sys.stderr.write(self.format(record) + "\n")
         finally:
             record.exc_info = kept
+
+
+class LogFile(logging.FileHandler):
+    """Write the log of a run; a disk that is full is told of once, by what needs it, not at every line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Do without the line."""
+
+    def flush(self) -> None:
+        """Write what is held back, where there is room."""
+        with suppress(OSError):  # or logging would not close the file
+            super().flush()
+
+
+class PlainFormatter(logging.Formatter):
+    """Format log lines, tracebacks included, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line or lines of a record."""
+        return redacted(super().format(record))
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 from balr.errors import InputError
 
 log = logging.getLogger(__name__)
 
+_LONGEST_LINE = 1 << 20
 AUDIO_FORMATS = ("flac", "mp3", "m4a", "ogg", "opus", "wav", "wma")
 
 
@@ -38,7 +40,7 @@ def read_csv(path: Path, root_dir: Path) -> list[Utterance]:
     try:
         # Names of files need not be UTF-8: surrogateescape gives the very bytes back.
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
+            reader = csv.DictReader(_lines(path, file), strict=True)
             reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
             columns = _check_columns(path, reader.fieldnames)
             for row in reader:
@@ -53,16 +55,16 @@ def read_csv(path: Path, root_dir: Path) -> list[Utterance]:
 def read_scp(path: Path, root_dir: Path) -> list[Utterance]:
     """Read a Kaldi wav.scp, `id path` on each line. Commands (lines with a pipe) are refused, never run."""
     found = []
-    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        id_, *rest = line.split(maxsplit=1)
-        if not rest:
-            raise InputError(f"{path}:{number}: expected 'id path', found {line.strip()[:80]!r}.")
-        if "|" in rest[0]:
-            raise InputError(f"{path}:{number}: commands are not run; write the audio to files and list those.")
-        found.append((number, Utterance(id_, _path(path, number, rest[0].strip(), root_dir))))
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+        for number, line in enumerate(_lines(path, file), start=1):
+            if not line.strip():
+                continue
+            id_, *rest = line.split(maxsplit=1)
+            if not rest:
+                raise InputError(f"{path}:{number}: expected 'id path', found {line.strip()[:80]!r}.")
+            if "|" in rest[0]:
+                raise InputError(f"{path}:{number}: commands are not run; write the audio to files and list those.")
+            found.append((number, Utterance(id_, _path(path, number, rest[0].strip(), root_dir))))
     return _checked(path, found)
 
 
@@ -87,6 +89,16 @@ def read_dir(folder: Path, audio_formats: Sequence[str] = AUDIO_FORMATS) -> list
     if not found:
         raise InputError(f"{folder}: no audio files; searched for {', '.join(sorted(suffixes))} (see audio_formats).")
     return found
+
+
+def _lines(path: Path, file: TextIO) -> Iterator[str]:
+    """Yield the lines of a list, none of them longer than memory should hold."""
+    number = 0
+    while line := file.readline(_LONGEST_LINE):
+        number += 1
+        if len(line) == _LONGEST_LINE:
+            raise InputError(f"{path}:{number}: a line of {_LONGEST_LINE:,} characters or more; is it a list of audio?")
+        yield line
 
 
 def _walk(folder: str, chain: tuple[str, ...]) -> Iterator[str]:

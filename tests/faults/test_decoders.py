@@ -1,0 +1,71 @@
+"""Decoders that crash, hang, exit or run out of memory cost the utterance that they were at, and no other."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import rows, run_command, speechlike, vectors, write_wav
+
+PROGRAM = """
+import ctypes, os, signal, sys, time
+from balr.data import dataset
+
+whole = dataset.load_waveform
+faults = {
+    "segfault": lambda: ctypes.string_at(0),
+    "hang": lambda: time.sleep(3600),
+    "oom-killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "exit": lambda: os._exit(7),
+    "memory": lambda: bytearray(1 << 60),
+}
+
+def faulty(path, *arguments, **settings):
+    faults.get(path.stem, lambda: None)()
+    return whole(path, *arguments, **settings)
+
+dataset.load_waveform = faulty
+from balr.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+REASONS = {
+    "exit": "exit code 7",
+    "hang": "decoding took over 2 s (data.decode_timeout_seconds)",
+    "memory": "MemoryError",
+    "oom-killed": "SIGKILL (out of memory?)",
+    "segfault": "SIGSEGV: the file crashes its decoder",
+}
+
+
+@pytest.fixture
+def faulty(tmp_path: Path, tiny_checkpoint: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Return a function that runs the command, where the named files do to their decoder what their names say."""
+    for number in range(8):
+        write_wav(tmp_path / "corpus" / f"{number}.wav", speechlike(1.0 + 0.1 * number, seed=number))
+    for number, name in enumerate(REASONS):
+        write_wav(tmp_path / "corpus" / f"{name}.wav", speechlike(1.05 + 0.2 * number, seed=number))
+
+    def run(*overrides: str) -> "subprocess.CompletedProcess[str]":
+        model = [f"embeddings.model.model_dir={tiny_checkpoint}", "embeddings.model.model_name=avg_model.pt"]
+        settings = ["input=corpus", "data.decode_timeout_seconds=2", *model, *overrides]
+        return run_command("python", "-c", PROGRAM, *settings, cwd=tmp_path)
+
+    return run
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("batch", [1, pytest.param(64, marks=pytest.mark.slow)])
+def test_each_costs_its_own_utterance_and_the_run_goes_on(
+    faulty: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path, workers: int, batch: int
+) -> None:
+    done = faulty("save_dir=out", f"data.num_workers={workers}", f"data.batch_size={batch}")
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    failed = {row["id"]: row["reason"] for row in rows(tmp_path / "out" / "failures.csv")}
+    assert failed.keys() == {f"{name}.wav" for name in REASONS}
+    assert all(reason in failed[f"{name}.wav"] for name, reason in REASONS.items()), failed
+    assert len(vectors(tmp_path / "out")) == 8
+
+    mended = run_command("python", "-m", "balr.main", *done.args[3:], cwd=tmp_path)
+    assert mended.returncode == 0, mended.stderr
+    assert len(vectors(tmp_path / "out")) == 13 and not (tmp_path / "out" / "failures.csv").exists()

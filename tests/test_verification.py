@@ -1,0 +1,113 @@
+"""`balr verify` finds what is missing, extra or broken, and repairs what the next run can make again."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Command, rows, speechlike, vectors, write_wav
+from typer.testing import CliRunner
+
+from balr.cli import app
+from balr.data.vectors import read_vector, write_vector
+
+
+def verify(*arguments: object) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["verify", *map(str, arguments)])
+    assert not isinstance(done.exception, Exception) or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.output
+
+
+@pytest.fixture
+def out(balr: Command, corpus: Path, tmp_path: Path) -> Path:
+    assert balr(f"input={corpus}", "save_dir=out") == 0
+    return tmp_path / "out"
+
+
+def test_a_finished_folder_is_as_it_should_be(out: Path, corpus: Path) -> None:
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for arguments in ((out,), (out, corpus), (out, corpus, "--repair")):
+        code, told = verify(*arguments)
+        assert code == 0 and "all is as it should be" in told
+        assert re.search(r"32 numbers, norm [\d.]+ to [\d.]+", told)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_damage_is_found_repaired_and_made_again(balr: Command, out: Path, corpus: Path) -> None:
+    before = vectors(out)
+    paths = sorted(out.rglob("*_emb.npy"))
+    paths[0].unlink()
+    paths[1].write_bytes(paths[1].read_bytes()[:140])
+    write_vector(paths[2], np.full(32, np.nan, np.float32))
+    write_vector(paths[3], np.zeros(32, np.float32))
+    write_vector(paths[4], read_vector(paths[4])[:16].copy())
+    code, told = verify(out, corpus)
+    assert code == 1 and "1 missing, 4 broken" in told
+    for flaw in ("missing", "truncated", "not finite", "all zeros", "16 numbers, not 32"):
+        assert flaw in told
+    code, told = verify(out, corpus, "--repair")
+    assert code == 1 and "repaired: 5 removed" in told
+    assert len(rows(out / "metadata.csv")) == len(vectors(out)) == 1
+    assert verify(out)[0] == 1, "the record knows of more"
+    assert balr(f"input={corpus}", "save_dir=out") == 0
+    assert vectors(out) == before
+    assert verify(out, corpus)[0] == 0
+
+
+def test_what_is_not_listed_and_what_is_not_in_the_corpus_is_extra(out: Path, corpus: Path) -> None:
+    write_vector(out / "stray_emb.npy", np.ones(32, np.float32))
+    (out / f".{'0' * 32}.tmp").write_bytes(b"half")
+    (corpus / "spk0" / "utt0.wav").unlink()
+    write_wav(corpus / "new.wav", speechlike(1.0))
+    code, told = verify(out, corpus)
+    assert code == 1 and "1 missing, 3 extra" in told.replace("3 extra, 1 missing", "1 missing, 3 extra")
+    assert "stray_emb.npy: not in metadata.csv" in told and "half-written" in told
+    assert "spk0/utt0.wav: not in the corpus" in told and "new.wav: in the corpus, but neither" in told
+    assert verify(out, corpus, "--repair")[0] == 1
+    assert (out / "stray_emb.npy").exists(), "whole, so it may be somebody's"
+
+
+def test_failures_are_accounted_for(balr: Command, corpus: Path, tmp_path: Path) -> None:
+    (corpus / "text.wav").write_text("no audio")
+    assert balr(f"input={corpus}", "save_dir=out") == 1
+    code, told = verify(tmp_path / "out", corpus)
+    assert code == 0 and re.search(r"in failures.csv +1", told) and re.search(r"in the corpus +7", told)
+
+
+def test_contradictions_among_the_lists_are_told(out: Path, corpus: Path) -> None:
+    text = (out / "metadata.csv").read_text()
+    (out / "metadata.csv").write_text(text + text.splitlines()[1] + "\n")
+    (out / "failures.csv").write_text("id,audio,stage,reason\nspk0/utt0.wav,x,decode,bad\n")
+    code, told = verify(out, corpus)
+    assert code == 1 and "2 lines of metadata.csv" in told and "in metadata.csv and in failures.csv" in told
+
+
+def test_lines_lost_from_a_list_are_missed(out: Path) -> None:
+    lines = (out / "metadata.csv").read_text().splitlines()
+    (out / "metadata.csv").write_text("\n".join(lines[:-2]) + "\n")
+    code, told = verify(out)
+    assert code == 1 and "2 utterances of the last run are neither listed nor failed" in told
+    assert told.count("not in metadata.csv") == 2
+
+
+@pytest.mark.parametrize(("change", "told"), [("gone", "no record"), ("text", "not balr"), ("half", "two are mixed")])
+def test_a_record_that_cannot_vouch_for_the_embeddings_is_told(out: Path, change: str, told: str) -> None:
+    kept = json.loads((out / "run.json").read_text())
+    (out / "run.json").unlink()
+    if change != "gone":
+        (out / "run.json").write_text("text" if change == "text" else json.dumps({**kept, "replacing": True}))
+    code, output = verify(out)
+    assert code == 1 and told in output
+
+
+def test_another_s_audio_under_an_id_is_told(out: Path, corpus: Path, tmp_path: Path) -> None:
+    corpus.rename(tmp_path / "elsewhere")
+    code, told = verify(out, tmp_path / "elsewhere")
+    assert code == 1 and "6 contradiction" in told
+
+
+@pytest.mark.parametrize("arguments", [("nowhere",), (".",), ("out", "nowhere.csv")])
+def test_what_cannot_be_verified_is_one_line_and_exit_code_2(out: Path, arguments: tuple[str, ...]) -> None:
+    code, told = verify(*arguments)
+    assert code == 2 and told.splitlines()[-1].startswith("ERROR ")
