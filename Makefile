@@ -7,7 +7,7 @@ UV := $(BIN)/uv
 DEMO := outputs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-cuda lint format typecheck check resolution lock bench clean
+.PHONY: help setup demo test test-all test-cuda lint format typecheck check resolution lock bench endurance clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ lock: setup ## Write requirements.lock anew from pyproject.toml
 
 bench: setup ## Measure speed beside its peers, about 40 minutes, and write docs/benchmarks.md
 	$(BIN)/python scripts/bench.py --write docs/benchmarks.md
+
+endurance: setup ## Measure memory, resume and the cost of flushing in bulk, about 30 minutes
+	$(BIN)/python scripts/endurance.py outputs/endurance
 
 clean: ## Remove .venv and caches, keep outputs
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

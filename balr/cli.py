@@ -71,6 +71,8 @@ def _complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
         "data=",
         "device=",
         "precision=",
+        "max_failures=",
+        "fail_fast=true",
         "save_dir=",
         "force=true",
         "hydra/launcher=joblib_cpu",
@@ -84,8 +86,8 @@ def _names(group: str) -> list[str]:
 
 
 @app.command(
-    epilog="Exit codes: 0 all embedded; 1 some utterances, or jobs of a sweep, failed; 2 the command could not do its "
-    "work, and one line says why; 130 interrupted (143 by SIGTERM, 138 by SIGUSR1)."
+    epilog="Exit codes: 0 all embedded; 1 more utterances failed than --max-failures (0), or jobs of a sweep did; 2 "
+    "the command could not do its work, and one line says why; 130 interrupted (143 by SIGTERM, 138 by SIGUSR1)."
 )
 def extract(
     corpus: Annotated[

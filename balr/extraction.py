@@ -13,7 +13,7 @@ from balr.files import check_writable, held
 from balr.lists import DURATIONS, FailureList, refuse_another_corpus, refuse_foreign_lists, write_metadata
 from balr.provenance import corpus_facts, machine, now, software
 from balr.record import Record, identity
-from balr.report import Report, Tally, shown
+from balr.report import Report, Tally, shown, tracked
 
 if TYPE_CHECKING:  # a finished corpus needs no torch
     from balr.data.dataset import AnnotatedAudio
@@ -113,7 +113,8 @@ def _audible(corpus: Corpus) -> Corpus:
 
 def _what_is_left(audible: Corpus, dim: int | None) -> Corpus:
     """Return the utterances without an embedding, or with one that is broken, which is said and done again."""
-    flaws = {utterance.id: audible.vector_flaw(utterance, dim=dim) for utterance in audible.utterances}
+    there = tracked(audible.utterances, "reading embeddings")
+    flaws = {utterance.id: audible.vector_flaw(utterance, dim=dim) for utterance in there}
     broken = [(id_, flaw) for id_, flaw in flaws.items() if flaw not in (None, "missing")]
     for id_, flaw in broken[:_BROKEN_SHOWN]:
         log.warning("%s: its embedding is broken and made again: %s", one_line(id_), flaw)

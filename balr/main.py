@@ -38,8 +38,8 @@ class JobFailedError(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run with Hydra's command line, `argv` or the process's own, and return an exit code.
 
-    0: every utterance has an embedding. 1: some utterances or jobs of a sweep failed. 2: the command could not do its
-    work. 130: interrupted; 143 and 138: stopped by SIGTERM and SIGUSR1.
+    0: every utterance has an embedding. 1: more than `max_failures` failed, or jobs of a sweep did. 2: the command
+    could not do its work. 130: interrupted; 143 and 138: stopped by SIGTERM and SIGUSR1.
     """
     register()
     with _argv(argv), _whole_exceptions():

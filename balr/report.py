@@ -4,20 +4,22 @@ import io
 import logging
 import sys
 import time
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
 from rich.table import Table
 
 from balr.errors import Failure, one_line, redacted
 
 log = logging.getLogger(__name__)
 
+_Item = TypeVar("_Item")
 _SECONDS_BETWEEN_LINES = 30.0
 
 
@@ -161,6 +163,12 @@ class Tally:
             self._last_line = time.monotonic()
             left = self.wall_seconds * (planned / self.audio_seconds - 1) if self.audio_seconds else None
             log.info("%s utterances, %s%s", count, pace, "" if left is None else f", {left / 60:.0f} min left")
+
+
+def tracked(items: Collection[_Item], what: str) -> Iterable[_Item]:
+    """Yield items and show on a terminal how many are left."""
+    hidden = not sys.stderr.isatty()
+    return track(items, what, console=Console(stderr=True), transient=True, disable=hidden)
 
 
 def shown(path: Path) -> str:

@@ -15,6 +15,7 @@ from balr.errors import OutputError
 from balr.files import held, is_leftover, write_csv
 from balr.lists import COLUMNS, FAILURES, METADATA, is_same_audio, read_failures, read_list
 from balr.record import RUN, Record
+from balr.report import tracked
 
 Kind = Literal["missing", "extra", "broken", "contradiction"]
 
@@ -56,7 +57,7 @@ def verify(folder: Path, corpus: Corpus | None = None) -> Verdict:
     dim = None if record is None or record.embedding_dim is None else record.embedding_dim
     norms: list[float] = []
     dims: Counter[int] = Counter()
-    for id_, file in files.items():
+    for id_, file in tracked(files.items(), "reading embeddings"):
         vector = whole_vector(file, dim=dim)
         norm = 0.0 if isinstance(vector, str) else float(np.linalg.norm(vector))
         if isinstance(vector, str) or norm == 0:

@@ -1,0 +1,148 @@
+"""Measure what bulk runs rest on: flat memory, what flushing to disk costs, how soon a finished corpus is known.
+
+Runs the real command with an untrained tiny network, so that all but the network weighs as much as it can.
+"""
+
+import argparse
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from untrained_checkpoint import write_checkpoint
+
+RATE_HZ = 16_000
+LINKS_OF_A_FILE = 50_000
+TINY = {"feat_dim": 80, "embed_dim": 32, "pooling_func": "TSTP", "growth_rate": 4, "init_channels": 16}
+RESNET34 = {"feat_dim": 80, "embed_dim": 256, "pooling_func": "TSTP"}
+# The command with flushing switched off, for comparison only.
+UNFLUSHED = "import os, sys; os.fsync = lambda file: None; from balr.main import main; sys.exit(main(sys.argv[1:]))"
+FLUSHED = "import sys; from balr.main import main; sys.exit(main(sys.argv[1:]))"
+
+
+def main() -> None:
+    """Measure all of it, or what is named."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="an empty folder on the disk that is measured")
+    parser.add_argument("--only", choices=("memory", "finished", "flushing"))
+    parser.add_argument("--utterances", type=int, default=20_000, help="for the memory")
+    parser.add_argument("--finished", type=int, default=100_000, help="for the start on a finished corpus")
+    parser.add_argument("--turns", type=int, default=5, help="for the cost of flushing")
+    arguments = parser.parse_args()
+    folder = arguments.folder.resolve()
+    measures: dict[str, Callable[[Path], None]] = {
+        "memory": lambda where: memory(where, arguments.utterances),
+        "finished": lambda where: finished(where, arguments.finished),
+        "flushing": lambda where: flushing(where, arguments.turns),
+    }
+    for name, measure in measures.items():
+        if arguments.only in (None, name):
+            with emptied(folder / name) as where:
+                measure(where)
+
+
+def memory(folder: Path, utterances: int) -> None:
+    """Print how the resident memory of a run grows with what it has done."""
+    corpus = make_corpus(folder / "corpus", utterances, seconds=0.6)
+    model = write_checkpoint(folder / "checkpoint", "CAMPPlus", TINY)
+    process = subprocess.Popen(command(FLUSHED, corpus, folder / "out", model), cwd=folder, stderr=subprocess.DEVNULL)
+    at: dict[int, float] = {}
+    started, step = time.monotonic(), max(1, utterances // 10)
+    while process.poll() is None:
+        done = sum(len(files) for _, _, files in os.walk(folder / "out"))
+        at.setdefault(done // step * step, resident_mib(process.pid))
+        time.sleep(0.5)
+    seconds = time.monotonic() - started
+    sizes = {done: round(mib) for done, mib in at.items() if done >= step and mib}
+    print(f"{utterances:,} utterances of 0.6 s in {seconds:.0f} s, exit code {process.returncode}")
+    print(f"  resident MiB by utterances done: {sizes}")
+    print(f"  growth after the first {min(sizes):,}: {max(sizes.values()) - sizes[min(sizes)]} MiB")
+
+
+def finished(folder: Path, utterances: int) -> None:
+    """Print how long the command takes on a corpus that is embedded already."""
+    corpus = make_corpus(folder / "corpus", utterances, seconds=0.6)
+    model = write_checkpoint(folder / "checkpoint", "CAMPPlus", TINY)
+    pattern = np.random.default_rng(0).standard_normal(32).astype(np.float32)
+    np.save(folder / "one.npy", pattern)
+    content = (folder / "one.npy").read_bytes()
+    for path in sorted(corpus.rglob("*.wav")):
+        vector = folder / "out" / path.relative_to(corpus).with_name(f"{path.stem}_emb.npy")
+        vector.parent.mkdir(parents=True, exist_ok=True)
+        vector.write_bytes(content)
+    taken = [timed(command(FLUSHED, corpus, folder / "out", model), folder) for _ in range(4)]
+    print(f"{utterances:,} utterances that are there: {', '.join(f'{seconds:.1f}' for seconds in taken)} s")
+
+
+def flushing(folder: Path, turns: int) -> None:
+    """Print the ratio of the time with and without flushing each file to disk, for a tiny and a usual network."""
+    for name, arguments, utterances, seconds in (("CAMPPlus", TINY, 2_000, 0.6), ("ResNet34", RESNET34, 40, 8.0)):
+        corpus = make_corpus(folder / name / "corpus", utterances, seconds=seconds)
+        model = write_checkpoint(folder / name / "checkpoint", name, arguments)
+        taken: dict[str, list[float]] = {FLUSHED: [], UNFLUSHED: []}
+        for _ in range(turns):
+            for program, seconds_taken in taken.items():
+                with emptied(folder / name / "out") as out:
+                    seconds_taken.append(timed(command(program, corpus, out, model), folder))
+        flushed, unflushed = (statistics.median(taken[program]) for program in (FLUSHED, UNFLUSHED))
+        print(
+            f"{name}, {utterances:,} utterances of {seconds} s: {flushed:.2f} s with, {unflushed:.2f} s without", end=""
+        )
+        print(f" flushing, ratio {flushed / unflushed:.3f}")
+
+
+def command(program: str, corpus: Path, out: Path, model: Path) -> list[str]:
+    """Return the command that embeds a corpus with a local checkpoint."""
+    names = [f"embeddings.model.model_dir={model}", "embeddings.model.model_name=avg_model.pt"]
+    return [sys.executable, "-c", program, f"input={corpus}", f"save_dir={out}", *names]
+
+
+def make_corpus(folder: Path, utterances: int, *, seconds: float) -> Path:
+    """Write one noise per so many utterances as may link to it, in folders of a hundred."""
+    source = Path()
+    for number in range(utterances):
+        path = folder / f"id{number // 100:05}" / f"{number % 100:02}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if number % LINKS_OF_A_FILE == 0:
+            noise = np.random.default_rng(number).standard_normal(int(seconds * RATE_HZ)) * 0.1
+            soundfile.write(path, noise, RATE_HZ)
+            source = path
+        else:
+            os.link(source, path)
+    return folder
+
+
+@contextmanager
+def emptied(folder: Path) -> Iterator[Path]:
+    """Give a folder that is not there before and after."""
+    shutil.rmtree(folder, ignore_errors=True)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def timed(arguments: list[str], folder: Path) -> float:
+    """Return the seconds that a command takes from its start to its end."""
+    started = time.monotonic()
+    subprocess.run(arguments, cwd=folder, stderr=subprocess.DEVNULL, check=True)
+    return time.monotonic() - started
+
+
+def resident_mib(process: int) -> float:
+    """Return what a process holds in memory, 0 where it is gone."""
+    try:
+        pages = int(Path(f"/proc/{process}/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, IndexError):
+        return 0.0
+    return pages * resource.getpagesize() / (1 << 20)
+
+
+if __name__ == "__main__":
+    main()
