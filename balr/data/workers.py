@@ -70,7 +70,8 @@ class Workers:
         self._lost_at_none: set[Batch] = set()
         self._workers: list[_Worker] = []
         try:
-            self._workers += [self._start() for _ in range(number)]
+            for _ in range(number):
+                self._workers.append(self._start())
         except InputError:
             self.end()
             raise

@@ -1,16 +1,19 @@
 """Processes that decode: whatever becomes of one of them, every utterance comes back once, decoded or lost."""
 
 import faulthandler
+import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 
-from balr.data.dataset import AnnotatedAudio
+from balr.data.dataset import AnnotatedAudio, AudioDataset
+from balr.data.loading import decoded_batches
 from balr.data.workers import Item, Loss, Workers
 from balr.errors import Failure, InputError
 
@@ -158,3 +161,17 @@ def test_threads_rest_before_another_process_is_forked() -> None:
     finally:
         made.end()
     assert len(rested) == 1
+
+
+@pytest.mark.slow
+def test_processes_that_cannot_be_forked_are_spawned(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = multiprocessing.get_context
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: whole("spawn"))
+    dataset = AudioDataset.from_dir(corpus)
+    settings = {"prefetch_factor": 2, "timeout_seconds": 60.0, "quiet": lambda: None}
+    plan = [(0, 1), (2,), (3, 4, 5)]
+    spawned = list(decoded_batches(dataset, plan, num_workers=2, **settings))
+    here = list(decoded_batches(dataset, plan, num_workers=0, **settings))
+    by_id = {batch.utterances[0].id: batch for batch in spawned}
+    assert len(by_id) == 3
+    assert all(torch.equal(by_id[batch.utterances[0].id].samples, batch.samples) for batch in here)

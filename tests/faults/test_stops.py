@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,25 @@ def wait_for_vectors(folder: Path, count: int, process: "subprocess.Popen[str]")
         time.sleep(0.002)
 
 
+def alive_in_group(leader: int) -> list[str]:
+    """Return the processes of a group that are not dead yet."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            name, _, rest = path.read_text().rpartition(")")
+            state, _, group = rest.split()[:3]
+            if int(group) == leader and state != "Z":
+                found.append(name)
+    return found
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it does not come to pass"
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to the process", "to all its processes"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
@@ -85,6 +105,7 @@ def killed_at_moments(start: Start, tmp_path: Path, moments: list[int]) -> None:
         wait_for_vectors(tmp_path / "out", number, process)
         process.kill()
         process.wait()
+        wait_until(lambda leader=process.pid: not alive_in_group(leader))
     assert start("out").wait(60) == 1
     assert content(tmp_path / "out") == content(tmp_path / "undisturbed")
     assert not list((tmp_path / "out").rglob(".*.tmp"))
