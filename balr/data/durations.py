@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ log = logging.getLogger(__name__)
 
 COLUMNS = ("audio", "bytes", "changed_ns", "seconds", "sample_rate_hz")
 _READERS = 8  # they wait for disks
+_FILES_AT_ONCE = 64
+_MANY = 5000
 
 _State = tuple[str, str, str]
 
@@ -26,18 +29,25 @@ class Header(NamedTuple):
     sample_rate_hz: int | None
 
 
-def headers(files: Sequence[Path], *, cache: Path | None = None) -> list[Header]:
+def headers(
+    files: Sequence[Path], *, cache: Path | None = None, isolated: bool = False, timeout_seconds: float = 60.0
+) -> list[Header]:
     """Return what the header of each file says.
 
     `cache` is a csv of what earlier runs found, kept as long as a file has the same size and time of change; one that
-    cannot be read is done without. Raises OutputError where it cannot be written.
+    cannot be read is done without. `isolated` reads in processes of their own: a file that crashes its reader, or keeps
+    it for over `timeout_seconds`, says nothing then. Raises OutputError where the cache cannot be written.
     """
     known = {} if cache is None else _read_cache(cache)
     with ThreadPoolExecutor(_READERS) as pool:
         states = list(pool.map(_state, files))
         new = [(file, state) for file, state in zip(files, states, strict=True) if state not in known]
-        found = dict(zip((state for _, state in new), pool.map(read_header, (file for file, _ in new)), strict=True))
-    known |= found
+        if len(new) > _MANY:
+            log.info("reading the headers of %d files", len(new))
+        found = [] if isolated else list(pool.map(read_header, (file for file, _ in new)))
+    if isolated:
+        found = _read_isolated([file for file, _ in new], timeout_seconds)
+    known |= dict(zip((state for _, state in new), found, strict=True))
     if cache is not None and found:
         _write_cache(cache, known)
     return [known[state] for state in states]
@@ -63,6 +73,34 @@ def read_header(path: Path) -> Header:
     except Exception as error:  # decoding it will say what is wrong
         log.debug("%s: no duration: %s", path, error)
         return Header(None, None)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    files: Sequence[Path]
+
+    def __call__(self, index: int) -> tuple[int, Header]:
+        return index, read_header(self.files[index])
+
+
+def _read_isolated(files: Sequence[Path], timeout_seconds: float) -> list[Header]:
+    from balr.data.workers import Loss, Workers
+
+    starts = range(0, len(files), _FILES_AT_ONCE)
+    plan = [tuple(range(start, min(start + _FILES_AT_ONCE, len(files)))) for start in starts]
+    found = [Header(None, None)] * len(files)
+    number = min(_READERS, len(plan))
+    workers = Workers(_Reader(files), number=number, timeout_seconds=timeout_seconds, quiet=lambda: None)
+    try:
+        for read in workers.decoded(plan, ahead=2 * number):
+            if isinstance(read, Loss):  # told when it is decoded, which ends in the same way
+                log.debug("%s: %s", files[read.index], read.reason)
+                continue
+            for index, header in read:
+                found[index] = header
+    finally:
+        workers.end()
+    return found
 
 
 def _state(path: Path) -> _State:

@@ -9,8 +9,10 @@ import torch
 
 from balr.data.batching import Batch
 from balr.data.dataset import AnnotatedAudio, AudioDataset
-from balr.data.workers import Item, Loss, Workers
+from balr.data.workers import Loss, Workers
 from balr.errors import BalrError, Failure, Stage, UtteranceError, one_line
+
+_Item = AnnotatedAudio | Failure
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def failure(id: str, audio: Path | None, stage: Stage, error: Exception) -> Fail
     return Failure(id, str(audio), stage, reason)
 
 
-def _together(items: Sequence[Item]) -> Decoded:
+def _together(items: Sequence[_Item]) -> Decoded:
     found = [item for item in items if isinstance(item, AnnotatedAudio)]
     waveforms = [item.audio for item in found if item.audio is not None]
     return Decoded(
@@ -81,7 +83,7 @@ class _Decoder:
 
     dataset: AudioDataset
 
-    def __call__(self, index: int) -> Item:
+    def __call__(self, index: int) -> _Item:
         try:
             return self.dataset[index]
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Processes that decode ahead. One that dies or hangs costs the utterance that it was at, and another takes its place.
+"""Processes that read files. One that dies or hangs costs the file that it was at, and another takes its place.
 
 torch's DataLoader does not do that: there, a worker that dies ends all, and nothing tells at which utterance.
 """
@@ -17,15 +17,15 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from balr.data.batching import Batch
 from balr.data.dataset import AnnotatedAudio
-from balr.errors import Failure, InputError
+from balr.errors import InputError
 
-Item = AnnotatedAudio | Failure
+_Item = TypeVar("_Item")
 
 _BLOCK_BYTES = 1 << 20
 _SECONDS_BETWEEN_LOOKS = 0.2
@@ -52,15 +52,16 @@ class _Worker:
     is_late: bool = False
 
 
-class Workers:
-    """Decode the batches of a plan in `number` processes, each utterance within `timeout_seconds`.
+class Workers(Generic[_Item]):
+    """Call `decode` with each index of a plan in `number` processes, and give it `timeout_seconds` each time.
 
-    `quiet` is called before a process is forked beside threads that compute, and has to wait until they rest: a lock
-    that one of them holds would never be free in the new process. Raises InputError where none can be started.
+    `decode` raises nothing; the waveform of an AnnotatedAudio comes through without being pickled. `quiet` is called
+    before a process is forked beside threads that compute, and has to wait until they rest: a lock that one of them
+    holds would never be free in the new process. Raises InputError where none can be started.
     """
 
     def __init__(
-        self, decode: Callable[[int], Item], *, number: int, timeout_seconds: float, quiet: Callable[[], None]
+        self, decode: Callable[[int], _Item], *, number: int, timeout_seconds: float, quiet: Callable[[], None]
     ) -> None:
         self._decode = decode
         self._timeout_seconds = timeout_seconds
@@ -76,12 +77,12 @@ class Workers:
             self.end()
             raise
 
-    def decoded(self, plan: Sequence[Batch], *, ahead: int) -> Iterator[list[Item] | Loss]:
+    def decoded(self, plan: Sequence[Batch], *, ahead: int) -> Iterator[list[_Item] | Loss]:
         """Yield the items of each batch, whichever is ready first, and never more than `ahead` batches early.
 
         An utterance at which a process was lost comes as a Loss, and the others of its batch in one of their own.
         """
-        left, ready = deque(plan), deque[list[Item]]()
+        left, ready = deque(plan), deque[list[_Item]]()
         while left or ready or any(worker.batch for worker in self._workers):
             busy = sum(worker.batch is not None for worker in self._workers)
             free = [worker for worker in self._workers if worker.batch is None]
@@ -161,12 +162,12 @@ class Workers:
 
     def _how_it_ended(self, worker: _Worker) -> str:
         if worker.is_late:
-            return f"decoding took over {self._timeout_seconds:g} s (data.decode_timeout_seconds) and was ended"
+            return f"reading it took over {self._timeout_seconds:g} s (data.decode_timeout_seconds) and was ended"
         code = worker.process.exitcode or 0
         if code >= 0:
-            return f"the process that decoded it ended with exit code {code}"
+            return f"the process that read it ended with exit code {code}"
         name = signal.Signals(-code).name if -code in {s.value for s in signal.Signals} else f"signal {-code}"
-        return f"the process that decoded it was ended by {name}" + (
+        return f"the process that read it was ended by {name}" + (
             " (out of memory?)" if name == "SIGKILL" else ": the file crashes its decoder"
         )
 
@@ -177,9 +178,9 @@ def _give(worker: _Worker, batch: Batch) -> None:
         worker.connection.send(batch)
 
 
-def _taken(connection: "Connection[Any, Any]") -> list[Item]:
+def _taken(connection: "Connection[Any, Any]") -> list[Any]:
     """Receive a batch. Raises EOFError or OSError where the process is gone."""
-    items: list[Item] = []
+    items = []
     for item, samples in connection.recv():
         if samples is None:
             items.append(item)
@@ -192,7 +193,7 @@ def _taken(connection: "Connection[Any, Any]") -> list[Item]:
     return items
 
 
-def _work(decode: Callable[[int], Item], connection: "Connection[Any, Any]", at: Any, parent: int) -> None:
+def _work(decode: Callable[[int], object], connection: "Connection[Any, Any]", at: Any, parent: int) -> None:
     _live_for(parent)
     torch.set_num_threads(1)
     try:
@@ -210,9 +211,9 @@ def _work(decode: Callable[[int], Item], connection: "Connection[Any, Any]", at:
         raise SystemExit(1) from None
 
 
-def _hand_over(connection: "Connection[Any, Any]", items: Sequence[Item]) -> None:
-    waveforms = [None if isinstance(item, Failure) else item.audio for item in items]
-    heads = [item if isinstance(item, Failure) else replace(item, audio=None) for item in items]
+def _hand_over(connection: "Connection[Any, Any]", items: Sequence[object]) -> None:
+    waveforms = [item.audio if isinstance(item, AnnotatedAudio) else None for item in items]
+    heads = [replace(item, audio=None) if isinstance(item, AnnotatedAudio) else item for item in items]
     sizes = [None if waveform is None else waveform.numel() for waveform in waveforms]
     connection.send(list(zip(heads, sizes, strict=True)))
     for waveform in waveforms:

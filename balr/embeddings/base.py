@@ -107,7 +107,7 @@ class EmbeddingsModel(ABC):
             self.sample_rate_hz, max_audio_seconds=data_config.max_audio_seconds
         )
         loading = suited(data_config, self.device)
-        plan = self._plan(audible, loading, observer, shuffle=data_config.shuffle, durations_file=durations_file)
+        plan = self._plan(audible, loading, observer, data_config, durations_file)
         vectors: dict[str, Vector] = {}
 
         def deliver(outcome: Embedded | Failure) -> None:
@@ -137,10 +137,19 @@ class EmbeddingsModel(ABC):
         return {"batching": self._batching, "stage_seconds": self.stages.seconds()}
 
     def _plan(
-        self, dataset: AudioDataset, loading: Loading, observer: Observer, *, shuffle: bool, durations_file: Path | None
+        self,
+        dataset: AudioDataset,
+        loading: Loading,
+        observer: Observer,
+        config: DataConfig,
+        durations_file: Path | None,
     ) -> list[Batch]:
-        files = [utterance.audio for utterance in dataset.utterances if utterance.audio is not None]
-        found = headers(files, cache=durations_file)
+        found = headers(
+            [utterance.audio for utterance in dataset.utterances if utterance.audio is not None],
+            cache=durations_file,
+            isolated=loading.num_workers > 0,
+            timeout_seconds=config.decode_timeout_seconds,
+        )
         upsampled = sum((header.sample_rate_hz or self.sample_rate_hz) < self.sample_rate_hz for header in found)
         if upsampled:
             log.warning(
@@ -155,7 +164,7 @@ class EmbeddingsModel(ABC):
             [header.seconds for header in found],
             batch_size=loading.batch_size,
             max_batch_seconds=loading.max_batch_seconds,
-            shuffle=shuffle,
+            shuffle=config.shuffle,
         )
         self._batching |= {**asdict(loading), "batches": len(plan)}
         return plan

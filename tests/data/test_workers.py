@@ -14,8 +14,10 @@ import torch
 
 from balr.data.dataset import AnnotatedAudio, AudioDataset
 from balr.data.loading import decoded_batches
-from balr.data.workers import Item, Loss, Workers
+from balr.data.workers import Loss, Workers
 from balr.errors import Failure, InputError
+
+Item = AnnotatedAudio | Failure
 
 PLAN = [(0, 1, 2), (3,), (4, 5, 6, 7), (8, 9)]
 
@@ -32,7 +34,9 @@ def die(number: int) -> None:
 
 
 @contextmanager
-def workers(decode: Callable[[int], Item], *, number: int = 2, timeout_seconds: float = 60.0) -> Iterator[Workers]:
+def workers(
+    decode: Callable[[int], Item], *, number: int = 2, timeout_seconds: float = 60.0
+) -> Iterator[Workers[Item]]:
     made = Workers(decode, number=number, timeout_seconds=timeout_seconds, quiet=lambda: None)
     try:
         yield made
@@ -84,7 +88,7 @@ def test_one_that_exits_is_told_with_its_exit_code() -> None:
         return os._exit(3) if index == 7 else utterance(index)
 
     _, losses = outcome(decode)
-    assert losses == {7: "the process that decoded it ended with exit code 3"}
+    assert losses == {7: "the process that read it ended with exit code 3"}
 
 
 def test_an_utterance_that_takes_for_ever_is_given_up_in_time() -> None:
@@ -129,7 +133,7 @@ def test_one_that_cannot_hand_its_batch_over_costs_that_batch_alone() -> None:
         return Unsendable("8", torch.zeros(1), 16_000) if index == 8 else utterance(index)
 
     _, losses = outcome(decode)
-    assert losses == {8: "the process that decoded it ended with exit code 1"}
+    assert losses == {8: "the process that read it ended with exit code 1"}
 
 
 def test_no_more_is_decoded_ahead_than_was_asked_for() -> None:

@@ -11,9 +11,9 @@ from balr.main import main
 
 PROGRAM = """
 import ctypes, os, signal, sys, time
-from balr.data import dataset
+from balr.data import dataset, durations
 
-whole = dataset.load_waveform
+whole_header, whole = durations.read_header, dataset.load_waveform
 faults = {
     "segfault": lambda: ctypes.string_at(0),
     "hang": lambda: time.sleep(3600),
@@ -26,13 +26,18 @@ def faulty(path, *arguments, **settings):
     faults.get(path.stem, lambda: None)()
     return whole(path, *arguments, **settings)
 
-dataset.load_waveform = faulty
+def faulty_header(path):
+    if path.stem.startswith("header-"):
+        faults[path.stem.removeprefix("header-")]()
+    return whole_header(path)
+
+dataset.load_waveform, durations.read_header = faulty, faulty_header
 from balr.main import main
 sys.exit(main(sys.argv[1:]))
 """
 REASONS = {
     "exit": "exit code 7",
-    "hang": "decoding took over 1 s (data.decode_timeout_seconds)",
+    "hang": "reading it took over 1 s (data.decode_timeout_seconds)",
     "memory": "MemoryError",
     "oom-killed": "SIGKILL (out of memory?)",
     "segfault": "SIGSEGV: the file crashes its decoder",
@@ -46,6 +51,8 @@ def faulty(tmp_path: Path, tiny_checkpoint: Path) -> Callable[..., "subprocess.C
         write_wav(tmp_path / "corpus" / f"{number}.wav", speechlike(1.0 + 0.1 * number, seed=number))
     for number, name in enumerate(REASONS):
         write_wav(tmp_path / "corpus" / f"{name}.wav", speechlike(1.05 + 0.2 * number, seed=number))
+    for name in ("segfault", "hang"):
+        write_wav(tmp_path / "corpus" / f"header-{name}.wav", speechlike(1.0))
 
     def run(*overrides: str) -> "subprocess.CompletedProcess[str]":
         model = [f"embeddings.model.model_dir={tiny_checkpoint}", "embeddings.model.model_name=avg_model.pt"]
@@ -66,7 +73,7 @@ def test_each_costs_its_own_utterance_and_the_run_goes_on(
     failed = {row["id"]: row["reason"] for row in rows(tmp_path / "out" / "failures.csv")}
     assert failed.keys() == {f"{name}.wav" for name in REASONS}
     assert all(reason in failed[f"{name}.wav"] for name, reason in REASONS.items()), failed
-    assert len(vectors(tmp_path / "out")) == 8
+    assert len(vectors(tmp_path / "out")) == 10
 
     assert main([*done.args[3:]]) == 0, "the same command, without the faults"
-    assert len(vectors(tmp_path / "out")) == 13 and not (tmp_path / "out" / "failures.csv").exists()
+    assert len(vectors(tmp_path / "out")) == 15 and not (tmp_path / "out" / "failures.csv").exists()
