@@ -5,6 +5,7 @@ BalrError             stops the command; the line is shown, never a traceback
 ├── InputError        the corpus: a csv, a folder, a wav.scp
 ├── CheckpointError   the model's files
 ├── OutputError       the place where results go
+│   └── PlaceError    the path of one result; becomes a Failure and the run goes on
 ├── UtteranceError    one utterance; becomes a Failure and the run goes on
 └── FirstFailureError an utterance failed and fail_fast=true; the run ends in order
 """
@@ -39,6 +40,10 @@ class CheckpointError(BalrError):
 
 class OutputError(BalrError):
     """Results cannot be written where they should go."""
+
+
+class PlaceError(OutputError):
+    """The path of one result is too long, or a file is where a folder should be; other results have their places."""
 
 
 class UtteranceError(BalrError):

@@ -10,7 +10,14 @@ from balr.config import DataConfig, RunConfig, build
 from balr.data.corpus import Corpus
 from balr.errors import Failure, FirstFailureError, OutputError, one_line
 from balr.files import check_writable, held
-from balr.lists import DURATIONS, FailureList, refuse_another_corpus, refuse_foreign_lists, write_metadata
+from balr.lists import (
+    DURATIONS,
+    FailureList,
+    refuse_another_corpus,
+    refuse_foreign_lists,
+    refuse_names_of_lists,
+    write_metadata,
+)
 from balr.provenance import corpus_facts, machine, now, software
 from balr.record import Record, identity
 from balr.report import Report, Tally, shown, tracked
@@ -80,6 +87,7 @@ def _run_in(folder: Path, cfg: RunConfig, corpus: Corpus, data_config: DataConfi
     model_identity = identity(cfg.embeddings["model"], cfg.precision)
     record = Record.of(folder)
     refuse_foreign_lists(folder, cfg.input)
+    refuse_names_of_lists(folder, corpus)
     corpus.refuse_links()
     if not cfg.force:
         record.refuse_another_model(model_identity)

@@ -15,12 +15,13 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from balr.errors import OutputError, UtteranceError
+from balr.errors import OutputError, PlaceError
 
 log = logging.getLogger(__name__)
 
 _LOCK = ".balr.lock"
 _SECONDS_FOR_A_KILLED_RUN = 2.0
+_NO_PLACE_FOR_IT = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 
@@ -28,7 +29,7 @@ _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing, creating its folder; it takes the place of `path` only when all is written.
 
-    Raises OutputError that names the file, or UtteranceError where only the length of its path is in the way.
+    Raises OutputError that names the file, PlaceError where it is its very path that cannot be.
     """
     temporary = path.with_name(f".{uuid4().hex}.tmp")
     try:
@@ -39,8 +40,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            raise UtteranceError(f"{path}: too long a path for a file") from error
+        if error.errno in _NO_PLACE_FOR_IT:
+            raise PlaceError(f"{path}: cannot be written: {error.strerror}.") from error
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}.") from error
     finally:
         _remove(temporary)
@@ -84,9 +85,12 @@ def write_csv(path: Path, header: Iterable[str], rows: Iterable[Mapping[str, str
     with whole_file(path) as file:
         # File names need not be UTF-8: surrogateescape gives the very bytes back.
         text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="", write_through=True)
-        writer = csv.DictWriter(text, list(header), restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        columns = list(header)
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        quoting = csv.DictWriter(text, columns, restval="", lineterminator="\n", quoting=csv.QUOTE_ALL)
+        for row in (dict(zip(columns, columns, strict=True)), *rows):
+            # A lone carriage return would be the end of a line for whoever reads it, and is not quoted by itself.
+            (quoting if any("\r" in cell for cell in row.values()) else writer).writerow(row)
         text.detach()
 
 

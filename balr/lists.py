@@ -15,6 +15,7 @@ from balr.data.corpus import Corpus
 from balr.data.readers import Utterance
 from balr.errors import Failure, OutputError
 from balr.files import write_csv
+from balr.record import RUN
 
 METADATA, FAILURES, DURATIONS = "metadata.csv", "failures.csv", "durations.csv"
 COLUMNS = ("id", "audio", "speaker", "embedding")
@@ -31,6 +32,17 @@ def refuse_foreign_lists(folder: Path, source: str) -> None:
         if os.path.isfile(source) and (folder / name).is_file() and (folder / name).samefile(source):
             raise OutputError(f"{folder / name}: is the input and would be overwritten; choose another save_dir.")
         next(read_list(folder / name, columns), None)
+
+
+def refuse_names_of_lists(folder: Path, corpus: Corpus) -> None:
+    """Refuse a corpus with a folder of the name of a list, which could not stand beside it. Raises OutputError."""
+    taken = tuple(os.path.join(folder, name, "") for name in (METADATA, FAILURES, DURATIONS, RUN))
+    for utterance in corpus.utterances:
+        if utterance.audio is not None and corpus.vector_file(utterance).startswith(taken):
+            raise OutputError(
+                f"{utterance.audio}: lies in a folder of the name of a list of {folder}; rename the folder, or set "
+                "root_dir to a folder above it."
+            )
 
 
 def refuse_another_corpus(folder: Path, corpus: Corpus) -> None:

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except JobFailedError:
             return SOME_FAILED
         except (BalrError, HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
-            sys.stderr.write(f"ERROR {_explain(error)}\n")
+            sys.stderr.write(f"ERROR {one_line(_explain(error))}\n")
             return REFUSED
         except KeyboardInterrupt as stop:
             return stop.exit_code if isinstance(stop, StoppedError) else INTERRUPTED

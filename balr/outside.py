@@ -3,6 +3,7 @@
 Hydra itself calls whatever its `callbacks`, `launcher`, `sweeper` and logging name, before any line of balr runs.
 """
 
+from argparse import ArgumentError, Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def refuse_foreign_code(argv: Sequence[str]) -> None:
 
     Compose what Hydra is about to compose, in a sweep with each of its values, and look before it acts.
     """
-    arguments = get_args_parser().parse_args(list(argv))
+    arguments = _parsed(argv)
     searched = any("hydra.searchpath" in override for override in arguments.overrides)
     if not (arguments.config_dir or arguments.config_path or searched):
         return
@@ -49,6 +50,19 @@ def refuse_foreign_code(argv: Sequence[str]) -> None:
                 _check(composed, f"hydra.{part}")
     finally:
         GlobalHydra.instance().clear()
+
+
+def _parsed(argv: Sequence[str]) -> Namespace:
+    """Parse Hydra's flags. Raises ConfigError where argparse would print its usage over many lines."""
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        arguments, unknown = parser.parse_known_args(list(argv))
+    except ArgumentError as error:
+        raise ConfigError(f"{error}; --hydra-help shows all flags.") from error
+    if unknown:
+        raise ConfigError(f"{unknown[0]}: no such flag; --hydra-help shows all.")
+    return arguments
 
 
 def _jobs(overrides: Sequence[str]) -> Iterator[list[str]]:

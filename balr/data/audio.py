@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import soundfile
 import torch
 
@@ -75,12 +76,19 @@ def _read_blocks(file: soundfile.SoundFile) -> Iterator[torch.Tensor]:
             while True:  # block by block: a header may claim any length
                 block = file.read(frames, dtype="float32", always_2d=True)
                 samples += len(block)
-                yield torch.from_numpy(block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32))
+                yield torch.from_numpy(_mono(block, axis=1))
                 if len(block) < frames:
                     break
         except soundfile.LibsndfileError as error:
             raise UtteranceError(f"damaged: {error.error_string}") from error
         _check_length(file, samples)
+
+
+def _mono(channels: npt.NDArray[Any], *, axis: int) -> npt.NDArray[np.float32]:
+    if channels.shape[axis] == 1:
+        return channels.reshape(-1)
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not a number is told of later
+        return np.asarray(channels.mean(axis=axis, dtype=np.float32))
 
 
 def _limited(blocks: Iterator[torch.Tensor], rate_hz: int, max_seconds: float) -> Iterator[torch.Tensor]:
@@ -127,7 +135,8 @@ def _resampled(blocks: Iterator[torch.Tensor], rate_hz: int, target_hz: int) -> 
             yield made[before // period * made_of_it : (before + ready) // period * made_of_it]
             held, before = held[before + ready - around :], around
         held = torch.cat((held, block))
-    yield resampler(held)[before // period * made_of_it :]
+    if held.numel():
+        yield resampler(held)[before // period * made_of_it :]
 
 
 def _check_length(file: soundfile.SoundFile, samples: int) -> None:
@@ -145,7 +154,9 @@ def open_with_ffmpeg(path: Path) -> "Iterator[InputContainer]":
     """Open a file with FFmpeg, as audio of a known kind and nothing else. Raises av.FFmpegError or OSError."""
     import av
 
-    with path.open("rb") as file, av.open(file, "r", options={"format_whitelist": _FFMPEG_FORMATS}) as container:
+    # `file:` takes the rest for a path, whatever it looks like; tags need not be text.
+    options = {"format_whitelist": _FFMPEG_FORMATS, "protocol_whitelist": "file"}
+    with av.open(f"file:{path}", "r", options=options, metadata_errors="replace") as container:
         yield container
 
 
@@ -166,12 +177,15 @@ def _ffmpeg_blocks(path: Path) -> Iterator[int | torch.Tensor]:
             if not container.streams.audio:
                 raise UtteranceError("no audio stream in the file")
             stream = container.streams.audio[0]
-            yield stream.rate
+            rate_hz = getattr(stream, "rate", None)  # there is none where the codec is unknown
+            if not rate_hz:
+                raise UtteranceError("not readable as audio: an unknown codec, or no sample rate")
+            yield rate_hz
             to_float = av.AudioResampler(format="fltp")
             held: list[torch.Tensor] = []
             for frame in container.decode(stream):
                 for planar in to_float.resample(frame):
-                    held.append(torch.from_numpy(planar.to_ndarray().mean(axis=0, dtype=np.float32)))
+                    held.append(torch.from_numpy(_mono(planar.to_ndarray(), axis=0)))
                     samples += held[-1].numel()
                 if samples - given >= _BLOCK_FRAMES:
                     yield torch.cat(held)
@@ -183,8 +197,8 @@ def _ffmpeg_blocks(path: Path) -> Iterator[int | torch.Tensor]:
         raise UtteranceError(f"not readable as audio: {one_line(error.strerror)}") from error
     except OSError as error:
         raise UtteranceError(f"cannot be opened: {error.strerror or error}") from error
-    if samples < (expected - 0.5) * stream.rate:
-        raise UtteranceError(f"truncated: {samples / stream.rate:.1f} of {expected:.1f} s can be read")
+    if samples < (expected - 0.5) * rate_hz:
+        raise UtteranceError(f"truncated: {samples / rate_hz:.1f} of {expected:.1f} s can be read")
 
 
 @lru_cache(maxsize=16)

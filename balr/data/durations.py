@@ -68,8 +68,10 @@ def read_header(path: Path) -> Header:
     try:
         with open_with_ffmpeg(path) as container:
             known = bool(container.duration and container.duration > 0)
-            rates = [stream.rate for stream in container.streams.audio[:1]]
-            return Header((container.duration or 0) / 1_000_000 if known else None, rates[0] if rates else None)
+            rates = [getattr(stream, "rate", None) for stream in container.streams.audio[:1]]
+            return Header(
+                (container.duration or 0) / 1_000_000 if known else None, rates[0] if rates and rates[0] else None
+            )
     except Exception as error:  # decoding it will say what is wrong
         log.debug("%s: no duration: %s", path, error)
         return Header(None, None)

@@ -22,7 +22,7 @@ from balr.data.durations import headers
 from balr.data.loading import Decoded, decoded_batches, failure
 from balr.embeddings.devices import Loading, computing, device_name, on, suited
 from balr.embeddings.stages import Stages
-from balr.errors import Failure, FirstFailureError, UtteranceError, one_line
+from balr.errors import Failure, FirstFailureError, PlaceError, UtteranceError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class EmbeddingsModel(ABC):
                 try:
                     with self.stages.timed("write"):
                         audible.save_vector(outcome.utterance.id, outcome.vector)
-                except UtteranceError as error:
+                except PlaceError as error:
                     observer.failed(failure(outcome.utterance.id, outcome.utterance.audio_path, "write", error))
                     return
             else:
