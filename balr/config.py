@@ -24,6 +24,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from balr.errors import BalrError, ConfigError
 
 _T = TypeVar("_T")
+DOWNLOADED_FROM = ".downloaded-from"  # in a model_dir: the repository and revision of its files
 _LONGEST_NAME_BYTES = 150
 _SLASH_OR_QUOTE = "/'\""
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 from balr.config import DataConfig, RunConfig, build
 from balr.data.corpus import Corpus
 from balr.errors import Failure, FirstFailureError, OutputError, one_line
-from balr.files import check_writable, held
+from balr.files import check_writable, held, remove
 from balr.lists import (
     DURATIONS,
     FailureList,
     refuse_another_corpus,
     refuse_foreign_lists,
     refuse_names_of_lists,
+    refuse_to_replace_a_part,
     write_metadata,
 )
 from balr.provenance import corpus_facts, machine, now, software
@@ -70,6 +71,8 @@ class _Follower:
     def embedded(self, utterance: "AnnotatedAudio", audio_seconds: float) -> None:
         self.done.add(utterance.id)
         self.tally.embedded(audio_seconds)
+        if self._failure_list is not None:
+            self._failure_list.write_if_due()
 
     def failed(self, failure: Failure) -> None:
         self.done.discard(failure.id)
@@ -92,6 +95,8 @@ def _run_in(folder: Path, cfg: RunConfig, corpus: Corpus, data_config: DataConfi
     if not cfg.force:
         record.refuse_another_model(model_identity)
         refuse_another_corpus(folder, corpus)
+    elif record.model and record.model != model_identity:
+        refuse_to_replace_a_part(folder, corpus)
     todo = _audible(corpus) if cfg.force else _what_is_left(_audible(corpus), record.embedding_dim)
     log.info("%d utterances in %s, %d already there", len(corpus), cfg.input, len(_audible(corpus)) - len(todo))
     left = {utterance.id for utterance in todo.utterances}
@@ -164,7 +169,7 @@ def _leaving_lists(
         failed = {failure.id for failure in tally.failures}
         for utterance in corpus.utterances if force else ():
             if utterance.id in failed:  # its embedding was to be replaced and could not
-                corpus.vector_path(utterance).unlink(missing_ok=True)
+                remove(corpus.vector_path(utterance))
             elif utterance.id not in follower.done and corpus.has_vector(utterance):
                 follower.done.add(utterance.id)
         failure_list.write()

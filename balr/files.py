@@ -64,8 +64,7 @@ def held(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"{folder}: cannot be locked: {error.strerror or error}; choose another save_dir.") from error
     try:
-        names = ((parent, name) for parent, _, names in os.walk(folder) for name in names)
-        leftovers = [Path(parent, name) for parent, name in names if is_leftover(name)]
+        leftovers = list(_leftovers(folder))
         for path in leftovers:
             _remove(path)
         if leftovers:
@@ -73,6 +72,21 @@ def held(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()  # its file stays: one that is taken away under another run would hold nobody off
+
+
+def _leftovers(folder: Path) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder):
+        # A folder with a lock of its own is another run's, which may be at work.
+        folders[:] = [name for name in folders if not Path(parent, name, _LOCK).exists()]
+        yield from (Path(parent, name) for name in names if is_leftover(name))
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there. Raises OutputError."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be removed: {error.strerror or error}.") from error
 
 
 def is_leftover(name: str) -> bool:

@@ -14,7 +14,7 @@ from balr.data import durations
 from balr.data.corpus import Corpus
 from balr.data.readers import Utterance
 from balr.errors import Failure, OutputError
-from balr.files import write_csv
+from balr.files import remove, write_csv
 from balr.record import RUN
 
 METADATA, FAILURES, DURATIONS = "metadata.csv", "failures.csv", "durations.csv"
@@ -65,6 +65,17 @@ def refuse_another_corpus(folder: Path, corpus: Corpus) -> None:
                 )
 
 
+def refuse_to_replace_a_part(folder: Path, corpus: Corpus) -> None:
+    """Refuse another model where embeddings of another list would stay beside its own. Raises OutputError."""
+    ids = {utterance.id for utterance in corpus.utterances}
+    others = [row["id"] for row in read_list(folder / METADATA, COLUMNS) if row["id"] not in ids]
+    if others:
+        raise OutputError(
+            f"{folder}: holds {len(others)} embeddings of another list, first {others[0]!r}, made with another model, "
+            "which force=true would not replace; choose another save_dir."
+        )
+
+
 def write_metadata(folder: Path, corpus: Corpus, done: Collection[str]) -> None:
     """Write metadata.csv of the utterances whose ids are `done`; `AudioDataset.from_csv` reads it back.
 
@@ -85,28 +96,38 @@ def write_metadata(folder: Path, corpus: Corpus, done: Collection[str]) -> None:
 class FailureList:
     """Keep failures.csv true while a run goes on, at little cost: a run may be killed at any moment.
 
-    It holds what failed in this run, and what failed in an earlier one and was not embedded since.
+    It holds what failed in this run, and what failed in an earlier one, of another list too, and was not embedded
+    since; what is in no list any more, and whose audio is gone, is forgotten.
     """
 
     def __init__(self, folder: Path, corpus: Corpus, done: Collection[str]) -> None:
         self._path = folder / FAILURES
         self._order = {utterance.id: number for number, utterance in enumerate(corpus.utterances)}
         self._done = done
-        self._earlier = [row for row in read_failures(folder) if row["id"] in self._order]
+        self._earlier = [
+            row for row in read_failures(folder) if row["id"] in self._order or os.path.lexists(row["audio"])
+        ]
         self._failures: dict[str, Failure] = {}
+        self._is_due = False
         self._next_time = 0.0
 
     def add(self, failure: Failure) -> None:
-        """Take up a failure; the list is written at once, or soon where that takes long. Raises OutputError."""
+        """Take up a failure and write the list, if not a moment ago. Raises OutputError."""
         self._failures[failure.id] = failure
+        self._is_due = True
+        self.write_if_due()
+
+    def write_if_due(self) -> None:
+        """Write the list where failures are not in it yet, as long as that takes little of the time."""
         started = time.monotonic()
-        if started > self._next_time:
+        if self._is_due and started > self._next_time:
             self.write()
             ended = time.monotonic()
             self._next_time = ended + (ended - started) / _SHARE_OF_TIME
 
     def write(self) -> None:
         """Write the list in the order of the corpus, or remove it where nothing failed. Raises OutputError."""
+        self._is_due = False
         rows = [
             dict(zip(_FAILURE_COLUMNS, astuple(failure), strict=True))
             for failure in sorted(self._failures.values(), key=lambda failure: self._order[failure.id])
@@ -114,8 +135,8 @@ class FailureList:
         rows += [row for row in self._earlier if row["id"] not in self._failures and row["id"] not in self._done]
         if rows:
             write_csv(self._path, _FAILURE_COLUMNS, rows)
-        elif self._path.is_file():
-            self._path.unlink()
+        else:
+            remove(self._path)
 
 
 def read_failures(folder: Path) -> Iterator[dict[str, str]]:
@@ -137,6 +158,8 @@ def read_list(path: Path, columns: Iterable[str]) -> Iterator[dict[str, str]]:
                 yield row
     except csv.Error as error:
         raise OutputError(f"{path}: not a csv: {error}; choose another save_dir.") from error
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read: {error.strerror or error}.") from error
 
 
 def _row(utterance: Utterance, corpus: Corpus, folder: Path) -> dict[str, str]:

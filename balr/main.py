@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     register()
     with _argv(argv), _whole_exceptions():
         try:
-            refuse_foreign_code(sys.argv[1:])
+            refuse_foreign_code(sys.argv[1:], job)
             hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
         except JobFailedError:
             return SOME_FAILED

@@ -68,14 +68,18 @@ def _git() -> dict[str, Any] | None:
     checkout, git = Path(__file__).resolve().parents[1], shutil.which("git")
     if git is None or not (checkout / ".git").exists():
         return None
-    commit = _output(git, "-C", str(checkout), "rev-parse", "HEAD")
-    changed = _output(git, "-C", str(checkout), "status", "--porcelain", "--untracked-files=no")
+    here = (git, "--no-optional-locks", "-C", str(checkout))
+    commit = _output(*here, "rev-parse", "HEAD")
+    changed = _output(*here, "status", "--porcelain", "--untracked-files=no")
     return None if commit is None or changed is None else {"commit": commit, "changed": bool(changed)}
 
 
 def _output(*command: str) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_SECONDS, check=True)  # noqa: S603
+        settings = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        done = subprocess.run(  # noqa: S603
+            command, capture_output=True, text=True, timeout=_GIT_SECONDS, check=True, env=settings
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from balr.config import pinned_revision
+from balr.config import DOWNLOADED_FROM, pinned_revision
 from balr.errors import BalrError, OutputError, one_line
 from balr.files import sha256, whole_file
 from balr.provenance import now
@@ -72,8 +72,8 @@ class Record:
     def of_run(self, facts: Facts) -> Iterator[Facts]:
         """Write an entry for a run, and at its end how it ended and what it put into the entry that is yielded."""
         for run in self.runs:
-            run["exit"] = run["exit"] or _NOT_ENDED
-        entry = {"started": now(), **facts, "ended": None, "exit": None}
+            run["exit"] = run.get("exit") or _NOT_ENDED
+        entry = {**facts, "ended": None, "exit": None}
         self.runs.append(entry)
         self.write()
         try:
@@ -82,7 +82,7 @@ class Record:
             with suppress(OutputError):  # the disk is full, most likely, and that is what is being told
                 self._end(entry, _reason(error))
             raise
-        self.replacing = False
+        self.replacing = self.replacing and entry["counts"]["not_reached"] > 0
         self._end(entry, entry["exit"] or "done")
 
     def write(self) -> None:
@@ -102,6 +102,9 @@ def identity(model: Mapping[str, Any], precision: str) -> Facts:
     settings |= {f"features.{name}": value for name, value in model.get("features", {}).items() if name != "_target_"}
     names = {name: model[name] for name in ("model_name", "config_name")}
     folder = Path(os.path.expanduser(model["model_dir"])) if model.get("model_dir") else None
+    if folder and (folder / DOWNLOADED_FROM).is_file():
+        repo, _, revision = (folder / DOWNLOADED_FROM).read_text(encoding="utf-8").rpartition("@")
+        return {"model_repo": repo, "revision": revision, **names, **settings}
     if folder and all((folder / name).is_file() for name in names.values()):
         return {**{f"{key} sha256": sha256(folder / name) for key, name in names.items()}, **settings}
     repo = model["model_repo"]

@@ -30,6 +30,8 @@ class TerminalHandler(logging.Handler):
         kept, record.exc_info, record.exc_text = record.exc_info, None, None
         try:
             sys.stderr.write(self.format(record) + "\n")
+        except OSError:  # nobody reads, or its disk is full: the log file has it
+            pass
         finally:
             record.exc_info = kept
 

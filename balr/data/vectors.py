@@ -63,7 +63,9 @@ def whole_vector(path: str | Path, *, dim: int | None = None) -> npt.NDArray[Any
         return one_line(error) if os.path.lexists(path) else "missing"
     if dim is not None and vector.size != dim:
         return f"{vector.size} numbers, not {dim}"
-    return vector if np.isfinite(vector).all() else "numbers that are not finite"
+    if not np.isfinite(vector).all():
+        return "numbers that are not finite"
+    return vector if vector.any() else "all zeros"
 
 
 def _read_npy(content: bytes) -> npt.NDArray[Any]:

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -23,12 +23,13 @@ import torch
 
 from balr.data.batching import Batch
 from balr.data.dataset import AnnotatedAudio
-from balr.errors import InputError
+from balr.errors import ConfigError
 
 _Item = TypeVar("_Item")
 
 _BLOCK_BYTES = 1 << 20
 _SECONDS_BETWEEN_LOOKS = 0.2
+_SECONDS_OF_A_NAP = 5.0
 _AT_NONE = float("inf")
 _PR_SET_PDEATHSIG = 1
 
@@ -41,7 +42,7 @@ class Loss:
     reason: str
 
 
-@dataclass
+@dataclass(eq=False)
 class _Worker:
     """Hold a process and the way to it; `at` is shared with it: since when it decodes, and which one of its batch."""
 
@@ -57,7 +58,7 @@ class Workers(Generic[_Item]):
 
     `decode` raises nothing; the waveform of an AnnotatedAudio comes through without being pickled. `quiet` is called
     before a process is forked beside threads that compute, and has to wait until they rest: a lock that one of them
-    holds would never be free in the new process. Raises InputError where none can be started.
+    holds would never be free in the new process. Raises ConfigError where none can be started.
     """
 
     def __init__(
@@ -69,11 +70,12 @@ class Workers(Generic[_Item]):
         # Forked where that is possible, processes are there at once and share the memory of the dataset.
         self._context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         self._lost_at_none: set[Batch] = set()
+        self._awake_since = 0.0
         self._workers: list[_Worker] = []
         try:
             for _ in range(number):
-                self._workers.append(self._start())
-        except InputError:
+                self._start()
+        except BaseException:
             self.end()
             raise
 
@@ -84,65 +86,83 @@ class Workers(Generic[_Item]):
         """
         left, ready = deque(plan), deque[list[_Item]]()
         while left or ready or any(worker.batch for worker in self._workers):
-            busy = sum(worker.batch is not None for worker in self._workers)
-            free = [worker for worker in self._workers if worker.batch is None]
-            for worker in free[: max(0, ahead - len(ready) - busy)]:
-                if left:
-                    _give(worker, left.popleft())
-            for number in self._with_news(at_once=bool(ready)):
+            self._hand_out(left, ahead - len(ready))
+            for worker in self._with_news(at_once=bool(ready)):
                 try:
-                    ready.append(_taken(self._workers[number].connection))
-                    self._workers[number].batch = None
+                    ready.append(_taken(worker.connection))
+                    worker.batch = None
                 except (EOFError, OSError):
-                    loss, again = self._blamed(self._workers[number])
+                    loss, again = self._blamed(worker)
                     left.extendleft(again)
-                    self._quiet()
-                    self._workers[number] = self._start()
                     if loss is not None:
                         yield loss
+                    self._replace(worker)
+            self._hand_out(left, ahead - len(ready))  # to be decoded while what is yielded is worked on
             if ready:
                 yield ready.popleft()
 
     def end(self) -> None:
         """End all processes at once; nothing that they hold is missed."""
-        for worker in self._workers:
-            worker.process.kill()
-            worker.connection.close()
-        for worker in self._workers:
-            worker.process.join()
-        self._workers.clear()
+        with _signals_held_back():
+            for worker in self._workers:
+                worker.process.kill()
+                worker.connection.close()
+            for worker in self._workers:
+                worker.process.join()
+            self._workers.clear()
 
-    def _start(self) -> _Worker:
-        ours, theirs = self._context.Pipe()
-        at = self._context.RawArray("d", [_AT_NONE, 0])
-        process = self._context.Process(target=_work, args=(self._decode, theirs, at, os.getpid()), daemon=True)
+    def _start(self) -> None:
         try:
-            with warnings.catch_warnings():
+            with _signals_held_back(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which rest
+                ours, theirs = self._context.Pipe()
+                at = self._context.RawArray("d", [_AT_NONE, 0])
+                arguments = (self._decode, theirs, at, os.getpid())
+                process = self._context.Process(target=_work, args=arguments, daemon=True)
                 process.start()
+                theirs.close()
+                self._workers.append(_Worker(process, ours, at))
         except OSError as error:
-            raise InputError(
+            raise ConfigError(
                 f"a process that decodes cannot be started: {error.strerror or error}; "
                 "data.num_workers=0 decodes in this one."
             ) from error
-        theirs.close()
-        return _Worker(process, ours, at)
 
-    def _with_news(self, *, at_once: bool) -> list[int]:
+    def _replace(self, lost: _Worker) -> None:
+        self._workers.remove(lost)
+        self._quiet()
+        try:
+            self._start()
+        except ConfigError:
+            if not self._workers:
+                raise
+
+    def _hand_out(self, left: deque[Batch], room: int) -> None:
+        """Give batches to the processes that have none, as long as there is room for what they decode."""
+        free = [worker for worker in self._workers if worker.batch is None]
+        room -= len(self._workers) - len(free)
+        for worker in free[: max(0, min(room, len(left)))]:
+            worker.batch = left.popleft()
+            with suppress(OSError):  # it is gone, and is found so in a moment
+                worker.connection.send(worker.batch)
+
+    def _with_news(self, *, at_once: bool) -> list[_Worker]:
         """Wait for processes that have a batch ready, are gone, or are ended here as they take too long."""
-        busy = [number for number, worker in enumerate(self._workers) if worker.batch is not None]
+        busy = [worker for worker in self._workers if worker.batch is not None]
         while busy:
-            connections = [self._workers[number].connection for number in busy]
-            ready = wait(connections, 0 if at_once else _SECONDS_BETWEEN_LOOKS)
-            heard = {number for number in busy if self._workers[number].connection in ready}
-            for number in set(busy) - heard:
-                worker = self._workers[number]
-                if time.monotonic() - worker.at[0] > self._timeout_seconds:
+            asked = time.monotonic()
+            ready = wait([worker.connection for worker in busy], 0 if at_once else _SECONDS_BETWEEN_LOOKS)
+            now = time.monotonic()
+            if now - asked > _SECONDS_OF_A_NAP:  # all were suspended: that was no time to decode in
+                self._awake_since = now
+            heard = [worker for worker in busy if worker.connection in ready]
+            for worker in busy:
+                if worker not in heard and now - max(worker.at[0], self._awake_since) > self._timeout_seconds:
                     worker.is_late = True
                     worker.process.kill()
-                    heard.add(number)
+                    heard.append(worker)
             if heard or at_once:
-                return sorted(heard)
+                return heard
         return []
 
     def _blamed(self, worker: _Worker) -> tuple[Loss | None, list[Batch]]:
@@ -172,10 +192,17 @@ class Workers(Generic[_Item]):
         )
 
 
-def _give(worker: _Worker, batch: Batch) -> None:
-    worker.batch = batch
-    with suppress(OSError):  # it is gone, and is found so in a moment
-        worker.connection.send(batch)
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Let no signal come between a process and the note that it is there: it would outlive this one."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _taken(connection: "Connection[Any, Any]") -> list[Any]:
@@ -232,6 +259,7 @@ def _live_for(parent: int) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # not those of a progress bar, with its locks
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         with suppress(OSError):

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -207,7 +207,9 @@ class EmbeddingsModel(ABC):
             except (KeyboardInterrupt, FirstFailureError):
                 pool.shutdown(cancel_futures=True)
                 finished = [f for f in running if not f.cancelled() and f.exception() is None]
-                done.take(outcome for future in finished for outcome in future.result())
+                with suppress(FirstFailureError):  # told once; the rest is taken as it is
+                    done.take(outcome for future in finished for outcome in future.result())
+                done.take(())
                 raise
 
     def _waiting_for(self, batches: Iterator[Decoded]) -> Iterator[Decoded]:
@@ -270,7 +272,7 @@ def _first_done(running: set[Future[list[Outcome]]]) -> list[Outcome]:
 
 def _flaw(vector: Vector, waveform: torch.Tensor) -> UtteranceError | None:
     if np.isfinite(vector).all():
-        return None
+        return None if vector.any() else UtteranceError("the embedding is all zeros")
     silent = bool((waveform == waveform[0]).all())
     return UtteranceError(f"the embedding is not finite{' (digital silence)' if silent else ''}")
 

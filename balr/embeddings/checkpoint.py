@@ -12,12 +12,10 @@ from zipfile import BadZipFile
 import torch
 import yaml
 
-from balr.config import pinned_revision
+from balr.config import DOWNLOADED_FROM, pinned_revision
 from balr.errors import CheckpointError, one_line
 
 log = logging.getLogger(__name__)
-
-_SOURCE = ".downloaded-from"
 
 
 @dataclass(frozen=True)
@@ -67,13 +65,13 @@ def find_checkpoint(
         source=f"{model_repo}@{revision}",
     )
     if model_dir is not None:
-        (files.weights.parent / _SOURCE).write_text(files.source, encoding="utf-8")
+        (files.weights.parent / DOWNLOADED_FROM).write_text(files.source, encoding="utf-8")
     return files
 
 
 def _refuse_another_download(folder: Path, model_repo: str, revision: str | None) -> None:
     """Keep one repository's files from passing for another's: their names are often the same."""
-    marker = folder / _SOURCE
+    marker = folder / DOWNLOADED_FROM
     wanted = f"{model_repo}@{revision or pinned_revision(model_repo)}"
     if model_repo and marker.is_file() and (held := marker.read_text(encoding="utf-8")) != wanted:
         raise CheckpointError(f"{folder}: holds the files of {held}, not of {wanted}; choose another model_dir.")

@@ -15,7 +15,7 @@ import torch
 from balr.data.dataset import AnnotatedAudio, AudioDataset
 from balr.data.loading import decoded_batches
 from balr.data.workers import Loss, Workers
-from balr.errors import Failure, InputError
+from balr.errors import ConfigError, Failure
 
 Item = AnnotatedAudio | Failure
 
@@ -148,7 +148,7 @@ def test_processes_that_cannot_be_started_are_an_error_of_one_line(monkeypatch: 
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(os, "fork", fork)
-    with pytest.raises(InputError, match=r"cannot be started: Resource temporarily unavailable; data\.num_workers=0"):
+    with pytest.raises(ConfigError, match=r"cannot be started: Resource temporarily unavailable; data\.num_workers=0"):
         Workers(utterance, number=2, timeout_seconds=1, quiet=lambda: None)
 
 
