@@ -29,8 +29,8 @@ demo: setup ## Embed a few bundled voices, end to end, with an untrained model
 	@$(BIN)/balr extract resources/demo/metadata.csv --force --save-dir $(DEMO)/embeddings \
 		embeddings.model.model_dir=$(DEMO)/checkpoint embeddings.model.model_name=avg_model.pt
 
-test: setup ## Run the default tests
-	$(BIN)/python -m pytest
+test: setup ## Run the default tests, two at a time
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: setup ## Run all tests, slow ones too, that this machine can run
 	$(BIN)/python -m pytest -m ''

@@ -1,5 +1,6 @@
 """`balr …` for the shell: flags become Hydra overrides and go to the same main as `python -m balr.main`."""
 
+import io
 import re
 import sys
 from collections.abc import Sequence
@@ -223,6 +224,8 @@ def verify(
     except BalrError as error:
         sys.stderr.write(f"ERROR {error}\n")
         raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
     raise typer.Exit(1 if verdict.findings else 0)
 
 
@@ -230,6 +233,8 @@ def _show(verdict: "Verdict") -> None:
     """Print what was counted, then what was found: all of it, or the first of each kind where a person reads."""
     from balr.report import as_text
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("in metadata.csv", f"{verdict.listed:,}")
     table.add_row("  whole", f"{verdict.whole:,}")

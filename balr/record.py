@@ -41,7 +41,7 @@ class Record:
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
             dim = kept.get("embedding_dim")
-            runs = [dict(run) for run in kept.get("runs", [])]
+            runs = [{str(name): fact for name, fact in run.items()} for run in kept.get("runs", [])]
             return cls(folder, dict(kept["model"]), None if dim is None else int(dim), bool(kept["replacing"]), runs)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise OutputError(f"{path}: not balr's record of runs ({error!r}); choose another save_dir.") from error

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ import numpy as np
 from balr.data.corpus import Corpus
 from balr.data.vectors import whole_vector
 from balr.errors import OutputError
-from balr.files import held, is_leftover, write_csv
+from balr.files import held, is_leftover, remove, write_csv
 from balr.lists import COLUMNS, FAILURES, METADATA, is_same_audio, read_failures, read_list
 from balr.record import RUN, Record
 from balr.report import tracked
@@ -54,20 +54,20 @@ def verify(folder: Path, corpus: Corpus | None = None) -> Verdict:
     failed = {row["id"]: row["reason"] for row in read_failures(folder)}
     record, findings = _record(folder)
     files = {row["id"]: os.path.join(folder, row["embedding"]) for row in rows}
-    dim = None if record is None or record.embedding_dim is None else record.embedding_dim
-    norms: list[float] = []
-    dims: Counter[int] = Counter()
+    norms: dict[str, float] = {}
+    dims: dict[str, int] = {}
     for id_, file in tracked(files.items(), "reading embeddings"):
-        vector = whole_vector(file, dim=dim)
-        norm = 0.0 if isinstance(vector, str) else float(np.linalg.norm(vector))
-        if isinstance(vector, str) or norm == 0:
-            flaw = vector if isinstance(vector, str) else "all zeros"
-            findings.append(Finding("missing" if flaw == "missing" else "broken", id_, f"{file}: {flaw}"))
+        vector = whole_vector(file) if os.path.isfile(file) else "missing"
+        if isinstance(vector, str):
+            findings.append(Finding("missing" if vector == "missing" else "broken", id_, f"{file}: {vector}"))
         else:
-            dims[vector.size] += 1
-            norms.append(norm)
-    if len(dims) > 1:
-        findings.append(Finding("contradiction", METADATA, f"embeddings of several sizes: {', '.join(map(str, dims))}"))
+            norms[id_], dims[id_] = float(np.linalg.norm(vector)), vector.size
+    usual = _usual(dims.values(), recorded=None if record is None else record.embedding_dim)
+    for id_ in [id_ for id_, dim in dims.items() if dim != usual]:
+        findings.append(Finding("broken", id_, f"{files[id_]}: {dims[id_]} numbers, not {usual}"))
+        del norms[id_]
+    if record is not None and None not in (usual, record.embedding_dim) and usual != record.embedding_dim:
+        findings.append(Finding("contradiction", RUN, f"embeddings of {record.embedding_dim}, found of {usual}"))
     findings += _among_the_lists(rows, failed, record)
     findings += _not_listed(folder, set(map(os.path.normpath, files.values())))
     if corpus is not None:
@@ -78,8 +78,8 @@ def verify(folder: Path, corpus: Corpus | None = None) -> Verdict:
         whole=len(norms),
         failed=len(failed),
         utterances=None if corpus is None else len(corpus),
-        embedding_dim=dim or next(iter(dims), None),
-        norms=(min(norms), float(np.median(norms)), max(norms)) if norms else None,
+        embedding_dim=usual,
+        norms=(min(norms.values()), float(np.median(list(norms.values()))), max(norms.values())) if norms else None,
         last_run=f"{run.get('started', '-')}, {run.get('exit') or 'not ended'}" if run else "-",
         findings=tuple(findings),
     )
@@ -88,21 +88,36 @@ def verify(folder: Path, corpus: Corpus | None = None) -> Verdict:
 def repair(folder: Path, verdict: Verdict) -> int:
     """Remove broken embeddings, and from metadata.csv what is not there, so that the next run makes them again.
 
-    Returns how many are to be made again. Raises OutputError where another run holds the folder.
+    Only embeddings below the folder are removed, whatever its lists name. Returns how many are to be made again.
+    Raises OutputError where another run holds the folder, or where its record cannot vouch for any embedding.
     """
+    if any(finding.what == RUN for finding in verdict.findings):
+        raise OutputError(
+            f"{folder / RUN}: does not fit the embeddings, which is not repaired; force=true makes all anew."
+        )
     wrong = {finding.what for finding in verdict.findings if finding.kind in ("missing", "broken")}
     with held(folder):
         rows = list(read_list(folder / METADATA, COLUMNS))
-        gone = [row for row in rows if row["id"] in wrong]
+        gone = [row for row in rows if row["id"] in wrong and row["audio"] and _is_of(folder, row["embedding"])]
         for row in gone:
-            path = folder / row["embedding"]
-            if row["audio"]:  # without audio, nothing could make it again
-                _remove(path)
-        kept = [row for row in rows if row["id"] not in wrong]
+            remove(folder / row["embedding"])
+        ids = {row["id"] for row in gone}
+        kept = [row for row in rows if row["id"] not in ids]
         extra = dict.fromkeys(name for row in kept for name in row if name not in COLUMNS)
         if gone:
             write_csv(folder / METADATA, [*COLUMNS, *extra], kept)
     return len(gone)
+
+
+def _is_of(folder: Path, embedding: str) -> bool:
+    place = os.path.realpath(os.path.join(folder, os.path.dirname(embedding)))
+    inside = os.path.join(os.path.realpath(folder), "")
+    return os.path.join(place, "").startswith(inside) and embedding.endswith(("_emb.npy", "_emb.txt"))
+
+
+def _usual(dims: Collection[int], *, recorded: int | None) -> int | None:
+    """Return the size that embeddings should have: the recorded one, or where none has that, the most frequent."""
+    return recorded if recorded in dims or not dims else Counter(dims).most_common(1)[0][0]
 
 
 def _record(folder: Path) -> tuple[Record | None, list[Finding]]:
@@ -127,12 +142,17 @@ def _among_the_lists(
             yield Finding("contradiction", id_, f"{count} lines of {METADATA}")
         if id_ in failed:
             yield Finding("contradiction", id_, f"in {METADATA} and in {FAILURES}")
-    counts = record.runs[-1].get("counts") if record else None
-    if counts:
-        told = counts["total"] - counts["not_reached"]
-        if len(rows) + len(failed) < told:
-            lost = told - len(rows) - len(failed)
-            yield Finding("missing", METADATA, f"{lost} utterances of the last run are neither listed nor failed")
+    last = record.runs[-1] if record and record.runs else {}
+    counts = last.get("counts")
+    if not isinstance(counts, dict) or not all(isinstance(count, int) for count in counts.values()):
+        yield Finding("missing", "last run", f"its end: {last.get('exit') or 'it is at work, or was killed'}")
+        return
+    not_reached = counts.get("not_reached", 0)
+    if not_reached:
+        yield Finding("missing", "last run", f"{not_reached} utterances that it did not reach: {last.get('exit')}")
+    lost = counts.get("total", 0) - not_reached - len(rows) - len(failed)
+    if lost > 0:
+        yield Finding("missing", METADATA, f"{lost} utterances of the last run are neither listed nor failed")
 
 
 def _not_listed(folder: Path, listed: set[str]) -> Iterator[Finding]:
@@ -157,10 +177,3 @@ def _against(corpus: Corpus, listed: Mapping[str, str], failed: Mapping[str, str
     for id_ in listed:
         if id_ not in ids:
             yield Finding("extra", id_, "not in the corpus")
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be removed: {error.strerror or error}.") from error

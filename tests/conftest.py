@@ -17,6 +17,9 @@ from untrained_checkpoint import write_checkpoint
 from balr.embeddings.wespeaker import WespeakerModel
 from balr.main import main
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads of processes side by side would wait for one another
+    torch.set_num_threads(1)
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLE = REPOSITORY.parent / "shared" / "data" / "voxceleb2"
 

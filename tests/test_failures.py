@@ -1,5 +1,6 @@
 """Failures are listed as they happen, tried again at the next run, and decide the exit code as asked."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,3 +99,24 @@ def test_a_tenth_of_bad_files_costs_that_tenth(balr: Command, tmp_path: Path, to
     assert len(listed) == len(set(listed)) == len(vectors(tmp_path / "out")) == total * 9 // 10
     assert not set(listed) & bad
     assert balr(f"input={folder}", "save_dir=out", "max_failures=10%") == 0
+
+
+def test_failures_that_come_at_once_are_all_listed_before_the_next_embedding_is(corpus: Path, tmp_path: Path) -> None:
+    found = Corpus.from_dir(corpus)
+    listed = FailureList(tmp_path, found, set())
+    for utterance in found.utterances[:5]:
+        listed.add(Failure(utterance.id, str(utterance.audio), "decode", "damaged"))
+    time.sleep(1)
+    listed.write_if_due()
+    assert len(rows(tmp_path / "failures.csv")) == 5
+
+
+def test_the_failures_of_another_list_in_the_folder_stay(balr: Command, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.wav").write_text("no audio")
+        (tmp_path / f"{name}.csv").write_text(f"audio\n{name}.wav\n")
+        assert balr(f"input={name}.csv", "save_dir=out") == 1
+    assert {row["id"] for row in rows(tmp_path / "out" / "failures.csv")} == {"a.wav", "b.wav"}
+    (tmp_path / "a.wav").unlink()
+    assert balr("input=b.csv", "save_dir=out") == 1
+    assert [row["id"] for row in rows(tmp_path / "out" / "failures.csv")] == ["b.wav"]

@@ -9,6 +9,7 @@ from conftest import TINY, Command, interrupt_at, rows, speechlike, vectors, wri
 from untrained_checkpoint import write_checkpoint
 
 from balr.main import main
+from balr.record import identity
 
 OneLine = Callable[[], str]
 
@@ -126,3 +127,27 @@ def test_a_run_that_cannot_load_its_model_leaves_the_lists_as_they_were(
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()} == before
     assert balr(f"input={corpus}", "save_dir=new", "device=cuda:99") == 2
     assert [path.name for path in (tmp_path / "new").iterdir()] == [".balr.lock"]
+
+
+def test_force_does_not_leave_two_models_in_one_folder(
+    balr: Command, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    povey = ("embeddings.model.features.window_type=povey", "force=true")
+    assert balr(f"input={corpus}", "save_dir=out") == 0
+    write_wav(tmp_path / "other" / "x.wav", speechlike(1.0))
+    assert balr("input=other", "save_dir=out", *povey) == 2
+    assert "6 embeddings of another list" in capsys.readouterr().err
+    (corpus / "bad.wav").write_text("no audio, and first, as nobody knows its length")
+    assert balr(f"input={corpus}", "save_dir=out", *povey, "fail_fast=true") == 1
+    assert balr(f"input={corpus}", "save_dir=out", povey[0]) == 2
+    assert "was to replace another model's embeddings stopped" in capsys.readouterr().err
+
+
+def test_a_model_dir_that_was_downloaded_to_is_the_same_model_the_next_time(tmp_path: Path) -> None:
+    model = {"model_repo": "me/mine", "revision": None, "model_name": "m.pt", "config_name": "c.yaml"}
+    before = identity({**model, "model_dir": str(tmp_path)}, "fp32")
+    for name in ("m.pt", "c.yaml"):
+        (tmp_path / name).write_text(name)
+    assert identity({**model, "model_dir": str(tmp_path)}, "fp32") != before, "files of unknown origin"
+    (tmp_path / ".downloaded-from").write_text("me/mine@main")
+    assert identity({**model, "model_dir": str(tmp_path)}, "fp32") == before

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Command, rows, speechlike, vectors, write_wav
+from conftest import Command, interrupt_at, rows, run_command, speechlike, vectors, write_wav
 from typer.testing import CliRunner
 
 from balr.cli import app
@@ -111,3 +111,41 @@ def test_another_s_audio_under_an_id_is_told(out: Path, corpus: Path, tmp_path: 
 def test_what_cannot_be_verified_is_one_line_and_exit_code_2(out: Path, arguments: tuple[str, ...]) -> None:
     code, told = verify(*arguments)
     assert code == 2 and told.splitlines()[-1].startswith("ERROR ")
+
+
+def test_a_run_that_did_not_reach_all_is_not_complete(
+    balr: Command, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        assert balr(f"input={corpus}", "save_dir=out") == 130
+    code, told = verify("out")
+    assert code == 1 and "utterances that it did not reach: interrupted" in told
+
+
+def test_nothing_outside_of_the_folder_is_removed_whatever_its_lists_name(out: Path, tmp_path: Path) -> None:
+    precious = [tmp_path / "precious.txt", tmp_path / "x_emb.npy", out / "notes.txt"]
+    for path in precious:
+        path.write_text("precious")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "y_emb.npy").write_text("precious")
+    (out / "linked").symlink_to(tmp_path / "elsewhere")
+    names = ["../precious.txt", str(tmp_path / "x_emb.npy"), "notes.txt", "linked/y_emb.npy", "../x_emb.npy"]
+    with (out / "metadata.csv").open("a") as file:
+        file.writelines(f"{number},/a{number}.wav,,{name}\n" for number, name in enumerate(names))
+    assert verify(out, "--repair")[0] == 1
+    assert [path.read_text() for path in [*precious, tmp_path / "elsewhere" / "y_emb.npy"]] == ["precious"] * 4
+
+
+def test_a_record_that_does_not_fit_repairs_nothing(out: Path) -> None:
+    before = vectors(out)
+    kept = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({**kept, "embedding_dim": 512}))
+    code, told = verify(out, "--repair")
+    assert code == 2 and "embeddings of 512, found of 32" in told and vectors(out) == before
+
+
+def test_a_name_that_is_not_utf_8_is_told_all_the_same(out: Path) -> None:
+    write_vector(out / "stray\udce9_emb.npy", np.ones(32, np.float32))
+    done = run_command("balr", "verify", str(out), cwd=out.parent, PYTHONIOENCODING="utf-8:strict")
+    assert done.returncode == 1 and "stray\\udce9_emb.npy: not in metadata.csv" in done.stdout

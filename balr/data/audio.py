@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 _BLOCK_FRAMES = 1 << 20
 _LONGEST_BLOCK_SECONDS = 600
 _MOST_CLAIMED = 1 << 29  # nine hours at 16 kHz; what is longer grows as it is read
-_LARGEST_RESAMPLING_KERNEL = 100_000_000
+_LARGEST_RESAMPLING_KERNEL = 10_000_000  # usual rates need less than a million numbers
 _EXACT_LENGTH = frozenset({"WAV", "WAVEX", "FLAC", "AIFF", "W64", "RF64", "AU", "CAF", "NIST"})
 
 # FFmpeg picks a demuxer by content: without this list, a "wav" that is a playlist would make it open other files.
@@ -201,7 +201,7 @@ def _ffmpeg_blocks(path: Path) -> Iterator[int | torch.Tensor]:
         raise UtteranceError(f"truncated: {samples / rate_hz:.1f} of {expected:.1f} s can be read")
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def _resampler(rate_hz: int, target_hz: int) -> "Resample":
     from torchaudio.transforms import Resample
 

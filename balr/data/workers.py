@@ -260,6 +260,8 @@ def _live_for(parent: int) -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # not those of a progress bar, with its locks
+    if sys.__stderr__ is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries write there of every damaged file
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         with suppress(OSError):
