@@ -12,7 +12,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -24,6 +24,7 @@ import torch
 from balr.data.batching import Batch
 from balr.data.dataset import AnnotatedAudio
 from balr.errors import ConfigError
+from balr.signals import held_back
 
 _Item = TypeVar("_Item")
 
@@ -103,7 +104,7 @@ class Workers(Generic[_Item]):
 
     def end(self) -> None:
         """End all processes at once; nothing that they hold is missed."""
-        with _signals_held_back():
+        with held_back():
             for worker in self._workers:
                 worker.process.kill()
                 worker.connection.close()
@@ -113,7 +114,7 @@ class Workers(Generic[_Item]):
 
     def _start(self) -> None:
         try:
-            with _signals_held_back(), warnings.catch_warnings():
+            with held_back(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which rest
                 ours, theirs = self._context.Pipe()
                 at = self._context.RawArray("d", [_AT_NONE, 0])
@@ -190,19 +191,6 @@ class Workers(Generic[_Item]):
         return f"the process that read it was ended by {name}" + (
             " (out of memory?)" if name == "SIGKILL" else ": the file crashes its decoder"
         )
-
-
-@contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Let no signal come between a process and the note that it is there: it would outlive this one."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _taken(connection: "Connection[Any, Any]") -> list[Any]:

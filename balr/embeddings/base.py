@@ -23,6 +23,7 @@ from balr.data.loading import Decoded, decoded_batches, failure
 from balr.embeddings.devices import Loading, computing, device_name, on, suited
 from balr.embeddings.stages import Stages
 from balr.errors import Failure, FirstFailureError, PlaceError, UtteranceError, one_line
+from balr.signals import held_back
 
 log = logging.getLogger(__name__)
 
@@ -288,11 +289,12 @@ class _Deliveries:
     def take(self, outcomes: Iterable[Outcome]) -> None:
         self._ready.extend(outcomes)
         while self._ready:
-            outcome = self._ready.popleft()
-            if isinstance(outcome, Decoded):
-                self.postponed.append(outcome)
-            else:
-                self._deliver(outcome)
+            with held_back():  # what is written is noted, too
+                outcome = self._ready.popleft()
+                if isinstance(outcome, Decoded):
+                    self.postponed.append(outcome)
+                else:
+                    self._deliver(outcome)
 
 
 class _LoggingObserver:
