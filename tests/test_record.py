@@ -40,8 +40,11 @@ def test_a_run_is_recorded_with_all_that_decided_its_numbers(
         "upsampled": 0,
     }
     assert run["audio_hours"] == pytest.approx(9 / 3600, rel=1e-3) and run["x_real_time"] > 0
-    assert set(run["stage_seconds"]) == {"decode_wait", "features", "forward", "write"}
-    assert 0 < sum(run["stage_seconds"].values()) <= run["embedding_seconds"] * 1.1
+    took = run["stage_seconds"]
+    assert set(took) == {"decode_wait", "features", "forward", "write"} and took["forward"] > 0
+    # One thread loads and writes, another computes meanwhile: each is bound by the clock, their sum is not.
+    for thread in ("decode_wait", "write"), ("features", "forward"):
+        assert sum(took[stage] for stage in thread) <= run["embedding_seconds"] + 0.003  # rounded to a millisecond
     assert run["exit"] == "done"
 
 
