@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import stat
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +15,8 @@ import numpy.typing as npt
 from balr.errors import InputError, OutputError, one_line
 from balr.files import whole_file
 
-_LARGEST_NPY_BYTES = 1 << 20  # a hundred times what a vector has; the rest of such a file is not read
+MISSING = "missing"
+_LARGEST_BYTES = 1 << 20  # a hundred times what a vector has; the rest of such a file is not read
 _NPY_HEADER_BYTES = 128  # of a vector: version 1, padded to a multiple of 64 bytes
 VECTOR_SUFFIXES = (".npy", ".txt", ".pkl")
 
@@ -45,27 +47,51 @@ def write_vector(path: Path, vector: npt.NDArray[np.float32]) -> None:
 
 def flaw_of_vector(path: str | Path, *, dim: int | None = None) -> str | None:
     """Say what is wrong with a file that a run wrote or should have written; None: it holds an embedding `(dim,)`."""
-    vector = whole_vector(path, dim=dim)
-    return vector if isinstance(vector, str) else None
-
-
-def whole_vector(path: str | Path, *, dim: int | None = None) -> npt.NDArray[Any] | str:
-    """Read an embedding `(dim,)` that a run wrote, or say what is wrong with it: `missing`, or else."""
     try:
-        if os.fspath(path).endswith(".npy"):
-            with open(path, "rb", buffering=0) as file:
-                vector = _read_npy(file.read(_LARGEST_NPY_BYTES))
-        else:
-            vector = read_vector(Path(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return "missing"
-    except (InputError, OSError, ValueError) as error:
-        return one_line(error) if os.path.lexists(path) else "missing"
-    if dim is not None and vector.size != dim:
-        return f"{vector.size} numbers, not {dim}"
+        vector = whole_vector(path)
+    except FileNotFoundError:
+        return MISSING
+    except (OSError, ValueError) as error:
+        return one_line(error) if os.path.lexists(path) else MISSING  # a path too long is nowhere
+    return None if dim in (None, vector.size) else f"{vector.size} numbers, not {dim}"
+
+
+def whole_vector(path: str | Path) -> npt.NDArray[Any]:
+    """Read an embedding `(dim,)` that a run wrote.
+
+    Raises FileNotFoundError, OSError where it cannot be read, ValueError where what is there is none.
+    """
+    try:
+        content = _content(path)
+    except NotADirectoryError as error:
+        raise FileNotFoundError(path) from error
+    vector = _read_npy(content) if os.fspath(path).endswith(".npy") else _read_text(content)
     if not np.isfinite(vector).all():
-        return "numbers that are not finite"
-    return vector if vector.any() else "all zeros"
+        raise ValueError("numbers that are not finite")
+    if not vector.any():
+        raise ValueError("all zeros")
+    return vector
+
+
+def _content(path: str | Path) -> bytes:
+    """Read a file of the size of an embedding. Raises ValueError where it is no file, which might never end."""
+    with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("not a file")
+        return file.read(_LARGEST_BYTES)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _read_text(content: bytes) -> npt.NDArray[Any]:
+    lines = content.decode("ascii").split("\n")
+    if lines.pop():  # it ends within its last number, which may be another one then
+        raise ValueError("truncated")
+    if not lines:
+        raise ValueError("no numbers")
+    return np.array(lines, np.float32)
 
 
 def _read_npy(content: bytes) -> npt.NDArray[Any]:
@@ -79,11 +105,14 @@ def _read_npy(content: bytes) -> npt.NDArray[Any]:
 @lru_cache(maxsize=64)
 def _npy_layout(header: bytes) -> tuple[np.dtype[Any], int, int]:
     file = io.BytesIO(header)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("not an embedding that balr wrote")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    if len(shape) != 1 or shape[0] == 0 or dtype.kind != "f":
-        raise ValueError("not one row of numbers")
+    try:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("of another version")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    except Exception as error:  # it is parsed as Python, which fails in many ways
+        raise ValueError("not an embedding that balr wrote") from error
+    if len(shape) != 1 or shape[0] == 0 or dtype != np.float32:
+        raise ValueError("not one row of float32 numbers")
     return dtype, shape[0], file.tell()
 
 
@@ -91,8 +120,8 @@ def read_vector(path: Path) -> npt.NDArray[Any]:
     """Read an embedding `(dim,)` from `.npy`, `.txt` or `.pkl`. Raises InputError; runs no code from the file."""
     try:
         vector = _read(path)
-    except (OSError, ValueError, EOFError, pickle.UnpicklingError, AttributeError, TypeError) as error:
-        raise InputError(f"{path}: not an embedding: {error}.") from error
+    except Exception as error:  # headers are parsed as Python, pickles call what they may: both fail in many ways
+        raise InputError(f"{path}: not an embedding: {one_line(error)[:200]}.") from error
     if not (isinstance(vector, np.ndarray) and vector.ndim == 1 and vector.size and vector.dtype.kind in "fiu"):
         raise InputError(f"{path}: not an embedding: one row of numbers is expected.")
     return vector
