@@ -20,7 +20,8 @@ from yaml import YAMLError
 from balr.config import check, config_dir, register
 from balr.errors import BalrError, one_line
 from balr.outside import refuse_foreign_code
-from balr.signals import StoppedError, ending_in_order
+from balr.report import open_missing_streams, summary
+from balr.signals import JobStoppedError, StoppedError, ending_in_order, ending_with_the_sweep
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     could not do its work. 130: interrupted; 143 and 138: stopped by SIGTERM and SIGUSR1.
     """
     register()
+    open_missing_streams()
     with _argv(argv), _whole_exceptions():
         try:
-            refuse_foreign_code(sys.argv[1:], job)
-            hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
-        except JobFailedError:
+            with ending_in_order():
+                refuse_foreign_code(sys.argv[1:], job)
+                hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
+        except (JobFailedError, JobStoppedError):
             return SOME_FAILED
         except (BalrError, HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
             sys.stderr.write(f"ERROR {one_line(_explain(error))}\n")
@@ -64,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def job(cfg: DictConfig) -> None:
     """Do one job of Hydra's. A lone job ends the process with its exit code; a job of a sweep raises JobFailedError."""
     register()  # again, as a job of a parallel sweep runs in a process of its own
-    code = _run(cfg)
+    with ending_with_the_sweep():
+        code = _run(cfg)
     if code and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise JobFailedError(f"exit code {code}")
     if code:
@@ -75,22 +79,24 @@ def _run(cfg: DictConfig) -> int:
     try:
         settings = check(cfg)
 
-        from balr.extraction import run  # brings torch: not for --help or --cfg
-        from balr.report import summary
+        from balr.extraction import run  # not for --help or --cfg
 
-        with ending_in_order():
-            report = run(settings, run_dir=Path(HydraConfig.get().runtime.output_dir))
+        report = run(settings, run_dir=Path(HydraConfig.get().runtime.output_dir))
     except (BalrError, OmegaConfBaseException) as error:
         log.error("%s", one_line(error))
         return REFUSED
     except KeyboardInterrupt as stop:
-        log.error("interrupted%s; what was embedded until now is saved.", f" by {stop}" if str(stop) else "")
+        by = f" by {stop}" if str(stop) else ""
+        log.error("interrupted%s; what was embedded until now is saved, and the same command goes on from there.", by)
         raise
     except Exception as error:
         log.exception("unexpected %s: %s (traceback in %s)", type(error).__name__, one_line(error), _log_file())
         return REFUSED
-    log.info("done\n%s", summary(report))
-    return DONE if report.tolerated(str(settings.max_failures)) else SOME_FAILED
+    log.info("%s\n%s", "stopped at the first failure" if report.not_reached else "done", summary(report))
+    if report.tolerated(str(settings.max_failures)):
+        return DONE
+    log.warning("%d failed, and max_failures is %s: exit code %d", report.failed, settings.max_failures, SOME_FAILED)
+    return SOME_FAILED
 
 
 def _log_file() -> Path:
@@ -113,6 +119,9 @@ def _explain(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         expected = "after the one input, KEY=VALUE is expected, with quotes around special characters"
         return f"{error.override!r}: not an override; {expected}."
+    if isinstance(error, OSError):
+        what = f"{error.filename or 'the folder for config and log of this run'}: {error.strerror or error}"
+        return f"{what}; hydra.run.dir=DIR puts those elsewhere (in a sweep hydra.sweep.dir=DIR)."
     return one_line(error)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import sys
 import time
 from collections.abc import Collection, Iterable
@@ -21,6 +22,15 @@ log = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
 _SECONDS_BETWEEN_LINES = 30.0
+
+
+def open_missing_streams() -> None:
+    """Put nothing in the place of a standard stream that is closed: the next file opened would pass for it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
 
 
 class TerminalHandler(logging.Handler):

@@ -2,9 +2,8 @@
 
 import csv
 import logging
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ COLUMNS = ("audio", "bytes", "changed_ns", "seconds", "sample_rate_hz")
 _READERS = 8  # they wait for disks
 _FILES_AT_ONCE = 64
 _MANY = 5000
+_AT_A_TIME = 1000  # what a pool is given at once stays in memory until all of it is done
+_LONGEST_SECONDS = 1e9
 
 _State = tuple[str, str, str]
 
@@ -40,11 +41,12 @@ def headers(
     """
     known = {} if cache is None else _read_cache(cache)
     with ThreadPoolExecutor(_READERS) as pool:
-        states = list(pool.map(_state, files))
+        states = [state for some in _batched(files) for state in pool.map(_state, some)]
         new = [(file, state) for file, state in zip(files, states, strict=True) if state not in known]
         if len(new) > _MANY:
             log.info("reading the headers of %d files", len(new))
-        found = [] if isolated else list(pool.map(read_header, (file for file, _ in new)))
+        unread = [] if isolated else [file for file, _ in new]
+        found = [header for some in _batched(unread) for header in pool.map(read_header, some)]
     if isolated:
         found = _read_isolated([file for file, _ in new], timeout_seconds)
     known |= dict(zip((state for _, state in new), found, strict=True))
@@ -86,23 +88,25 @@ class _Reader:
 
 
 def _read_isolated(files: Sequence[Path], timeout_seconds: float) -> list[Header]:
-    from balr.data.workers import Loss, Workers
+    from balr.data.workers import Loss, at_work
 
     starts = range(0, len(files), _FILES_AT_ONCE)
     plan = [tuple(range(start, min(start + _FILES_AT_ONCE, len(files)))) for start in starts]
     found = [Header(None, None)] * len(files)
     number = min(_READERS, len(plan))
-    workers = Workers(_Reader(files), number=number, timeout_seconds=timeout_seconds, quiet=lambda: None)
-    try:
+    reader = _Reader(files)
+    with at_work(reader, number=number, timeout_seconds=timeout_seconds, quiet=lambda: None) as workers:
         for read in workers.decoded(plan, ahead=2 * number):
             if isinstance(read, Loss):  # told when it is decoded, which ends in the same way
                 log.debug("%s: %s", files[read.index], read.reason)
                 continue
             for index, header in read:
                 found[index] = header
-    finally:
-        workers.end()
     return found
+
+
+def _batched(files: Sequence[Path]) -> Iterator[Sequence[Path]]:
+    return (files[start : start + _AT_A_TIME] for start in range(0, len(files), _AT_A_TIME))
 
 
 def _state(path: Path) -> _State:
@@ -131,7 +135,7 @@ def _row_state(row: Mapping[str, str]) -> _State:
 
 def _row_header(row: Mapping[str, str]) -> Header:
     seconds = float(row["seconds"]) if row["seconds"] else None
-    if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
+    if seconds is not None and not 0 <= seconds < _LONGEST_SECONDS:
         raise ValueError(f"{seconds} seconds")
     return Header(seconds, int(row["sample_rate_hz"]) if row["sample_rate_hz"] else None)
 

@@ -9,7 +9,7 @@ import torch
 
 from balr.data.batching import Batch
 from balr.data.dataset import AnnotatedAudio, AudioDataset
-from balr.data.workers import Loss, Workers
+from balr.data.workers import Loss, at_work
 from balr.errors import BalrError, Failure, Stage, UtteranceError, one_line
 
 _Item = AnnotatedAudio | Failure
@@ -52,12 +52,9 @@ def decoded_batches(
         for batch in plan:
             yield _together([decoder(index) for index in batch])
         return
-    workers = Workers(decoder, number=num_workers, timeout_seconds=timeout_seconds, quiet=quiet)
-    try:
+    with at_work(decoder, number=num_workers, timeout_seconds=timeout_seconds, quiet=quiet) as workers:
         for items in workers.decoded(plan, ahead=num_workers * prefetch_factor):
             yield _together([decoder.lost(items)] if isinstance(items, Loss) else items)
-    finally:
-        workers.end()
 
 
 def failure(id: str, audio: Path | None, stage: Stage, error: Exception) -> Failure:

@@ -3,7 +3,6 @@
 torch's DataLoader does not do that: there, a worker that dies ends all, and nothing tells at which utterance.
 """
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -12,7 +11,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -24,15 +23,15 @@ import torch
 from balr.data.batching import Batch
 from balr.data.dataset import AnnotatedAudio
 from balr.errors import ConfigError
-from balr.signals import held_back
+from balr.signals import end_with, held_back
 
 _Item = TypeVar("_Item")
 
 _BLOCK_BYTES = 1 << 20
 _SECONDS_BETWEEN_LOOKS = 0.2
 _SECONDS_OF_A_NAP = 5.0
+_SECONDS_TO_BEGIN = 30.0
 _AT_NONE = float("inf")
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,21 @@ class _Worker:
     at: Any
     batch: Batch | None = None
     is_late: bool = False
+
+
+@contextmanager
+def at_work(
+    decode: Callable[[int], _Item], *, number: int, timeout_seconds: float, quiet: Callable[[], None]
+) -> "Iterator[Workers[_Item]]":
+    """Start `Workers` and end them, whatever comes between: they take no signal, and Python would wait for them."""
+    workers = None
+    try:
+        with held_back():
+            workers = Workers(decode, number=number, timeout_seconds=timeout_seconds, quiet=quiet)
+        yield workers
+    finally:
+        if workers is not None:
+            workers.end()
 
 
 class Workers(Generic[_Item]):
@@ -150,6 +164,7 @@ class Workers(Generic[_Item]):
     def _with_news(self, *, at_once: bool) -> list[_Worker]:
         """Wait for processes that have a batch ready, are gone, or are ended here as they take too long."""
         busy = [worker for worker in self._workers if worker.batch is not None]
+        began = time.monotonic()
         while busy:
             asked = time.monotonic()
             ready = wait([worker.connection for worker in busy], 0 if at_once else _SECONDS_BETWEEN_LOOKS)
@@ -158,7 +173,10 @@ class Workers(Generic[_Item]):
                 self._awake_since = now
             heard = [worker for worker in busy if worker.connection in ready]
             for worker in busy:
-                if worker not in heard and now - max(worker.at[0], self._awake_since) > self._timeout_seconds:
+                since, patience = worker.at[0], self._timeout_seconds
+                if since == _AT_NONE:  # it waits, most likely, for a lock that nobody holds any more
+                    since, patience = began, max(patience, _SECONDS_TO_BEGIN)
+                if worker not in heard and now - max(since, self._awake_since) > patience:
                     worker.is_late = True
                     worker.process.kill()
                     heard.append(worker)
@@ -250,9 +268,6 @@ def _live_for(parent: int) -> None:
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # not those of a progress bar, with its locks
     if sys.__stderr__ is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries write there of every damaged file
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        with suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
-        if os.getppid() != parent:
-            os._exit(1)
+    end_with(parent, signal.SIGKILL)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")

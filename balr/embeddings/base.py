@@ -185,7 +185,7 @@ class EmbeddingsModel(ABC):
 
         def finish() -> None:
             while running:
-                done.take(_first_done(running))
+                done.take_first(running)
 
         batches = decoded_batches(
             dataset,
@@ -199,9 +199,10 @@ class EmbeddingsModel(ABC):
             try:
                 for batch in self._waiting_for(batches):
                     ready = batch.pin_memory() if self.device.type == "cuda" else batch
-                    running.add(pool.submit(self._embed_batch, ready, config))
+                    with held_back():
+                        running.add(pool.submit(self._embed_batch, ready, config))
                     if len(running) > at_once:  # one more than can run, so that none waits for a decoder
-                        done.take(_first_done(running))
+                        done.take_first(running)
                 finish()
                 for batch in done.postponed:
                     done.take(self._embed_batch(batch, config, alone=True))
@@ -264,13 +265,6 @@ class EmbeddingsModel(ABC):
         ]
 
 
-def _first_done(running: set[Future[list[Outcome]]]) -> list[Outcome]:
-    """Wait for a batch, take it out of those that run, and return what became of its utterances."""
-    done = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
-    running.remove(done)
-    return done.result()
-
-
 def _flaw(vector: Vector, waveform: torch.Tensor) -> UtteranceError | None:
     if np.isfinite(vector).all():
         return None if vector.any() else UtteranceError("the embedding is all zeros")
@@ -285,6 +279,14 @@ class _Deliveries:
         self.postponed: list[Decoded] = []
         self._deliver = deliver
         self._ready: deque[Outcome] = deque()
+
+    def take_first(self, running: set[Future[list[Outcome]]]) -> None:
+        """Wait for a batch, take it out of those that run, and deliver what became of its utterances."""
+        future = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
+        with held_back():
+            running.remove(future)
+            self._ready.extend(future.result())
+        self.take(())
 
     def take(self, outcomes: Iterable[Outcome]) -> None:
         self._ready.extend(outcomes)
