@@ -1,6 +1,7 @@
 """`balr …` for the shell: flags become Hydra overrides and go to the same main as `python -m balr.main`."""
 
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from rich.table import Table
 
 from balr.config import config_dir, published_checkpoints
 from balr.errors import one_line
+from balr.report import as_text, open_missing_streams
 
 if TYPE_CHECKING:
     from balr.verification import Verdict
@@ -41,7 +43,13 @@ class Shown(StrEnum):
 
 def main() -> None:
     """Run the `balr` command."""
-    app()
+    open_missing_streams()
+    try:
+        app()
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        sys.stderr.write(f"ERROR what is printed cannot be written: {error.strerror or error}\n")
+        raise SystemExit(2) from None
 
 
 def _show_version(wanted: bool) -> None:
@@ -219,8 +227,7 @@ def verify(
         verdict = verdict_of(folder, found)
         _show(verdict)
         if repair and verdict.findings:
-            count = repaired(folder, verdict)
-            print(f"repaired: {count} removed; the next run of the same command makes them again.")
+            _show_repaired(repaired(folder, verdict))
     except BalrError as error:
         sys.stderr.write(f"ERROR {error}\n")
         raise typer.Exit(2) from None
@@ -229,14 +236,19 @@ def verify(
     raise typer.Exit(1 if verdict.findings else 0)
 
 
+def _show_repaired(count: int) -> None:
+    what = f"repaired: {count} removed" if count else "nothing to repair: only what is broken is removed"
+    print(f"{what}; the next run of the same command makes what is not there.")
+
+
 def _show(verdict: "Verdict") -> None:
     """Print what was counted, then what was found: all of it, or the first of each kind where a person reads."""
-    from balr.report import as_text
-
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("in metadata.csv", f"{verdict.listed:,}")
+    if verdict.unlisted:
+        table.add_row("of a run that did not end", f"{verdict.unlisted:,}")
     table.add_row("  whole", f"{verdict.whole:,}")
     if verdict.norms:
         least, median, most = (f"{norm:.3g}" for norm in verdict.norms)

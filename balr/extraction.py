@@ -1,27 +1,32 @@
 """One run, from a corpus to embeddings on disk: the only file that knows all stages."""
 
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from balr.config import DataConfig, RunConfig, build
 from balr.data.corpus import Corpus
+from balr.data.readers import Utterance
+from balr.data.vectors import MISSING
 from balr.errors import Failure, FirstFailureError, OutputError, one_line
 from balr.files import check_writable, held, remove
 from balr.lists import (
     DURATIONS,
     FailureList,
-    refuse_another_corpus,
     refuse_foreign_lists,
     refuse_names_of_lists,
     refuse_to_replace_a_part,
+    vouched_for,
     write_metadata,
+    write_planned,
 )
 from balr.provenance import corpus_facts, machine, now, software
 from balr.record import Record, identity
 from balr.report import Report, Tally, shown, tracked
+from balr.signals import held_back
 
 if TYPE_CHECKING:  # a finished corpus needs no torch
     from balr.data.dataset import AnnotatedAudio
@@ -46,7 +51,7 @@ def run(cfg: RunConfig, *, run_dir: Path) -> Report:
         folder = corpus.output_dir or run_dir.absolute()
         check_writable(folder)
         with held(folder):
-            return _run_in(folder, cfg, corpus, data_config)
+            return _run_in(folder, cfg, corpus, data_config, run_dir=run_dir)
     todo = _audible(corpus)
     log.info("%d utterances in %s", len(corpus), cfg.input)
     follower = _Follower(Tally(todo=len(todo)), fail_fast=cfg.fail_fast)
@@ -84,7 +89,7 @@ class _Follower:
             raise FirstFailureError(f"{failure.id}: failed, and fail_fast=true.")
 
 
-def _run_in(folder: Path, cfg: RunConfig, corpus: Corpus, data_config: DataConfig) -> Report:
+def _run_in(folder: Path, cfg: RunConfig, corpus: Corpus, data_config: DataConfig, *, run_dir: Path) -> Report:
     """Run in a folder that is held, and leave its lists and its record true."""
     started = now()
     model_identity = identity(cfg.embeddings["model"], cfg.precision)
@@ -94,10 +99,10 @@ def _run_in(folder: Path, cfg: RunConfig, corpus: Corpus, data_config: DataConfi
     corpus.refuse_links()
     if not cfg.force:
         record.refuse_another_model(model_identity)
-        refuse_another_corpus(folder, corpus)
-    elif record.model and record.model != model_identity:
+    elif record.replacing or (record.model and record.model != model_identity):
         refuse_to_replace_a_part(folder, corpus)
-    todo = _audible(corpus) if cfg.force else _what_is_left(_audible(corpus), record.embedding_dim)
+    stale = _not_vouched_for(folder, corpus, force=cfg.force)
+    todo = _audible(corpus) if cfg.force else _what_is_left(_audible(corpus), record, stale)
     log.info("%d utterances in %s, %d already there", len(corpus), cfg.input, len(_audible(corpus)) - len(todo))
     left = {utterance.id for utterance in todo.utterances}
     done = {utterance.id for utterance in corpus.utterances} - left
@@ -106,6 +111,7 @@ def _run_in(folder: Path, cfg: RunConfig, corpus: Corpus, data_config: DataConfi
     follower = _Follower(tally, fail_fast=cfg.fail_fast, done=done, failure_list=failure_list)
     model = _model(cfg) if len(todo) else None
     facts = {"started": started, "corpus": corpus_facts(corpus, cfg.input), **({} if model is None else model.about())}
+    facts |= {"vector_format": cfg.vector_format, "hydra": str(run_dir.absolute())}
     facts |= {"software": software(), "machine": machine()}
     if model is not None:
         record.made_by(model_identity, embedding_dim=model.embedding_dim)
@@ -114,6 +120,9 @@ def _run_in(folder: Path, cfg: RunConfig, corpus: Corpus, data_config: DataConfi
         at_the_end.enter_context(_leaving_lists(folder, corpus, follower, failure_list, force=cfg.force))
         if model is not None:
             at_the_end.callback(lambda: entry.update(model.how()))
+            for utterance in stale:
+                remove(corpus.vector_path(utterance))
+            write_planned(folder, corpus, todo)
             _embed(model, todo, data_config, follower, durations_file=folder / DURATIONS)
         if cfg.fail_fast and tally.failures:
             entry["exit"] = "stopped at the first failure"
@@ -124,15 +133,30 @@ def _audible(corpus: Corpus) -> Corpus:
     return corpus.filter(lambda utterance: utterance.audio is not None)
 
 
-def _what_is_left(audible: Corpus, dim: int | None) -> Corpus:
-    """Return the utterances without an embedding, or with one that is broken, which is said and done again."""
+def _not_vouched_for(folder: Path, corpus: Corpus, *, force: bool) -> list[Utterance]:
+    """Return the utterances in whose place is an embedding that no list tells to be theirs."""
+    if corpus.output_dir is None:  # beside the audio there are no lists of earlier runs
+        return []
+    known = vouched_for(folder, corpus, force=force)
+    others = (u for u in corpus.utterances if u.audio is not None and u.id not in known)
+    return [utterance for utterance in others if os.path.lexists(corpus.vector_file(utterance))]
+
+
+def _what_is_left(audible: Corpus, record: Record, stale: Collection[Utterance]) -> Corpus:
+    """Return the utterances without an embedding of their own, or with one that is broken, which is said."""
     there = tracked(audible.utterances, "reading embeddings")
-    flaws = {utterance.id: audible.vector_flaw(utterance, dim=dim) for utterance in there}
-    broken = [(id_, flaw) for id_, flaw in flaws.items() if flaw not in (None, "missing")]
+    flaws = {utterance.id: audible.vector_flaw(utterance, dim=record.embedding_dim) for utterance in there}
+    if not record.model and any(flaw != MISSING for flaw in flaws.values()):
+        raise OutputError(
+            f"{record.folder}: holds embeddings and no run.json that tells what made them; choose another save_dir, or "
+            "force=true to make them again."
+        )
+    flaws |= {utterance.id: "no list tells that it is of this audio" for utterance in stale}
+    broken = [(id_, flaw) for id_, flaw in flaws.items() if flaw not in (None, MISSING)]
     for id_, flaw in broken[:_BROKEN_SHOWN]:
-        log.warning("%s: its embedding is broken and made again: %s", one_line(id_), flaw)
+        log.warning("%s: its embedding is made again: %s", one_line(id_), flaw)
     if len(broken) > _BROKEN_SHOWN:
-        log.warning("and %d more broken embeddings, made again", len(broken) - _BROKEN_SHOWN)
+        log.warning("and %d more embeddings that are made again", len(broken) - _BROKEN_SHOWN)
     return audible.filter(lambda utterance: flaws[utterance.id] is not None)
 
 
@@ -166,17 +190,15 @@ def _leaving_lists(
     tally = follower.tally
 
     def leave() -> None:
-        failed = {failure.id for failure in tally.failures}
-        for utterance in corpus.utterances if force else ():
-            if utterance.id in failed:  # its embedding was to be replaced and could not
-                remove(corpus.vector_path(utterance))
-            elif utterance.id not in follower.done and corpus.has_vector(utterance):
-                follower.done.add(utterance.id)
-        failure_list.write()
-        write_metadata(folder, corpus, follower.done)
+        with held_back():  # a signal comes after the lists, which take seconds where there are millions
+            if force:
+                _let_go(corpus, follower.done, {failure.id for failure in tally.failures})
+            failure_list.write()
+            write_metadata(folder, corpus, follower.done)
 
     try:
         yield
+        leave()
     except OutputError as error:
         lists = "the lists tell of them"
         try:
@@ -189,7 +211,19 @@ def _leaving_lists(
     except BaseException:
         leave()
         raise
-    leave()
+
+
+def _let_go(corpus: Corpus, done: set[str], failed: set[str]) -> None:
+    """Remove what was to be replaced and could not be, and take as done what a run that was stopped did not reach."""
+    made = {corpus.vector_file(u) for u in corpus.utterances if u.audio is not None and u.id in done} if failed else ()
+    for utterance in corpus.utterances:
+        if utterance.audio is None or utterance.id in done:
+            continue
+        place = corpus.vector_file(utterance)
+        if utterance.id not in failed:
+            done |= {utterance.id} if os.path.isfile(place) else set()
+        elif place not in made:  # by another id of the same audio
+            remove(Path(place))
 
 
 def _report(cfg: RunConfig, corpus: Corpus, tally: Tally, lists_in: Path | None) -> Report:

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 _LOCK = ".balr.lock"
 _SECONDS_FOR_A_KILLED_RUN = 2.0
 _NO_PLACE_FOR_IT = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
+_NO_NAME_HERE = (errno.EINVAL, errno.EILSEQ)  # such as `a:b` on a disk of Windows
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 
@@ -40,7 +41,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        if error.errno in _NO_PLACE_FOR_IT:
+        is_of_its_name = error.errno in _NO_NAME_HERE and error.filename is not None  # not of writing or flushing
+        if error.errno in _NO_PLACE_FOR_IT or is_of_its_name:
             raise PlaceError(f"{path}: cannot be written: {error.strerror}.") from error
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}.") from error
     finally:
@@ -61,8 +63,9 @@ def held(folder: Path) -> Iterator[None]:
         raise OutputError(
             f"{folder}: another run is at work there; wait until it ends, or choose another save_dir."
         ) from error
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be locked: {error.strerror or error}; choose another save_dir.") from error
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{folder}: cannot be locked: {reason}; choose another save_dir.") from error
     try:
         leftovers = list(_leftovers(folder))
         for path in leftovers:
@@ -75,10 +78,14 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def _leftovers(folder: Path) -> Iterator[Path]:
+    return (path for path in files_of(folder) if is_leftover(path.name))
+
+
+def files_of(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, save those in folders with a lock of their own, which are another run's."""
     for parent, folders, names in os.walk(folder):
-        # A folder with a lock of its own is another run's, which may be at work.
         folders[:] = [name for name in folders if not Path(parent, name, _LOCK).exists()]
-        yield from (Path(parent, name) for name in names if is_leftover(name))
+        yield from (Path(parent, name) for name in sorted(names))
 
 
 def remove(path: Path) -> None:
@@ -86,7 +93,8 @@ def remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be removed: {error.strerror or error}.") from error
+        if error.errno not in (*_NO_PLACE_FOR_IT, *_NO_NAME_HERE):  # where no such file can be, there is none
+            raise OutputError(f"{path}: cannot be removed: {error.strerror or error}.") from error
 
 
 def is_leftover(name: str) -> bool:

@@ -1,6 +1,7 @@
 """The lists of a folder of embeddings: metadata.csv of what there is, failures.csv of what there is not.
 
-The invariant kept here: an embedding is listed with the audio that it was made of.
+The invariant kept here: an embedding is listed with the audio that it was made of. While a run is at work, and after
+it was killed, a third list tells of which audio it makes what.
 """
 
 import csv
@@ -18,6 +19,7 @@ from balr.files import remove, write_csv
 from balr.record import RUN
 
 METADATA, FAILURES, DURATIONS = "metadata.csv", "failures.csv", "durations.csv"
+PLANNED = ".balr.planned.csv"
 COLUMNS = ("id", "audio", "speaker", "embedding")
 _FAILURE_COLUMNS = tuple(column.name for column in fields(Failure))
 _SHARE_OF_TIME = 0.02
@@ -27,7 +29,12 @@ Row = Mapping[str, str]
 
 def refuse_foreign_lists(folder: Path, source: str) -> None:
     """Refuse to write lists over the very list that is read, or over somebody else's. Raises OutputError."""
-    kinds = ((METADATA, COLUMNS), (FAILURES, _FAILURE_COLUMNS), (DURATIONS, durations.COLUMNS))
+    kinds = (
+        (METADATA, COLUMNS),
+        (PLANNED, COLUMNS),
+        (FAILURES, _FAILURE_COLUMNS),
+        (DURATIONS, durations.COLUMNS),
+    )
     for name, columns in kinds:
         if os.path.isfile(source) and (folder / name).is_file() and (folder / name).samefile(source):
             raise OutputError(f"{folder / name}: is the input and would be overwritten; choose another save_dir.")
@@ -45,30 +52,63 @@ def refuse_names_of_lists(folder: Path, corpus: Corpus) -> None:
             )
 
 
-def refuse_another_corpus(folder: Path, corpus: Corpus) -> None:
-    """Refuse a folder where an id or an embedding file belongs to other audio. Raises OutputError."""
+def vouched_for(folder: Path, corpus: Corpus, *, force: bool) -> set[str]:
+    """Return the ids whose embedding, where there is one, was made of their audio as the lists of a folder tell it.
+
+    Raises OutputError where an id or an embedding file belongs to other audio, unless all are made again by `force`.
+    """
     by_id: dict[str, str] = {}
     by_file: dict[str, str] = {}
-    for row in read_list(folder / METADATA, COLUMNS):
+    for row in known_rows(folder):
         if row["audio"]:
             by_id[row["id"]] = row["audio"]
             by_file[os.path.join(folder, row["embedding"])] = row["audio"]
+    found = set()
     for utterance in corpus.utterances if by_id else ():
         if utterance.audio is None:
             continue
         place = corpus.vector_file(utterance)
         for held, what in ((by_id.get(utterance.id), utterance.id), (by_file.get(place), place)):
-            if held and not is_same_audio(held, utterance.audio):
+            if held and not is_same_audio(held, utterance.audio) and not force:
                 raise OutputError(
-                    f"{folder / METADATA}: holds embeddings of another corpus: {what!r} is {held} there and "
+                    f"{folder}: holds embeddings of another corpus: {what!r} is {held} there and "
                     f"{utterance.audio} here; choose another save_dir, or force=true to embed all again."
                 )
+        if place in by_file and is_same_audio(by_file[place], utterance.audio):
+            found.add(utterance.id)
+    return found
+
+
+def known_rows(folder: Path) -> Iterator[Row]:
+    """Yield the rows of metadata.csv, then those that a run made and could not list, as its end did not come."""
+    yield from read_list(folder / METADATA, COLUMNS)
+    yield from made_as_planned(folder)
+
+
+def made_as_planned(folder: Path) -> Iterator[Row]:
+    """Yield the rows that a run had planned whose embeddings are there."""
+    return (row for row in read_list(folder / PLANNED, COLUMNS) if _is_there(folder, row))
+
+
+def _is_there(folder: Path, row: Row) -> bool:
+    return os.path.isfile(os.path.join(folder, row["embedding"]))
+
+
+def write_planned(folder: Path, corpus: Corpus, todo: Corpus) -> None:
+    """Note of which audio a run is going to make which embedding, beside what another had planned and made.
+
+    What is already in the place of one must be of its audio: after a kill nothing else could tell.
+    """
+    ids = {utterance.id for utterance in todo.utterances}
+    rows: list[Row] = [row for row in made_as_planned(folder) if row["id"] not in ids]
+    rows += [_row(utterance, corpus, folder) for utterance in todo.utterances]
+    write_rows(folder / PLANNED, rows)
 
 
 def refuse_to_replace_a_part(folder: Path, corpus: Corpus) -> None:
     """Refuse another model where embeddings of another list would stay beside its own. Raises OutputError."""
     ids = {utterance.id for utterance in corpus.utterances}
-    others = [row["id"] for row in read_list(folder / METADATA, COLUMNS) if row["id"] not in ids]
+    others = [row["id"] for row in known_rows(folder) if row["id"] not in ids]
     if others:
         raise OutputError(
             f"{folder}: holds {len(others)} embeddings of another list, first {others[0]!r}, made with another model, "
@@ -83,14 +123,17 @@ def write_metadata(folder: Path, corpus: Corpus, done: Collection[str]) -> None:
     of another list left in the folder stays listed.
     """
     ids = {utterance.id for utterance in corpus.utterances}
-    rows = [_row(utterance, corpus, folder) for utterance in corpus.utterances if utterance.id in done]
-    rows += [
-        row
-        for row in read_list(folder / METADATA, COLUMNS)
-        if row["id"] not in ids and os.path.isfile(os.path.join(folder, row["embedding"]))
-    ]
+    rows: list[Row] = [_row(utterance, corpus, folder) for utterance in corpus.utterances if utterance.id in done]
+    others = {row["id"]: row for row in known_rows(folder) if row["id"] not in ids}
+    rows += [row for row in others.values() if _is_there(folder, row)]
+    write_rows(folder / METADATA, rows)
+    remove(folder / PLANNED)
+
+
+def write_rows(path: Path, rows: Collection[Row]) -> None:
+    """Write rows as metadata.csv has them, with whatever columns they have beyond those of balr."""
     extra = dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)
-    write_csv(folder / METADATA, [*COLUMNS, *extra], rows)
+    write_csv(path, [*COLUMNS, *extra], rows)
 
 
 class FailureList:
@@ -155,6 +198,10 @@ def read_list(path: Path, columns: Iterable[str]) -> Iterator[dict[str, str]]:
                 raise OutputError(f"{path}: was not written by balr and would be overwritten; choose another save_dir.")
             for row in reader:
                 row.pop(None, None)
+                if any("\0" in row.get(name, "") for name in ("audio", "embedding")):
+                    raise OutputError(
+                        f"{path}: the path on line {reader.line_num} holds a NUL character; choose another save_dir."
+                    )
                 yield row
     except csv.Error as error:
         raise OutputError(f"{path}: not a csv: {error}; choose another save_dir.") from error

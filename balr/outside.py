@@ -35,6 +35,8 @@ _NOT_FROM_OUTSIDE = (
     "job_logging",
     "job.env_set",
     "job.env_copy",
+    "job.chdir",
+    "job.name",
     "mode",
     "output_subdir",
     "run",

@@ -15,6 +15,7 @@ from balr.config import DOWNLOADED_FROM, pinned_revision
 from balr.errors import BalrError, OutputError, one_line
 from balr.files import sha256, whole_file
 from balr.provenance import now
+from balr.signals import held_back
 
 RUN = "run.json"
 _NOT_ENDED = "unknown: killed, or its end could not be written"
@@ -43,8 +44,11 @@ class Record:
             dim = kept.get("embedding_dim")
             runs = [{str(name): fact for name, fact in run.items()} for run in kept.get("runs", [])]
             return cls(folder, dict(kept["model"]), None if dim is None else int(dim), bool(kept["replacing"]), runs)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise OutputError(f"{path}: not balr's record of runs ({error!r}); choose another save_dir.") from error
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise OutputError(
+                f"{path}: not balr's record of runs ({type(error).__name__}: {one_line(error)[:80]}); choose another "
+                "save_dir, or remove it and make all again with force=true."
+            ) from error
 
     def refuse_another_model(self, model: Mapping[str, Any]) -> None:
         """Refuse a folder that was made with another model or other features. Raises OutputError with what differs."""
@@ -78,12 +82,13 @@ class Record:
         self.write()
         try:
             yield entry
+            with held_back():
+                self.replacing = self.replacing and entry["counts"]["not_reached"] > 0
+                self._end(entry, entry["exit"] or "done")
         except BaseException as error:
-            with suppress(OutputError):  # the disk is full, most likely, and that is what is being told
+            with suppress(OutputError), held_back():  # the disk is full, most likely, and that is what is being told
                 self._end(entry, _reason(error))
             raise
-        self.replacing = self.replacing and entry["counts"]["not_reached"] > 0
-        self._end(entry, entry["exit"] or "done")
 
     def write(self) -> None:
         """Keep the record as it is now. Raises OutputError."""

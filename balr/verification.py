@@ -5,35 +5,46 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from balr.data.corpus import Corpus
-from balr.data.vectors import whole_vector
-from balr.errors import OutputError
-from balr.files import held, is_leftover, remove, write_csv
-from balr.lists import COLUMNS, FAILURES, METADATA, is_same_audio, read_failures, read_list
+from balr.data.vectors import MISSING, read_vector, whole_vector
+from balr.errors import InputError, OutputError, one_line
+from balr.files import files_of, held, is_leftover, remove
+from balr.lists import COLUMNS, FAILURES, METADATA, Row, is_same_audio, known_rows, read_failures, read_list, write_rows
 from balr.record import RUN, Record
 from balr.report import tracked
 
-Kind = Literal["missing", "extra", "broken", "contradiction"]
+Kind = Literal["missing", "extra", "broken", "unreadable", "contradiction", "unfinished"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Name what is not as it should be: an id or a file, and what is wrong with it."""
+    """Name what is not as it should be, an utterance by its `id` or something else, and what is wrong with it."""
 
     kind: Kind
     what: str
     reason: str
+    id: str | None = None
+
+    @classmethod
+    def of(cls, kind: Kind, id: str, reason: str) -> Self:
+        """Return what is wrong with an utterance."""
+        return cls(kind, id, reason, id)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Add up a folder; `norms` are the least, the median and the largest of its whole embeddings."""
+    """Add up a folder; `norms` are the least, the median and the largest of its whole embeddings.
+
+    `unlisted` are those of a run that did not come to write its list.
+    """
 
     listed: int
+    unlisted: int
     whole: int
     failed: int
     utterances: int | None
@@ -50,31 +61,33 @@ def verify(folder: Path, corpus: Corpus | None = None) -> Verdict:
     """
     if not (folder / METADATA).is_file() and not (folder / RUN).is_file():
         raise OutputError(f"{folder}: holds neither {METADATA} nor {RUN}; give the save_dir of a run.")
-    rows = list(read_list(folder / METADATA, COLUMNS))
+    listed = list(read_list(folder / METADATA, COLUMNS))
+    rows = {row["id"]: row for row in (*known_rows(folder), *listed)}
     failed = {row["id"]: row["reason"] for row in read_failures(folder)}
     record, findings = _record(folder)
-    files = {row["id"]: os.path.join(folder, row["embedding"]) for row in rows}
+    files = {id_: os.path.join(folder, row["embedding"]) for id_, row in rows.items()}
     norms: dict[str, float] = {}
     dims: dict[str, int] = {}
-    for id_, file in tracked(files.items(), "reading embeddings"):
-        vector = whole_vector(file) if os.path.isfile(file) else "missing"
-        if isinstance(vector, str):
-            findings.append(Finding("missing" if vector == "missing" else "broken", id_, f"{file}: {vector}"))
+    for id_, row in tracked(rows.items(), "reading embeddings"):
+        vector = _vector(files[id_], row)
+        if isinstance(vector, Finding):
+            findings.append(vector)
         else:
             norms[id_], dims[id_] = float(np.linalg.norm(vector)), vector.size
     usual = _usual(dims.values(), recorded=None if record is None else record.embedding_dim)
     for id_ in [id_ for id_, dim in dims.items() if dim != usual]:
-        findings.append(Finding("broken", id_, f"{files[id_]}: {dims[id_]} numbers, not {usual}"))
+        findings.append(Finding.of("broken", id_, f"{files[id_]}: {dims[id_]} numbers, not {usual}"))
         del norms[id_]
     if record is not None and None not in (usual, record.embedding_dim) and usual != record.embedding_dim:
         findings.append(Finding("contradiction", RUN, f"embeddings of {record.embedding_dim}, found of {usual}"))
-    findings += _among_the_lists(rows, failed, record)
+    findings += _among_the_lists(folder, listed, failed, record)
     findings += _not_listed(folder, set(map(os.path.normpath, files.values())))
     if corpus is not None:
-        findings += _against(corpus, {row["id"]: row["audio"] for row in rows}, failed)
+        findings += _against(corpus, {id_: row["audio"] for id_, row in rows.items()}, failed)
     run = record.runs[-1] if record and record.runs else {}
     return Verdict(
-        listed=len(rows),
+        listed=len(listed),
+        unlisted=len(rows.keys() - {row["id"] for row in listed}),
         whole=len(norms),
         failed=len(failed),
         utterances=None if corpus is None else len(corpus),
@@ -91,22 +104,33 @@ def repair(folder: Path, verdict: Verdict) -> int:
     Only embeddings below the folder are removed, whatever its lists name. Returns how many are to be made again.
     Raises OutputError where another run holds the folder, or where its record cannot vouch for any embedding.
     """
-    if any(finding.what == RUN for finding in verdict.findings):
+    if any(finding.what == RUN and finding.id is None for finding in verdict.findings):
         raise OutputError(
             f"{folder / RUN}: does not fit the embeddings, which is not repaired; force=true makes all anew."
         )
-    wrong = {finding.what for finding in verdict.findings if finding.kind in ("missing", "broken")}
+    wrong = {finding.id for finding in verdict.findings if finding.kind in ("missing", "broken")}
     with held(folder):
-        rows = list(read_list(folder / METADATA, COLUMNS))
-        gone = [row for row in rows if row["id"] in wrong and row["audio"] and _is_of(folder, row["embedding"])]
+        known = known_rows(folder)
+        gone = [row for row in known if row["id"] in wrong and row["audio"] and _is_of(folder, row["embedding"])]
         for row in gone:
             remove(folder / row["embedding"])
         ids = {row["id"] for row in gone}
-        kept = [row for row in rows if row["id"] not in ids]
-        extra = dict.fromkeys(name for row in kept for name in row if name not in COLUMNS)
-        if gone:
-            write_csv(folder / METADATA, [*COLUMNS, *extra], kept)
-    return len(gone)
+        rows = list(read_list(folder / METADATA, COLUMNS))
+        if any(row["id"] in ids for row in rows):
+            write_rows(folder / METADATA, [row for row in rows if row["id"] not in ids])
+    return len(ids)
+
+
+def _vector(file: str, row: Row) -> npt.NDArray[Any] | Finding:
+    """Read the embedding of a row, which may be one from elsewhere where there is no audio beside it."""
+    try:
+        return whole_vector(file) if row["audio"] or not os.path.isfile(file) else read_vector(Path(file))
+    except FileNotFoundError:
+        return Finding.of("missing", row["id"], f"{file}: {MISSING}")
+    except OSError as error:
+        return Finding.of("unreadable", row["id"], f"{file}: {error.strerror or error}")
+    except (ValueError, InputError) as error:
+        return Finding.of("broken", row["id"], f"{file}: {one_line(error)}")
 
 
 def _is_of(folder: Path, embedding: str) -> bool:
@@ -135,34 +159,39 @@ def _record(folder: Path) -> tuple[Record | None, list[Finding]]:
 
 
 def _among_the_lists(
-    rows: Sequence[Mapping[str, str]], failed: Mapping[str, str], record: Record | None
+    folder: Path, rows: Sequence[Row], failed: Mapping[str, str], record: Record | None
 ) -> Iterator[Finding]:
     for id_, count in Counter(row["id"] for row in rows).items():
         if count > 1:
-            yield Finding("contradiction", id_, f"{count} lines of {METADATA}")
+            yield Finding.of("contradiction", id_, f"{count} lines of {METADATA}")
         if id_ in failed:
-            yield Finding("contradiction", id_, f"in {METADATA} and in {FAILURES}")
-    last = record.runs[-1] if record and record.runs else {}
+            yield Finding.of("contradiction", id_, f"in {METADATA} and in {FAILURES}")
+    made_of: dict[str, Row] = {}
+    for row in rows:
+        first = made_of.setdefault(row["embedding"], row)
+        if row["audio"] and not is_same_audio(first["audio"], Path(row["audio"])):
+            yield Finding.of("contradiction", row["id"], f"{folder / row['embedding']}: is that of {first['id']}, too")
+    if record is None or not record.runs:
+        return
+    last = record.runs[-1]
     counts = last.get("counts")
     if not isinstance(counts, dict) or not all(isinstance(count, int) for count in counts.values()):
-        yield Finding("missing", "last run", f"its end: {last.get('exit') or 'it is at work, or was killed'}")
+        yield Finding("unfinished", "last run", str(last.get("exit") or "it is at work, or was killed"))
         return
     not_reached = counts.get("not_reached", 0)
     if not_reached:
-        yield Finding("missing", "last run", f"{not_reached} utterances that it did not reach: {last.get('exit')}")
+        yield Finding("unfinished", "last run", f"{last.get('exit')}; it did not reach {not_reached} utterances")
     lost = counts.get("total", 0) - not_reached - len(rows) - len(failed)
     if lost > 0:
         yield Finding("missing", METADATA, f"{lost} utterances of the last run are neither listed nor failed")
 
 
 def _not_listed(folder: Path, listed: set[str]) -> Iterator[Finding]:
-    for parent, _, names in os.walk(folder):
-        for name in sorted(names):
-            path = os.path.join(parent, name)
-            if is_leftover(name):
-                yield Finding("extra", path, "half-written by a run that was killed; the next one clears it away")
-            elif name.endswith(("_emb.npy", "_emb.txt")) and os.path.normpath(path) not in listed:
-                yield Finding("extra", path, f"not in {METADATA}")
+    for path in files_of(folder):
+        if is_leftover(path.name):
+            yield Finding("extra", str(path), "half-written by a run that was killed; the next one clears it away")
+        elif path.name.endswith(("_emb.npy", "_emb.txt")) and os.path.normpath(path) not in listed:
+            yield Finding("extra", str(path), f"not in {METADATA}")
 
 
 def _against(corpus: Corpus, listed: Mapping[str, str], failed: Mapping[str, str]) -> Iterator[Finding]:
@@ -171,9 +200,9 @@ def _against(corpus: Corpus, listed: Mapping[str, str], failed: Mapping[str, str
         ids.add(utterance.id)
         audio = listed.get(utterance.id)
         if audio is None and utterance.id not in failed:
-            yield Finding("missing", utterance.id, "in the corpus, but neither embedded nor failed")
+            yield Finding.of("missing", utterance.id, "in the corpus, but neither embedded nor failed")
         elif audio and utterance.audio and not is_same_audio(audio, utterance.audio):
-            yield Finding("contradiction", utterance.id, f"made of {audio}, in the corpus {utterance.audio}")
-    for id_ in listed:
+            yield Finding.of("contradiction", utterance.id, f"made of {audio}, in the corpus {utterance.audio}")
+    for id_ in (*listed, *(id_ for id_ in failed if id_ not in listed)):
         if id_ not in ids:
-            yield Finding("extra", id_, "not in the corpus")
+            yield Finding.of("extra", id_, "not in the corpus")

@@ -17,6 +17,7 @@ from balr.errors import InputError
 log = logging.getLogger(__name__)
 
 _LONGEST_LINE = 1 << 20
+_LONGEST_ID = 100_000  # the lists of a run are read with csv's limit
 AUDIO_FORMATS = ("flac", "mp3", "m4a", "ogg", "opus", "wav", "wma")
 
 
@@ -74,7 +75,7 @@ def read_dir(folder: Path, audio_formats: Sequence[str] = AUDIO_FORMATS) -> list
     hidden = broken = 0
     found = []
     start = len(os.path.join(folder, ""))
-    for file in _walk(os.fspath(folder), (os.path.realpath(folder),)):
+    for file in _walk(os.fspath(folder)):
         name = os.path.basename(file)
         if os.path.splitext(name)[1].lower() not in suffixes:
             continue
@@ -94,33 +95,53 @@ def read_dir(folder: Path, audio_formats: Sequence[str] = AUDIO_FORMATS) -> list
 def _lines(path: Path, file: TextIO) -> Iterator[str]:
     """Yield the lines of a list, none of them longer than memory should hold."""
     number = 0
-    while line := file.readline(_LONGEST_LINE):
+    while line := _line(path, file):
         number += 1
         if len(line) == _LONGEST_LINE:
             raise InputError(f"{path}:{number}: a line of {_LONGEST_LINE:,} characters or more; is it a list of audio?")
         yield line
 
 
-def _walk(folder: str, chain: tuple[str, ...]) -> Iterator[str]:
+def _line(path: Path, file: TextIO) -> str:
     try:
-        with os.scandir(folder) as entries:
-            found = sorted((entry.name, entry.is_dir()) for entry in entries)
+        return file.readline(_LONGEST_LINE)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be read: {error.strerror or error}.") from error
-    for name, is_folder in found:
-        path = os.path.join(folder, name)
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}.") from error
+
+
+def _walk(top: str) -> Iterator[str]:
+    """Yield the files below a folder in order; with a stack of its own, as folders may be nested by the thousand."""
+    left: list[tuple[str, bool, tuple[str, ...]]] = [(top, True, (os.path.realpath(top),))]
+    while left:
+        path, is_folder, chain = left.pop()
         if not is_folder:
             yield path
-        elif not name.startswith("."):
-            target = os.path.realpath(path)
-            if target not in chain:  # a link to a folder above would never end
-                yield from _walk(path, (*chain, target))
+            continue
+        for name, is_inner in reversed(_entries(path)):
+            inner = os.path.join(path, name)
+            if not is_inner:
+                left.append((inner, False, chain))
+            elif not name.startswith("."):
+                target = os.path.realpath(inner)
+                if target not in chain:  # a link to a folder above would never end
+                    left.append((inner, True, (*chain, target)))
+
+
+def _entries(folder: str) -> list[tuple[str, bool]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry.name, entry.is_dir()) for entry in entries)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error.strerror or error}.") from error
 
 
 def _check_columns(path: Path, columns: Sequence[str]) -> set[str]:
     if not {"audio", "embedding"} & set(columns):
         hint = " Are cells separated by something other than a comma?" if len(columns) == 1 else ""
-        raise InputError(f"{path}:1: no column 'audio' or 'embedding'; found {', '.join(columns) or 'none'}.{hint}")
+        if any("\udcff" in name or "\0" in name for name in columns):
+            hint = " Is it UTF-8?"
+        names = ", ".join(name if name.isprintable() else ascii(name) for name in columns)
+        raise InputError(f"{path}:1: no column 'audio' or 'embedding'; found {names or 'none'}.{hint}")
     repeated = {name for name in columns if columns.count(name) > 1}
     if repeated:
         raise InputError(f"{path}:1: column {', '.join(sorted(repeated))} appears more than once.")
@@ -149,7 +170,7 @@ def _path(source: Path, line: int, text: str, root_dir: Path) -> Path:
     if Path(os.path.normpath(text)).parts[:1] == (os.pardir,):
         raise InputError(
             f"{source}:{line}: {text!r} leads out of the corpus folder {root_dir}; "
-            "set root_dir to a folder above all files, or write absolute paths."
+            "write absolute paths, or set root_dir to a folder above all files and write paths from there."
         )
     return root_dir / os.path.normpath(text)
 
@@ -158,8 +179,11 @@ def _checked(path: Path, found: Sequence[tuple[int, Utterance]]) -> list[Utteran
     if not found:
         raise InputError(f"{path}: no utterances.")
     _refuse(path, "without an id", found, lambda utterance: not utterance.id.strip())
+    _refuse(path, f"with an id of over {_LONGEST_ID:,} characters", found, lambda u: len(u.id) > _LONGEST_ID)
     _refuse_repeated(path, found)
-    _refuse(path, "whose file does not exist", found, lambda u: not all(os.path.isfile(f) for f in _files(u)))
+    _refuse(
+        path, "whose file does not exist or is no file", found, lambda u: not all(os.path.isfile(f) for f in _files(u))
+    )
     return [utterance for _, utterance in found]
 
 
