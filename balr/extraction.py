@@ -99,7 +99,7 @@ def _run_in(folder: Path, cfg: RunConfig, corpus: Corpus, data_config: DataConfi
     corpus.refuse_links()
     if not cfg.force:
         record.refuse_another_model(model_identity)
-    elif record.replacing or (record.model and record.model != model_identity):
+    elif record.replacing or record.model != model_identity:
         refuse_to_replace_a_part(folder, corpus)
     stale = _not_vouched_for(folder, corpus, force=cfg.force)
     todo = _audible(corpus) if cfg.force else _what_is_left(_audible(corpus), record, stale)

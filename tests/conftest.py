@@ -4,7 +4,9 @@ import csv
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -134,3 +136,22 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[object]:
 
     monkeypatch.setattr(WespeakerModel, "embed", interrupted)
     return seen
+
+
+def alive_in_group(leader: int) -> list[str]:
+    """Return the processes of a group that are not dead yet."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            name, _, rest = path.read_text().rpartition(")")
+            state, _, group = rest.split()[:3]
+            if int(group) == leader and state != "Z":
+                found.append(name)
+    return found
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it does not come to pass"
+        time.sleep(0.01)

@@ -168,3 +168,24 @@ def test_a_built_wheel_runs_from_another_folder(tmp_path: Path, tiny_checkpoint:
         )
         assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "outputs").rglob("*_emb.npy"))) == 6
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&- <&-"])
+def test_closed_streams_cost_a_run_nothing(tmp_path: Path, corpus: Path, tiny_checkpoint: Path, closed: str) -> None:
+    model = f"embeddings.model.model_dir={tiny_checkpoint} embeddings.model.model_name=avg_model.pt"
+    program = f"{sys.executable} -m balr.main input={corpus} save_dir=out {model} {closed}"
+    done = subprocess.run(["/bin/sh", "-c", program], cwd=tmp_path, check=False)
+    assert done.returncode == 0
+    assert len(list((tmp_path / "out").rglob("*_emb.npy"))) == 6
+    (log,) = (tmp_path / "outputs").rglob("balr.log")
+    assert "embedded       6" in log.read_text()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_table_that_cannot_be_printed_is_one_line(tmp_path: Path) -> None:
+    balr = Path(sys.executable).parent / "balr"
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{balr} models > /dev/full"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == "ERROR what is printed cannot be written: No space left on device\n"

@@ -65,6 +65,16 @@ def test_hydra_is_not_made_to_call_what_a_config_from_outside_names(
     assert not (tmp_path / "marker").exists()
 
 
+@pytest.mark.parametrize("job", ["name: ../marker", "chdir: true"])
+def test_the_log_and_the_folder_of_a_job_are_not_chosen_from_outside(
+    corpus: Path, tmp_path: Path, one_error_line: Callable[[], str], job: str
+) -> None:
+    (tmp_path / "conf" / "exp").mkdir(parents=True)
+    (tmp_path / "conf" / "exp" / "e.yaml").write_text(f"# @package _global_\nhydra: {{job: {{{job}}}}}\n")
+    assert main([f"input={corpus}", "--config-dir", str(tmp_path / "conf"), "+exp=e"]) == 2
+    assert f"hydra.job.{job.partition(':')[0]}: set by a config from outside" in one_error_line()
+
+
 def test_nor_by_the_search_path(
     corpus: Path, tmp_path: Path, outside: Callable[[str], Path], one_error_line: Callable[[], str]
 ) -> None:

@@ -1,6 +1,8 @@
 """`balr verify` finds what is missing, extra or broken, and repairs what the next run can make again."""
 
+import errno
 import json
+import os
 import re
 from pathlib import Path
 
@@ -149,3 +151,95 @@ def test_a_name_that_is_not_utf_8_is_told_all_the_same(out: Path) -> None:
     write_vector(out / "stray\udce9_emb.npy", np.ones(32, np.float32))
     done = run_command("balr", "verify", str(out), cwd=out.parent, PYTHONIOENCODING="utf-8:strict")
     assert done.returncode == 1 and "stray\\udce9_emb.npy: not in metadata.csv" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metadata.csv", "id,audio,speaker,embedding\na,/a\0.wav,,a_emb.npy\n"),
+        ("metadata.csv", "id,audio,speaker,embedding\na,/a.wav,,x\0/a_emb.npy\n"),
+        ("run.json", '{"model": {}, "replacing": false, "embedding_dim": Infinity, "runs": []}'),
+        ("run.json", "[" * 200_000),
+        ("durations.csv", "audio,bytes,changed_ns,seconds,sample_rate_hz\nx,1,1,1e308,1\n"),
+    ],
+)
+def test_hostile_lists_are_one_line(
+    balr: Command, out: Path, corpus: Path, capsys: pytest.CaptureFixture[str], name: str, text: str
+) -> None:
+    state = (corpus / "spk0" / "utt0.wav").stat()
+    key = f"{corpus}/spk0/utt0.wav,{state.st_size},{state.st_mtime_ns}"
+    (out / name).write_text(text.replace("x,1,1,", f"{key},"))
+    (out / "spk0" / "utt0_emb.npy").unlink()
+    capsys.readouterr()
+    code = balr(f"input={corpus}", "save_dir=out")
+    told = capsys.readouterr().err
+    if name == "durations.csv":  # it is a cache, and done without
+        assert code == 0
+        return
+    assert code == 2 and len(told.splitlines()) == 1 and str(out / name) in told
+    code, told = verify(out, "--repair")
+    assert code in (1, 2) and "Traceback" not in told and f"{out / name}" in told
+
+
+def test_what_cannot_be_read_is_told_and_never_removed(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = vectors(out)
+
+    def refuse(path: str, flags: int) -> int:
+        if path.endswith("utt0_emb.npy"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return os.open(path, flags)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("balr.data.vectors._open_at_once", refuse)
+        code, told = verify(out, "--repair")
+    assert code == 1 and "unreadable: spk0/utt0.wav" in told and "nothing to repair" in told
+    assert vectors(out) == before
+
+
+def test_an_id_that_reads_like_something_else_is_an_id(balr: Command, tmp_path: Path) -> None:
+    for number, name in enumerate("abc"):
+        write_wav(tmp_path / f"{name}.wav", speechlike(1.0, seed=number))
+    (tmp_path / "list.csv").write_text("id,audio\nlast run,a.wav\nrun.json,b.wav\nmetadata.csv,c.wav\n")
+    assert balr("input=list.csv", "save_dir=out") == 0
+    before = vectors(tmp_path / "out")
+    kept = json.loads((tmp_path / "out" / "run.json").read_text())
+    kept["runs"][0].pop("counts")
+    (tmp_path / "out" / "run.json").write_text(json.dumps(kept))
+    (tmp_path / "out" / "b_emb.npy").unlink()
+    code, told = verify("out", "--repair")
+    assert code == 1 and "repaired: 1 removed" in told
+    assert vectors(tmp_path / "out") == {name: one for name, one in before.items() if name != "b_emb.npy"}
+
+
+def test_one_file_for_two_audios_and_failures_of_another_corpus_are_told(
+    balr: Command, out: Path, corpus: Path, tmp_path: Path
+) -> None:
+    text = (out / "metadata.csv").read_text()
+    (out / "metadata.csv").write_text(text.replace("utt2_emb.npy", "utt0_emb.npy"))
+    (out / "failures.csv").write_text("id,audio,stage,reason\nelsewhere,/x.wav,decode,bad\n")
+    code, told = verify(out, corpus)
+    assert code == 1 and "utt0_emb.npy: is that of spk0/utt0.wav, too" in told
+    assert "extra: elsewhere: not in the corpus" in told
+
+
+def test_a_run_below_the_folder_is_not_of_it(balr: Command, out: Path, corpus: Path) -> None:
+    assert balr(f"input={corpus}", f"save_dir={out}/inner", "embeddings.model.features.window_type=povey") == 0
+    assert verify(out, corpus)[0] == 0
+
+
+def test_a_run_that_was_killed_is_told_with_what_it_made(
+    balr: Command, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+
+    def fsync(file: int) -> None:
+        written.append(file)
+        if len(written) > 5:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        assert balr(f"input={corpus}", "save_dir=out") == 2
+    code, told = verify("out", corpus)
+    assert code == 1 and "unfinished: last run: it is at work, or was killed" in told
+    assert re.search(r"of a run that did not end +2", told) and "4 missing" in told and "extra" not in told

@@ -1,6 +1,7 @@
 """What a corpus is: csv, folder, file and scp; every problem has one line with file and line number."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ from conftest import speechlike, write_wav
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from balr.data.corpus import Corpus
 from balr.data.dataset import AudioDataset
+from balr.data.readers import read_dir
 from balr.errors import InputError
 
 
@@ -159,3 +162,40 @@ def test_any_text_as_csv_is_read_or_refused_in_one_line(tmp_path: Path, cells: l
     with pytest.raises(InputError) as error:
         AudioDataset.from_csv(path)
     assert "\n" not in str(error.value)
+
+
+def test_folders_nested_by_the_thousand_are_searched(tmp_path: Path) -> None:
+    top = os.open(tmp_path, os.O_DIRECTORY)
+    folder = top
+    for _ in range(1200):
+        os.mkdir("d", dir_fd=folder)
+        folder = os.open("d", os.O_DIRECTORY, dir_fd=folder)
+        os.close(top)
+        top = folder
+    os.close(os.open("a.wav", os.O_CREAT, dir_fd=folder))
+    os.close(folder)
+    (tmp_path / "b.wav").touch()
+    assert [utterance.id for utterance in read_dir(tmp_path)] == ["b.wav", "d/" * 1200 + "a.wav"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("list.csv", "id,audio\na,a.wav\n".encode("utf-16"), "Is it UTF-8?"),
+        ("wav.scp", b"x" * 200_000 + b" a.wav\n", "with an id of over 100,000 characters"),
+        ("list.csv", b"id,audio\na,.\n", "does not exist or is no file"),
+        ("list.csv", b"id,audio\na,../a.wav\n", "write absolute paths, or set root_dir"),
+    ],
+)
+def test_what_is_wrong_with_a_list_is_said_in_words(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+    (tmp_path / "a.wav").touch()
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=re.escape(told)) as refused:
+        Corpus.from_path(tmp_path / name)
+    assert str(refused.value).isprintable()
+
+
+def test_a_list_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").symlink_to("/proc/self/mem")
+    with pytest.raises(InputError, match="cannot be read"):
+        Corpus.from_path(tmp_path / "list.csv")

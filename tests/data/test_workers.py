@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import balr.data.workers as workers_module
 from balr.data.dataset import AnnotatedAudio, AudioDataset
 from balr.data.loading import decoded_batches
-from balr.data.workers import Loss, Workers
+from balr.data.workers import Loss, Workers, at_work
 from balr.errors import ConfigError, Failure
+from balr.signals import StoppedError, ending_in_order
 
 Item = AnnotatedAudio | Failure
 
@@ -101,6 +103,38 @@ def test_an_utterance_that_takes_for_ever_is_given_up_in_time() -> None:
     _, losses = outcome(decode, timeout_seconds=0.7)
     assert set(losses) == {1, 6} and time.monotonic() - started < 10
     assert "over 0.7 s (data.decode_timeout_seconds)" in losses[1]
+
+
+def test_a_process_that_never_begins_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    begin = workers_module._live_for
+
+    def stuck(parent: int) -> None:
+        begin(parent)
+        if not (tmp_path / "stuck").exists():
+            (tmp_path / "stuck").touch()
+            time.sleep(3600)
+
+    monkeypatch.setattr(workers_module, "_live_for", stuck)
+    monkeypatch.setattr(workers_module, "_SECONDS_TO_BEGIN", 0.5)
+    found, losses = outcome(utterance, number=1, timeout_seconds=0.5)
+    assert len(found) == 10 and not losses
+
+
+def test_processes_are_ended_where_a_signal_comes_as_they_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = Workers.__init__
+
+    def interrupted(self: Workers[Item], *arguments: object, **settings: object) -> None:
+        begin(self, *arguments, **settings)  # type: ignore[arg-type]
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Workers, "__init__", interrupted)
+    with (
+        pytest.raises(StoppedError),
+        ending_in_order(),
+        at_work(utterance, number=3, timeout_seconds=60, quiet=lambda: None),
+    ):
+        raise AssertionError("the signal comes before")
+    assert not multiprocessing.active_children()
 
 
 def test_every_utterance_of_a_batch_may_crash() -> None:

@@ -1,5 +1,6 @@
 """An embedding that is there but broken counts as missing, is told of and made again; leftovers are cleared away."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,6 +68,40 @@ def test_a_broken_vector_of_text_is_a_flaw_too(tmp_path: Path, damage: Callable[
     assert flaw_of_vector(path, dim=8) is None
     path.write_text(damage(path.read_text()))
     assert flaw_of_vector(path, dim=8) is not None
+
+
+def test_no_bit_of_a_header_makes_a_file_anything_but_whole_or_broken(tmp_path: Path) -> None:
+    path = tmp_path / "a_emb.npy"
+    write_vector(path, np.linspace(-1, 1, 8, dtype=np.float32))
+    whole = path.read_bytes()
+    for bit in range(8 * 128):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bytes(content))
+        flaw_of_vector(path, dim=8)
+    for header in (
+        "{'descr': (), 'fortran_order': False, 'shape': (8,)}",
+        "{{}: 1}",
+        "(" * 90,
+        "{'shape': (8,(",
+        "\xff",
+    ):
+        path.write_bytes(whole[:10] + header.encode("latin-1").ljust(118) + whole[128:])
+        assert flaw_of_vector(path, dim=8) not in (None, "missing"), header
+
+
+@pytest.mark.parametrize("suffix", ["npy", "txt"])
+def test_what_is_no_file_is_a_flaw_and_waits_for_nobody(tmp_path: Path, suffix: str) -> None:
+    os.mkfifo(tmp_path / f"a_emb.{suffix}")
+    (tmp_path / f"b_emb.{suffix}").mkdir()
+    for name in "ab":
+        assert flaw_of_vector(tmp_path / f"{name}_emb.{suffix}") not in (None, "missing")
+
+
+def test_numbers_of_another_kind_are_no_embedding_of_a_run(tmp_path: Path) -> None:
+    for kind in (np.float64, np.float16, np.int32):
+        np.save(tmp_path / "a_emb.npy", np.ones(8, kind))
+        assert "float32" in str(flaw_of_vector(tmp_path / "a_emb.npy"))
 
 
 def test_what_a_killed_run_left_half_written_is_cleared_away_and_nothing_else(

@@ -12,6 +12,7 @@ import pytest
 from conftest import Command, rows, speechlike, vectors, write_wav
 
 from balr.data.vectors import flaw_of_vector
+from balr.main import main
 from balr.report import Tally
 
 OneLine = Callable[[], str]
@@ -107,6 +108,58 @@ def test_a_log_that_finds_no_room_stops_no_run(
     assert balr(f"input={corpus}", "save_dir=out", f"hydra.run.dir={small_disk}/run") == 0
     told = capsys.readouterr().err
     assert "embedded       6" in told and "Logging error" not in told and "Traceback" not in told
+
+
+def test_a_name_that_a_disk_refuses_costs_its_utterance_alone(
+    balr: Command, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = Path.replace
+
+    def refuse(self: Path, target: Path) -> Path:
+        if target.name == "utt3_emb.npy":
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(target))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    for force in ("false", "true"):
+        assert balr(f"input={corpus}", "save_dir=out", f"force={force}") == 1
+        (failure,) = rows(tmp_path / "out" / "failures.csv")
+        assert failure["stage"] == "write" and "Invalid argument" in failure["reason"]
+        assert len(vectors(tmp_path / "out")) == len(rows(tmp_path / "out" / "metadata.csv")) == 5
+
+
+def test_a_flush_that_is_refused_ends_the_run_all_the_same(
+    balr: Command, corpus: Path, monkeypatch: pytest.MonkeyPatch, one_error_line: OneLine
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert balr(f"input={corpus}", "save_dir=out") == 2
+    assert "run.json: cannot be written: Invalid argument" in one_error_line()
+
+
+@pytest.mark.parametrize("force", ["false", "true"])
+def test_a_file_where_a_folder_should_be_costs_the_utterances_below_it(
+    balr: Command, corpus: Path, tmp_path: Path, force: str
+) -> None:
+    (tmp_path / "out" / "spk1" / "utt1_emb.npy").mkdir(parents=True)
+    (tmp_path / "out" / "spk0").write_text("a file")
+    assert balr(f"input={corpus}", "save_dir=out", f"force={force}") == (2 if force == "false" else 1)
+    if force == "true":
+        assert len(rows(tmp_path / "out" / "failures.csv")) == 4
+        assert len(rows(tmp_path / "out" / "metadata.csv")) == 2
+
+
+def test_a_working_folder_without_room_is_told_with_the_way_out(
+    corpus: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, one_error_line: OneLine
+) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    monkeypatch.chdir(small_disk)
+    assert main([f"input={corpus}", f"save_dir={corpus.parent}/out"]) == 2
+    line = one_error_line()
+    assert "outputs: Read-only file system; hydra.run.dir=DIR puts those elsewhere" in line
+    monkeypatch.chdir(corpus)
 
 
 def test_a_read_only_disk_is_told_before_anything_is_loaded(

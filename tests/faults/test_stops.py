@@ -7,11 +7,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import rows, speechlike, vectors, write_wav
+from conftest import alive_in_group, rows, speechlike, vectors, wait_until, write_wav
 
 UTTERANCES = 60
 
@@ -57,25 +56,6 @@ def wait_for_vectors(folder: Path, count: int, process: "subprocess.Popen[str]")
         if len(list(folder.glob("*_emb.npy"))) >= count:
             return
         time.sleep(0.002)
-
-
-def alive_in_group(leader: int) -> list[str]:
-    """Return the processes of a group that are not dead yet."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            name, _, rest = path.read_text().rpartition(")")
-            state, _, group = rest.split()[:3]
-            if int(group) == leader and state != "Z":
-                found.append(name)
-    return found
-
-
-def wait_until(condition: Callable[[], bool], *, seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it does not come to pass"
-        time.sleep(0.01)
 
 
 @pytest.mark.slow

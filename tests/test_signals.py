@@ -1,0 +1,124 @@
+"""Signals: the first one ends a run in order and waits for what must not be torn; a second one ends it at once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import TINY, Command, alive_in_group, rows, run_command, speechlike, vectors, wait_until, write_wav
+from typer.testing import CliRunner
+from untrained_checkpoint import write_checkpoint
+
+from balr import files, record
+from balr.cli import app
+from balr.signals import StoppedError, ending_in_order, held_back
+
+ALL = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+
+
+@pytest.mark.parametrize("number", ALL)
+def test_a_signal_is_raised_where_nothing_holds_it_back_and_handlers_are_as_before(number: int) -> None:
+    before = [signal.getsignal(one) for one in ALL]
+    done = []
+    with pytest.raises(StoppedError) as stopped, ending_in_order():
+        with held_back():
+            os.kill(os.getpid(), number)
+            with held_back():
+                done.append("inner")
+            done.append("outer")
+        done.append("never")
+    assert done == ["inner", "outer"] and stopped.value.exit_code == 128 + number
+    assert [signal.getsignal(one) for one in ALL] == before
+    with ending_in_order(), held_back():
+        pass  # the next run of this process is another one
+
+
+def test_a_second_signal_ends_the_process_even_where_the_first_is_held_back(tmp_path: Path) -> None:
+    program = (
+        "import os, signal\nfrom balr.signals import ending_in_order, held_back\n"
+        "with ending_in_order(), held_back():\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n    print('held', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n    print('never')\n"
+    )
+    done = run_command("python", "-c", program, cwd=tmp_path)
+    assert done.returncode == 143 and done.stdout == "held\n"
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "failures.csv", "run.json"])
+def test_a_signal_while_a_list_is_written_costs_no_list(
+    balr: Command, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (corpus / "text.wav").write_text("no audio")
+    whole, left = files.whole_file, [name, *(["run.json"] if name == "run.json" else [])]  # which is written twice
+
+    def interrupted(path: Path) -> object:
+        if path.name in left:
+            left.remove(path.name)
+            if not left:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return whole(path)
+
+    with monkeypatch.context() as patch:
+        for module in (files, record):
+            patch.setattr(module, "whole_file", interrupted)
+        assert balr(f"input={corpus}", "save_dir=out") == 143
+    listed = rows(tmp_path / "out" / "metadata.csv")
+    assert len(listed) == len(vectors(tmp_path / "out"))
+    (run,) = json.loads((tmp_path / "out" / "run.json").read_text())["runs"]
+    assert run["exit"] == "interrupted by SIGTERM" and run["counts"]["embedded"] == len(listed)
+    told = CliRunner().invoke(app, ["verify", "out"]).output
+    assert "missing" not in told and "extra" not in told
+
+
+SWEEP = ("-m", "embeddings.model.model_dir=one,two,three", "embeddings.model.model_name=avg_model.pt", "save_dir=out")
+
+
+@pytest.mark.parametrize(
+    ("number", "send", "code"),
+    [
+        (signal.SIGTERM, os.kill, 143),
+        pytest.param(signal.SIGTERM, os.killpg, 143, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, os.killpg, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, os.kill, 138, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, os.kill, -9, marks=pytest.mark.slow),
+    ],
+)
+def test_the_jobs_of_a_parallel_sweep_end_with_it(
+    tmp_path: Path, number: int, send: Callable[[int, int], None], code: int
+) -> None:
+    for seed, name in enumerate(("one", "two", "three")):
+        write_checkpoint(tmp_path / name, "CAMPPlus", TINY, seed=seed)
+    for count in range(200):
+        write_wav(tmp_path / "corpus" / f"{count:03}.wav", speechlike(1.0 + 0.003 * count, seed=count))
+    command = [sys.executable, "-m", "balr.main", "input=corpus", *SWEEP, "hydra/launcher=joblib_cpu", "device=cpu"]
+    sweep = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    out = tmp_path / "out"
+    try:
+        wait_until(lambda: len({path.parent for path in out.rglob("*_emb.npy")}) == 2, seconds=60)
+        send(sweep.pid, number)
+        _, told = sweep.communicate(timeout=60)
+    finally:
+        sweep.kill()
+    assert sweep.returncode == code, told
+    wait_until(lambda: not alive_in_group(sweep.pid))
+    records = list(out.rglob("run.json"))
+    assert len(records) == 2, "the third job was not begun"
+    if number != signal.SIGKILL:
+        assert "Traceback" not in told and told.count("ERROR interrupted by") == 2
+        for path in records:
+            listed = len(rows(path.parent / "metadata.csv"))
+            assert 0 < listed == len(vectors(path.parent)) < 200
+            (run,) = json.loads(path.read_text())["runs"]
+            assert run["exit"].startswith("interrupted by")
