@@ -117,20 +117,20 @@ def _walk(top: str) -> Iterator[str]:
         if not is_folder:
             yield path
             continue
-        for name, is_inner in reversed(_entries(path)):
+        for name, is_inner, is_link in reversed(_entries(path)):
             inner = os.path.join(path, name)
             if not is_inner:
                 left.append((inner, False, chain))
             elif not name.startswith("."):
-                target = os.path.realpath(inner)
-                if target not in chain:  # a link to a folder above would never end
+                target = os.path.realpath(inner) if is_link else os.path.join(chain[-1], name)
+                if not is_link or target not in chain:  # a link to a folder above would never end
                     left.append((inner, True, (*chain, target)))
 
 
-def _entries(folder: str) -> list[tuple[str, bool]]:
+def _entries(folder: str) -> list[tuple[str, bool, bool]]:
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry.name, entry.is_dir()) for entry in entries)
+            return sorted((entry.name, entry.is_dir(), entry.is_symlink()) for entry in entries)
     except OSError as error:
         raise InputError(f"{folder}: cannot be read: {error.strerror or error}.") from error
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -175,7 +176,10 @@ def test_folders_nested_by_the_thousand_are_searched(tmp_path: Path) -> None:
     os.close(os.open("a.wav", os.O_CREAT, dir_fd=folder))
     os.close(folder)
     (tmp_path / "b.wav").touch()
-    assert [utterance.id for utterance in read_dir(tmp_path)] == ["b.wav", "d/" * 1200 + "a.wav"]
+    try:
+        assert [utterance.id for utterance in read_dir(tmp_path)] == ["b.wav", "d/" * 1200 + "a.wav"]
+    finally:
+        subprocess.run(["rm", "-r", str(tmp_path / "d")], check=True)  # Python's own way of it is a recursive one
 
 
 @pytest.mark.parametrize(
