@@ -23,6 +23,7 @@ PLANNED = ".balr.planned.csv"
 COLUMNS = ("id", "audio", "speaker", "embedding")
 _FAILURE_COLUMNS = tuple(column.name for column in fields(Failure))
 _SHARE_OF_TIME = 0.02
+_QUICK_SECONDS = 0.003
 
 Row = Mapping[str, str]
 
@@ -161,12 +162,13 @@ class FailureList:
         self.write_if_due()
 
     def write_if_due(self) -> None:
-        """Write the list where failures are not in it yet, as long as that takes little of the time."""
+        """Write the list where failures are not in it yet: at once while that is quick, else in a share of the time."""
         started = time.monotonic()
-        if self._is_due and started > self._next_time:
+        if self._is_due and started >= self._next_time:
             self.write()
             ended = time.monotonic()
-            self._next_time = ended + (ended - started) / _SHARE_OF_TIME
+            took = ended - started
+            self._next_time = ended + (took / _SHARE_OF_TIME if took > _QUICK_SECONDS else 0)
 
     def write(self) -> None:
         """Write the list in the order of the corpus, or remove it where nothing failed. Raises OutputError."""

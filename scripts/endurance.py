@@ -19,6 +19,9 @@ import numpy as np
 import soundfile
 from untrained_checkpoint import write_checkpoint
 
+from balr.data.corpus import Corpus
+from balr.lists import write_metadata
+
 RATE_HZ = 16_000
 LINKS_OF_A_FILE = 50_000
 TINY = {"feat_dim": 80, "embed_dim": 32, "pooling_func": "TSTP", "growth_rate": 4, "init_channels": 16}
@@ -71,13 +74,22 @@ def finished(folder: Path, utterances: int) -> None:
     """Print how long the command takes on a corpus that is embedded already."""
     corpus = make_corpus(folder / "corpus", utterances, seconds=0.6)
     model = write_checkpoint(folder / "checkpoint", "CAMPPlus", TINY)
-    pattern = np.random.default_rng(0).standard_normal(32).astype(np.float32)
-    np.save(folder / "one.npy", pattern)
-    content = (folder / "one.npy").read_bytes()
-    for path in sorted(corpus.rglob("*.wav")):
-        vector = folder / "out" / path.relative_to(corpus).with_name(f"{path.stem}_emb.npy")
+    first = sorted(corpus.rglob("*.wav"))[0]
+    (folder / "first.csv").write_text(f"id,audio\n{first.relative_to(corpus)},{first}\n", encoding="utf-8")
+    subprocess.run(
+        [*command(FLUSHED, folder / "first.csv", folder / "out", model), f"root_dir={corpus}"],
+        cwd=folder,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+    listed = Corpus.from_path(corpus)
+    listed.set_output_dir(folder / "out")
+    content = listed.vector_path(listed.utterances[0]).read_bytes()
+    for utterance in listed.utterances:
+        vector = listed.vector_path(utterance)
         vector.parent.mkdir(parents=True, exist_ok=True)
         vector.write_bytes(content)
+    write_metadata(folder / "out", listed, {utterance.id for utterance in listed.utterances})
     taken = [timed(command(FLUSHED, corpus, folder / "out", model), folder) for _ in range(4)]
     print(f"{utterances:,} utterances that are there: {', '.join(f'{seconds:.1f}' for seconds in taken)} s")
 
