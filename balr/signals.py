@@ -37,7 +37,7 @@ class JobStoppedError(Exception):
 class _Stop:
     """Hold which signal stopped the process `owner`, and whether it was told: not while it is held back.
 
-    `sweep` is the process that this one does jobs for.
+    `sweep` is the process that this one does jobs for; `is_working` while it does one in itself.
     """
 
     owner: int | None = None
@@ -45,6 +45,7 @@ class _Stop:
     number: int | None = None
     received: int = 0
     is_told: bool = False
+    is_working: bool = False
     holds: int = 0
 
     def listen(self, *names: str) -> dict[int, Any]:
@@ -61,7 +62,7 @@ class _Stop:
         if self.received > 1 or (self.number is not None and self.is_orphaned()):
             os._exit(128 + number)
         self.number = self.number or number
-        jobs = [process.pid for process in multiprocessing.active_children() if process.pid and not process.daemon]
+        jobs = () if self.is_working else _jobs_elsewhere()
         for job in jobs:
             with suppress(ProcessLookupError):
                 os.kill(job, passed_on or number)
@@ -75,6 +76,12 @@ class _Stop:
 
     def is_orphaned(self) -> bool:
         return self.sweep is not None and os.getppid() != self.sweep
+
+
+def _jobs_elsewhere() -> list[int]:
+    """Return the processes that joblib's launcher started; others that this one has are nobody's business here."""
+    children = multiprocessing.active_children()
+    return [child.pid for child in children if child.pid is not None and type(child).__name__.startswith("Loky")]
 
 
 _stop = _Stop()
@@ -101,23 +108,45 @@ def ending_in_order() -> Iterator[None]:
 
 @contextmanager
 def ending_with_the_sweep() -> Iterator[None]:
-    """Do the same for a job in a process that a sweep started, also when the sweep is gone; raise JobStoppedError.
+    """Do the same for a job, also in a process of its own, and there also when its sweep is gone.
 
-    Between two jobs a signal only keeps the next one from starting: a process that is missing is the end of all others.
+    There it raises JobStoppedError instead, which a launcher takes for the result of the job.
     """
     sweep = multiprocessing.parent_process()
-    if sweep is None or (_stop.owner == os.getpid() and _stop.sweep is None):  # the sweep is this process
+    if threading.current_thread() is not threading.main_thread():
         yield
-        return
+    elif sweep is None or sweep.pid is None or (_stop.owner == os.getpid() and _stop.sweep is None):
+        with _job_here():
+            yield
+    else:
+        with _job_elsewhere(sweep.pid):
+            yield
+
+
+@contextmanager
+def _job_here() -> Iterator[None]:
+    _stop.tell()
+    _stop.is_working = True
+    try:
+        yield
+    finally:
+        _stop.is_working = False
+
+
+@contextmanager
+def _job_elsewhere(sweep: int) -> Iterator[None]:
     if _stop.owner != os.getpid():
-        _stop.holds, _stop.sweep = 1, sweep.pid
+        # Handlers stay: between two jobs a signal only keeps the next one from starting, as a process that ended there
+        # would be the end of all others.
+        _stop.holds, _stop.sweep = 1, sweep
         _stop.listen(*_NAMES, _PASSED_ON)
-        end_with(sweep.pid, signal.SIGTERM)
+        end_with(sweep, signal.SIGTERM)
     _stop.holds -= 1
     try:
         if _stop.number is not None:
             raise StoppedError(_stop.number)
-        yield
+        with _job_here():
+            yield
     except StoppedError as stop:
         raise JobStoppedError(f"stopped by {stop}") from None
     finally:
