@@ -47,6 +47,9 @@ def main() -> None:
     try:
         app()
     except OSError as error:
+        if error.filename is not None:
+            sys.stderr.write(f"ERROR {one_line(error.filename)}: {error.strerror or error}\n")
+            raise SystemExit(2) from None
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         sys.stderr.write(f"ERROR what is printed cannot be written: {error.strerror or error}\n")
         raise SystemExit(2) from None

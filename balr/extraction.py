@@ -101,7 +101,7 @@ def _run_in(folder: Path, cfg: RunConfig, corpus: Corpus, data_config: DataConfi
         record.refuse_another_model(model_identity)
     elif record.replacing or record.model != model_identity:
         refuse_to_replace_a_part(folder, corpus)
-    stale = _not_vouched_for(folder, corpus, force=cfg.force)
+    stale = _not_vouched_for(folder, corpus, record, force=cfg.force)
     todo = _audible(corpus) if cfg.force else _what_is_left(_audible(corpus), record, stale)
     log.info("%d utterances in %s, %d already there", len(corpus), cfg.input, len(_audible(corpus)) - len(todo))
     left = {utterance.id for utterance in todo.utterances}
@@ -114,14 +114,14 @@ def _run_in(folder: Path, cfg: RunConfig, corpus: Corpus, data_config: DataConfi
     facts |= {"vector_format": cfg.vector_format, "hydra": str(run_dir.absolute())}
     facts |= {"software": software(), "machine": machine()}
     if model is not None:
+        for utterance in stale:
+            remove(corpus.vector_path(utterance))
         record.made_by(model_identity, embedding_dim=model.embedding_dim)
     with record.of_run(facts) as entry, ExitStack() as at_the_end:
         at_the_end.callback(lambda: entry.update(_report(cfg, corpus, tally, folder).facts()))
         at_the_end.enter_context(_leaving_lists(folder, corpus, follower, failure_list, force=cfg.force))
         if model is not None:
             at_the_end.callback(lambda: entry.update(model.how()))
-            for utterance in stale:
-                remove(corpus.vector_path(utterance))
             write_planned(folder, corpus, todo)
             _embed(model, todo, data_config, follower, durations_file=folder / DURATIONS)
         if cfg.fail_fast and tally.failures:
@@ -133,11 +133,11 @@ def _audible(corpus: Corpus) -> Corpus:
     return corpus.filter(lambda utterance: utterance.audio is not None)
 
 
-def _not_vouched_for(folder: Path, corpus: Corpus, *, force: bool) -> list[Utterance]:
-    """Return the utterances in whose place is an embedding that no list tells to be theirs."""
+def _not_vouched_for(folder: Path, corpus: Corpus, record: Record, *, force: bool) -> list[Utterance]:
+    """Return the utterances in whose place is an embedding that no list tells to be theirs, or no record by what."""
     if corpus.output_dir is None:  # beside the audio there are no lists of earlier runs
         return []
-    known = vouched_for(folder, corpus, force=force)
+    known = vouched_for(folder, corpus, force=force) if record.model else ()
     others = (u for u in corpus.utterances if u.audio is not None and u.id not in known)
     return [utterance for utterance in others if os.path.lexists(corpus.vector_file(utterance))]
 
@@ -146,7 +146,7 @@ def _what_is_left(audible: Corpus, record: Record, stale: Collection[Utterance])
     """Return the utterances without an embedding of their own, or with one that is broken, which is said."""
     there = tracked(audible.utterances, "reading embeddings")
     flaws = {utterance.id: audible.vector_flaw(utterance, dim=record.embedding_dim) for utterance in there}
-    if not record.model and any(flaw != MISSING for flaw in flaws.values()):
+    if audible.output_dir is not None and not record.model and any(flaw != MISSING for flaw in flaws.values()):
         raise OutputError(
             f"{record.folder}: holds embeddings and no run.json that tells what made them; choose another save_dir, or "
             "force=true to make them again."

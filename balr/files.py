@@ -67,7 +67,7 @@ def held(folder: Path) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{folder}: cannot be locked: {reason}; choose another save_dir.") from error
     try:
-        leftovers = list(_leftovers(folder))
+        leftovers = [Path(path) for path in files_of(folder) if is_leftover(path)]
         for path in leftovers:
             _remove(path)
         if leftovers:
@@ -77,15 +77,16 @@ def held(folder: Path) -> Iterator[None]:
         lock.release()  # its file stays: one that is taken away under another run would hold nobody off
 
 
-def _leftovers(folder: Path) -> Iterator[Path]:
-    return (path for path in files_of(folder) if is_leftover(path.name))
-
-
-def files_of(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder, save those in folders with a lock of their own, which are another run's."""
+def files_of(folder: Path) -> Iterator[str]:
+    """Yield the files below a folder, save those in folders of other runs."""
     for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not Path(parent, name, _LOCK).exists()]
-        yield from (Path(parent, name) for name in sorted(names))
+        folders[:] = [name for name in folders if not is_of_a_run(os.path.join(parent, name))]
+        yield from (os.path.join(parent, name) for name in names)
+
+
+def is_of_a_run(folder: str) -> bool:
+    """Tell whether a folder is the save_dir of a run: it holds a lock of its own."""
+    return os.path.lexists(os.path.join(folder, _LOCK))
 
 
 def remove(path: Path) -> None:
@@ -97,9 +98,9 @@ def remove(path: Path) -> None:
             raise OutputError(f"{path}: cannot be removed: {error.strerror or error}.") from error
 
 
-def is_leftover(name: str) -> bool:
-    """Tell whether a file of this name is one that a killed run left half-written."""
-    return _TEMPORARY.fullmatch(name) is not None
+def is_leftover(path: str) -> bool:
+    """Tell by its name whether a file is one that a killed run left half-written."""
+    return path.endswith(".tmp") and _TEMPORARY.fullmatch(os.path.basename(path)) is not None
 
 
 def write_csv(path: Path, header: Iterable[str], rows: Iterable[Mapping[str, str]]) -> None:

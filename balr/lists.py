@@ -44,7 +44,7 @@ def refuse_foreign_lists(folder: Path, source: str) -> None:
 
 def refuse_names_of_lists(folder: Path, corpus: Corpus) -> None:
     """Refuse a corpus with a folder of the name of a list, which could not stand beside it. Raises OutputError."""
-    taken = tuple(os.path.join(folder, name, "") for name in (METADATA, FAILURES, DURATIONS, RUN))
+    taken = tuple(os.path.join(folder, name, "") for name in (METADATA, PLANNED, FAILURES, DURATIONS, RUN))
     for utterance in corpus.utterances:
         if utterance.audio is not None and corpus.vector_file(utterance).startswith(taken):
             raise OutputError(
@@ -81,9 +81,21 @@ def vouched_for(folder: Path, corpus: Corpus, *, force: bool) -> set[str]:
 
 
 def known_rows(folder: Path) -> Iterator[Row]:
-    """Yield the rows of metadata.csv, then those that a run made and could not list, as its end did not come."""
-    yield from read_list(folder / METADATA, COLUMNS)
-    yield from made_as_planned(folder)
+    """Yield the rows of metadata.csv, then those that a run made and could not list, as its end did not come.
+
+    Rows of metadata.csv whose embedding that run replaced by one of other audio are left out.
+    """
+    planned = list(made_as_planned(folder))
+    yield from _not_replaced(read_list(folder / METADATA, COLUMNS), by=planned)
+    yield from planned
+
+
+def _not_replaced(rows: Iterable[Row], *, by: Iterable[Row]) -> Iterator[Row]:
+    made_of = {row["embedding"]: row["audio"] for row in by}
+    for row in rows:
+        audio = made_of.get(row["embedding"], row["audio"])
+        if audio == row["audio"] or is_same_audio(audio, Path(row["audio"])):
+            yield row
 
 
 def made_as_planned(folder: Path) -> Iterator[Row]:
@@ -125,7 +137,7 @@ def write_metadata(folder: Path, corpus: Corpus, done: Collection[str]) -> None:
     """
     ids = {utterance.id for utterance in corpus.utterances}
     rows: list[Row] = [_row(utterance, corpus, folder) for utterance in corpus.utterances if utterance.id in done]
-    others = {row["id"]: row for row in known_rows(folder) if row["id"] not in ids}
+    others = {row["id"]: row for row in _not_replaced(known_rows(folder), by=rows) if row["id"] not in ids}
     rows += [row for row in others.values() if _is_there(folder, row)]
     write_rows(folder / METADATA, rows)
     remove(folder / PLANNED)

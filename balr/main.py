@@ -21,7 +21,7 @@ from balr.config import check, config_dir, register
 from balr.errors import BalrError, one_line
 from balr.outside import refuse_foreign_code
 from balr.report import open_missing_streams, summary
-from balr.signals import JobStoppedError, StoppedError, ending_in_order, ending_with_the_sweep
+from balr.signals import JobStoppedError, StoppedError, ending_in_order, ending_with
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def job(cfg: DictConfig) -> None:
     """Do one job of Hydra's. A lone job ends the process with its exit code; a job of a sweep raises JobFailedError."""
     register()  # again, as a job of a parallel sweep runs in a process of its own
-    with ending_with_the_sweep():
+    with ending_with(HydraConfig.get().sweep.dir):
         code = _run(cfg)
     if code and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise JobFailedError(f"exit code {code}")
@@ -86,8 +86,8 @@ def _run(cfg: DictConfig) -> int:
         log.error("%s", one_line(error))
         return REFUSED
     except KeyboardInterrupt as stop:
-        by = f" by {stop}" if str(stop) else ""
-        log.error("interrupted%s; what was embedded until now is saved, and the same command goes on from there.", by)
+        saved = "; what was embedded until now is saved, and the same command goes on from there" * cfg.save_output
+        log.error("interrupted%s%s.", f" by {stop}" if str(stop) else "", saved)
         raise
     except Exception as error:
         log.exception("unexpected %s: %s (traceback in %s)", type(error).__name__, one_line(error), _log_file())
@@ -120,8 +120,9 @@ def _explain(error: Exception) -> str:
         expected = "after the one input, KEY=VALUE is expected, with quotes around special characters"
         return f"{error.override!r}: not an override; {expected}."
     if isinstance(error, OSError):
-        what = f"{error.filename or 'the folder for config and log of this run'}: {error.strerror or error}"
-        return f"{what}; hydra.run.dir=DIR puts those elsewhere (in a sweep hydra.sweep.dir=DIR)."
+        where = error.filename or "what is printed, or config and log of this run"
+        way_out = "hydra.run.dir=DIR puts config and log of a run elsewhere, in a sweep hydra.sweep.dir=DIR"
+        return f"{where}: {error.strerror or error}; {way_out}."
     return one_line(error)
 
 

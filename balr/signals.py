@@ -4,16 +4,18 @@ Handlers belong to a process, and so does the state here: there is one of it.
 """
 
 import ctypes
+import logging
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+
+log = logging.getLogger(__name__)
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")  # SLURM sends the last before a time limit, where it is told to
 _PASSED_ON = "SIGUSR2"  # none of those, which a terminal and SLURM send to a sweep and to its jobs alike
@@ -37,36 +39,47 @@ class JobStoppedError(Exception):
 class _Stop:
     """Hold which signal stopped the process `owner`, and whether it was told: not while it is held back.
 
-    `sweep` is the process that this one does jobs for; `is_working` while it does one in itself.
+    `jobs_for` is the process that this one does jobs for, `sweep` the name of what they belong to, and `is_over` tells
+    that it was stopped; `is_working` while a job is done in this process.
     """
 
     owner: int | None = None
-    sweep: int | None = None
     number: int | None = None
     received: int = 0
+    holds: int = 0
     is_told: bool = False
     is_working: bool = False
-    holds: int = 0
+    jobs_for: int | None = None
+    sweep: str | None = None
+    is_over: bool = False
 
-    def listen(self, *names: str) -> dict[int, Any]:
-        """Take over the handling of signals and return what handled them before."""
-        self.owner, self.number, self.received, self.is_told = os.getpid(), None, 0, False
-        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-        return {number: signal.signal(number, self.take) for number in numbers}
+    def listen(self, names: Sequence[str]) -> None:
+        """Take over the handling of signals."""
+        self.owner = os.getpid()
+        self.begin()
+        for number in _numbers(names):
+            signal.signal(number, self.take)
+
+    def begin(self) -> None:
+        self.number, self.received, self.is_told = None, 0, False
 
     def take(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self.owner:  # in a process forked a moment ago, which this one ends
             return
-        passed_on: int | None = getattr(signal, _PASSED_ON, None)
-        self.received += number != passed_on
-        if self.received > 1 or (self.number is not None and self.is_orphaned()):
+        is_passed_on = number in _numbers([_PASSED_ON])
+        self.received += not is_passed_on
+        self.is_over = self.is_over or is_passed_on
+        if self.received > 1 or (self.is_orphaned() and (self.number is not None or not self.is_working)):
             os._exit(128 + number)
+        if self.jobs_for is not None and not self.is_working:
+            self.received = 0  # between two jobs; the process must stay, or all others of the sweep would end
+            return
         self.number = self.number or number
-        jobs = () if self.is_working else _jobs_elsewhere()
-        for job in jobs:
+        elsewhere = () if self.is_working else _jobs_elsewhere()
+        for job in elsewhere:
             with suppress(ProcessLookupError):
-                os.kill(job, passed_on or number)
-        if not jobs:  # else they end first
+                os.kill(job, (*_numbers([_PASSED_ON]), number)[0])
+        if not elsewhere:  # else they end first
             self.tell()
 
     def tell(self) -> None:
@@ -75,7 +88,11 @@ class _Stop:
             raise StoppedError(self.number)
 
     def is_orphaned(self) -> bool:
-        return self.sweep is not None and os.getppid() != self.sweep
+        return self.jobs_for is not None and os.getppid() != self.jobs_for
+
+
+def _numbers(names: Sequence[str]) -> list[int]:
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]
 
 
 def _jobs_elsewhere() -> list[int]:
@@ -96,30 +113,33 @@ def ending_in_order() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = _stop.listen(*_NAMES)
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in _numbers(_NAMES)}
     try:
+        _stop.listen(_NAMES)
         yield
     finally:
+        _stop.holds += 1
         for number, handler in before.items():
             signal.signal(number, handler)
         _stop.owner = None
+        _stop.holds -= 1
         _stop.tell()
 
 
 @contextmanager
-def ending_with_the_sweep() -> Iterator[None]:
-    """Do the same for a job, also in a process of its own, and there also when its sweep is gone.
+def ending_with(sweep: str) -> Iterator[None]:
+    """Do the same for a job of a sweep, also in a process of its own, and there also when the sweep is gone.
 
     There it raises JobStoppedError instead, which a launcher takes for the result of the job.
     """
-    sweep = multiprocessing.parent_process()
+    parent = multiprocessing.parent_process()
     if threading.current_thread() is not threading.main_thread():
         yield
-    elif sweep is None or sweep.pid is None or (_stop.owner == os.getpid() and _stop.sweep is None):
-        with _job_here():
+    elif parent is not None and parent.pid is not None and (_stop.owner != os.getpid() or _stop.jobs_for is not None):
+        with _job_elsewhere(sweep, parent.pid):
             yield
-    else:
-        with _job_elsewhere(sweep.pid):
+    else:  # in the process of the sweep, or one that neither knows
+        with nullcontext() if _stop.owner == os.getpid() else ending_in_order(), _job_here():
             yield
 
 
@@ -134,30 +154,32 @@ def _job_here() -> Iterator[None]:
 
 
 @contextmanager
-def _job_elsewhere(sweep: int) -> Iterator[None]:
+def _job_elsewhere(sweep: str, parent: int) -> Iterator[None]:
     if _stop.owner != os.getpid():
-        # Handlers stay: between two jobs a signal only keeps the next one from starting, as a process that ended there
-        # would be the end of all others.
-        _stop.holds, _stop.sweep = 1, sweep
-        _stop.listen(*_NAMES, _PASSED_ON)
-        end_with(sweep, signal.SIGTERM)
-    _stop.holds -= 1
+        _stop.jobs_for = parent
+        _stop.listen((*_NAMES, _PASSED_ON))
+        end_with_process(parent, signal.SIGTERM)
+    if _stop.sweep != sweep:  # processes are kept from one sweep to the next
+        _stop.sweep, _stop.is_over = sweep, False
+    if _stop.is_over:
+        log.error("not begun, as the sweep was stopped.")
+        raise JobStoppedError("not begun")
+    _stop.begin()
     try:
-        if _stop.number is not None:
-            raise StoppedError(_stop.number)
         with _job_here():
             yield
     except StoppedError as stop:
+        if _stop.is_orphaned():
+            os._exit(stop.exit_code)
         raise JobStoppedError(f"stopped by {stop}") from None
-    finally:
-        _stop.holds += 1
-        if _stop.number is not None and _stop.is_orphaned():
-            os._exit(128 + _stop.number)
 
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Let a signal wait until what is inside is done, such as a file that is written and then noted."""
+    """Let a signal wait until what is inside is done, such as a file that is written and then noted.
+
+    It holds back what `ending_in_order` takes, and nothing where that is not at work.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -169,7 +191,7 @@ def held_back() -> Iterator[None]:
         _stop.tell()
 
 
-def end_with(parent: int | None, number: int) -> None:
+def end_with_process(parent: int | None, number: int) -> None:
     """Have this process sent a signal when the one that started it ends, where the system can do that."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)

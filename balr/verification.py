@@ -14,7 +14,18 @@ from balr.data.corpus import Corpus
 from balr.data.vectors import MISSING, read_vector, whole_vector
 from balr.errors import InputError, OutputError, one_line
 from balr.files import files_of, held, is_leftover, remove
-from balr.lists import COLUMNS, FAILURES, METADATA, Row, is_same_audio, known_rows, read_failures, read_list, write_rows
+from balr.lists import (
+    COLUMNS,
+    FAILURES,
+    METADATA,
+    Row,
+    is_same_audio,
+    known_rows,
+    made_as_planned,
+    read_failures,
+    read_list,
+    write_rows,
+)
 from balr.record import RUN, Record
 from balr.report import tracked
 
@@ -62,7 +73,7 @@ def verify(folder: Path, corpus: Corpus | None = None) -> Verdict:
     if not (folder / METADATA).is_file() and not (folder / RUN).is_file():
         raise OutputError(f"{folder}: holds neither {METADATA} nor {RUN}; give the save_dir of a run.")
     listed = list(read_list(folder / METADATA, COLUMNS))
-    rows = {row["id"]: row for row in (*known_rows(folder), *listed)}
+    rows = {row["id"]: row for row in known_rows(folder)}
     failed = {row["id"]: row["reason"] for row in read_failures(folder)}
     record, findings = _record(folder)
     files = {id_: os.path.join(folder, row["embedding"]) for id_, row in rows.items()}
@@ -87,7 +98,7 @@ def verify(folder: Path, corpus: Corpus | None = None) -> Verdict:
     run = record.runs[-1] if record and record.runs else {}
     return Verdict(
         listed=len(listed),
-        unlisted=len(rows.keys() - {row["id"] for row in listed}),
+        unlisted=sum(1 for _ in made_as_planned(folder)),
         whole=len(norms),
         failed=len(failed),
         utterances=None if corpus is None else len(corpus),
@@ -187,11 +198,11 @@ def _among_the_lists(
 
 
 def _not_listed(folder: Path, listed: set[str]) -> Iterator[Finding]:
-    for path in files_of(folder):
-        if is_leftover(path.name):
-            yield Finding("extra", str(path), "half-written by a run that was killed; the next one clears it away")
-        elif path.name.endswith(("_emb.npy", "_emb.txt")) and os.path.normpath(path) not in listed:
-            yield Finding("extra", str(path), f"not in {METADATA}")
+    for path in sorted(files_of(folder)):
+        if is_leftover(path):
+            yield Finding("extra", path, "half-written by a run that was killed; the next one clears it away")
+        elif path.endswith(("_emb.npy", "_emb.txt")) and os.path.normpath(path) not in listed:
+            yield Finding("extra", path, f"not in {METADATA}")
 
 
 def _against(corpus: Corpus, listed: Mapping[str, str], failed: Mapping[str, str]) -> Iterator[Finding]:

@@ -1,11 +1,14 @@
 """Signals: the first one ends a run in order and waits for what must not be torn; a second one ends it at once."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from untrained_checkpoint import write_checkpoint
 
 from balr import files, record
 from balr.cli import app
-from balr.signals import StoppedError, ending_in_order, held_back
+from balr.signals import StoppedError, ending_in_order, ending_with, held_back
 
 ALL = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
 
@@ -48,6 +51,25 @@ def test_a_second_signal_ends_the_process_even_where_the_first_is_held_back(tmp_
     assert done.returncode == 143 and done.stdout == "held\n"
 
 
+def test_a_job_that_another_launcher_started_ends_in_order_too() -> None:
+    with pytest.raises(StoppedError), ending_with("a sweep"):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it is told at once")
+
+
+def test_other_processes_of_the_program_are_left_alone() -> None:
+    other = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    other.start()
+    try:
+        with pytest.raises(StoppedError), ending_in_order():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("it is told at once")
+        assert other.is_alive()
+    finally:
+        other.kill()
+        other.join()
+
+
 @pytest.mark.parametrize("name", ["metadata.csv", "failures.csv", "run.json"])
 def test_a_signal_while_a_list_is_written_costs_no_list(
     balr: Command, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -77,6 +99,40 @@ def test_a_signal_while_a_list_is_written_costs_no_list(
 SWEEP = ("-m", "embeddings.model.model_dir=one,two,three", "embeddings.model.model_name=avg_model.pt", "save_dir=out")
 
 
+@pytest.fixture
+def start_sweep(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Return a function that starts a sweep of three jobs, two at a time, in processes of their own."""
+    for seed, name in enumerate(("one", "two", "three")):
+        write_checkpoint(tmp_path / name, "CAMPPlus", TINY, seed=seed)
+    for count in range(200):
+        write_wav(tmp_path / "corpus" / f"{count:03}.wav", speechlike(1.0 + 0.003 * count, seed=count))
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*program: str) -> "subprocess.Popen[str]":
+        options = ["input=corpus", *SWEEP, "hydra/launcher=joblib_cpu", "device=cpu"]
+        process = subprocess.Popen(
+            [sys.executable, *program, *options],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def jobs_begun(out: Path) -> int:
+    return len({path.parent for path in out.rglob("*_emb.npy")})
+
+
 @pytest.mark.parametrize(
     ("number", "send", "code"),
     [
@@ -88,29 +144,16 @@ SWEEP = ("-m", "embeddings.model.model_dir=one,two,three", "embeddings.model.mod
     ],
 )
 def test_the_jobs_of_a_parallel_sweep_end_with_it(
-    tmp_path: Path, number: int, send: Callable[[int, int], None], code: int
+    start_sweep: Callable[..., "subprocess.Popen[str]"],
+    tmp_path: Path,
+    number: int,
+    send: Callable[[int, int], None],
+    code: int,
 ) -> None:
-    for seed, name in enumerate(("one", "two", "three")):
-        write_checkpoint(tmp_path / name, "CAMPPlus", TINY, seed=seed)
-    for count in range(200):
-        write_wav(tmp_path / "corpus" / f"{count:03}.wav", speechlike(1.0 + 0.003 * count, seed=count))
-    command = [sys.executable, "-m", "balr.main", "input=corpus", *SWEEP, "hydra/launcher=joblib_cpu", "device=cpu"]
-    sweep = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    out = tmp_path / "out"
-    try:
-        wait_until(lambda: len({path.parent for path in out.rglob("*_emb.npy")}) == 2, seconds=60)
-        send(sweep.pid, number)
-        _, told = sweep.communicate(timeout=60)
-    finally:
-        sweep.kill()
+    sweep, out = start_sweep("-m", "balr.main"), tmp_path / "out"
+    wait_until(lambda: jobs_begun(out) == 2, seconds=60)
+    send(sweep.pid, number)
+    _, told = sweep.communicate(timeout=60)
     assert sweep.returncode == code, told
     wait_until(lambda: not alive_in_group(sweep.pid))
     records = list(out.rglob("run.json"))
@@ -122,3 +165,47 @@ def test_the_jobs_of_a_parallel_sweep_end_with_it(
             assert 0 < listed == len(vectors(path.parent)) < 200
             (run,) = json.loads(path.read_text())["runs"]
             assert run["exit"].startswith("interrupted by")
+
+
+@pytest.mark.slow
+def test_a_job_that_is_stopped_alone_stops_no_other(
+    start_sweep: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
+) -> None:
+    sweep, out = start_sweep("-m", "balr.main"), tmp_path / "out"
+    wait_until(lambda: jobs_begun(out) == 2, seconds=60)
+    job = next(int(path.name) for path in Path("/proc").glob("[0-9]*") if is_job_of(sweep.pid, path))
+    os.kill(job, signal.SIGTERM)
+    _, told = sweep.communicate(timeout=120)
+    assert sweep.returncode == 1 and told.count("interrupted by SIGTERM") == 1 and told.count("INFO done") == 2
+    assert sorted(len(vectors(path.parent)) == 200 for path in out.rglob("run.json")) == [False, True, True]
+
+
+def is_job_of(sweep: int, process: Path) -> bool:
+    with suppress(OSError):
+        parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+        return (
+            parent == sweep
+            and b"loky" in (process / "cmdline").read_bytes()
+            and b"tracker" not in (process / "cmdline").read_bytes()
+        )
+    return False
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_stopped_is_done_again_in_the_same_program(
+    start_sweep: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
+) -> None:
+    program = (
+        "import os, pathlib, signal, sys, threading, time\nfrom balr.main import main\n"
+        "def stop():\n"
+        "    while len(list(pathlib.Path('out').rglob('*_emb.npy'))) < 5: time.sleep(0.01)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "threading.Thread(target=stop, daemon=True).start()\n"
+        "first = main(sys.argv[1:])\n"
+        "second = main(sys.argv[1:])\n"
+        "sys.exit(0 if (first, second) == (130, 0) else 7)\n"
+    )
+    process = start_sweep("-c", program)
+    _, told = process.communicate(timeout=200)
+    assert process.returncode == 0, told
+    assert [len(vectors(path.parent)) for path in (tmp_path / "out").rglob("metadata.csv")] == [200] * 3

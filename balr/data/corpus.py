@@ -16,6 +16,7 @@ from balr.data.places import stored_names
 from balr.data.readers import AUDIO_FORMATS, Utterance, read_csv, read_dir, read_scp
 from balr.data.vectors import flaw_of_vector, read_vector, write_vector
 from balr.errors import InputError, OutputError
+from balr.files import is_of_a_run
 
 
 class Corpus:
@@ -149,7 +150,7 @@ class Corpus:
         return [self.save_vector(*pair) for pair in vectors]
 
     def refuse_links(self) -> None:
-        """Refuse an `output_dir` where a folder for embeddings is a link, which leads elsewhere. Raises OutputError."""
+        """Refuse an `output_dir` where a folder for embeddings is a link or another run's. Raises OutputError."""
         if self.output_dir is None:
             return
         seen = {str(self.output_dir)}
@@ -161,6 +162,8 @@ class Corpus:
                         f"{folder}: is a link, and embeddings would be written outside of save_dir; remove it, or "
                         "choose another save_dir."
                     )
+                if is_of_a_run(folder):
+                    raise OutputError(f"{folder}: is the save_dir of another run; choose another save_dir.")
                 seen.add(folder)
                 folder = os.path.dirname(folder)
 

@@ -23,7 +23,7 @@ import torch
 from balr.data.batching import Batch
 from balr.data.dataset import AnnotatedAudio
 from balr.errors import ConfigError
-from balr.signals import end_with, held_back
+from balr.signals import end_with_process, held_back
 
 _Item = TypeVar("_Item")
 
@@ -268,6 +268,6 @@ def _live_for(parent: int) -> None:
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # not those of a progress bar, with its locks
     if sys.__stderr__ is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries write there of every damaged file
-    end_with(parent, signal.SIGKILL)
+    end_with_process(parent, signal.SIGKILL)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
