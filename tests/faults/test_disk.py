@@ -158,7 +158,7 @@ def test_a_working_folder_without_room_is_told_with_the_way_out(
     monkeypatch.chdir(small_disk)
     assert main([f"input={corpus}", f"save_dir={corpus.parent}/out"]) == 2
     line = one_error_line()
-    assert "outputs: Read-only file system; hydra.run.dir=DIR puts those elsewhere" in line
+    assert "outputs: Read-only file system; hydra.run.dir=DIR puts config and log" in line
     monkeypatch.chdir(corpus)
 
 
