@@ -96,7 +96,7 @@ def _run_in(folder: Path, cfg: RunConfig, corpus: Corpus, data_config: DataConfi
     record = Record.of(folder)
     refuse_foreign_lists(folder, cfg.input)
     refuse_names_of_lists(folder, corpus)
-    corpus.refuse_links()
+    corpus.refuse_foreign_folders()
     if not cfg.force:
         record.refuse_another_model(model_identity)
     elif record.replacing or record.model != model_identity:

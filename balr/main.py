@@ -86,8 +86,9 @@ def _run(cfg: DictConfig) -> int:
         log.error("%s", one_line(error))
         return REFUSED
     except KeyboardInterrupt as stop:
-        saved = "; what was embedded until now is saved, and the same command goes on from there" * cfg.save_output
-        log.error("interrupted%s%s.", f" by {stop}" if str(stop) else "", saved)
+        saved = "what was embedded until now is saved, and the same command goes on from there"
+        by = f" by {stop}" if str(stop) else ""
+        log.error("interrupted%s; %s.", by, saved if cfg.save_output else "nothing was to be saved")
         raise
     except Exception as error:
         log.exception("unexpected %s: %s (traceback in %s)", type(error).__name__, one_line(error), _log_file())

@@ -124,10 +124,6 @@ class Corpus:
             folder = f"{self.output_dir}{os.sep}{folder[len(self._tree) :]}".rstrip(os.sep)
         return f"{folder}{os.sep}{self._names[utterance.audio]}_emb.{self.vector_format}"
 
-    def has_vector(self, utterance: Utterance) -> bool:
-        """Tell whether the embedding of an utterance is at its destination, whole and finite."""
-        return utterance.audio is not None and self.vector_flaw(utterance) is None
-
     def vector_flaw(self, utterance: Utterance, *, dim: int | None = None) -> str | None:
         """Say what is wrong with the embedding at an utterance's destination, `missing` at least; None: nothing.
 
@@ -149,7 +145,7 @@ class Corpus:
         """Write (id, embedding) pairs, such as `extract_embeddings` returns."""
         return [self.save_vector(*pair) for pair in vectors]
 
-    def refuse_links(self) -> None:
+    def refuse_foreign_folders(self) -> None:
         """Refuse an `output_dir` where a folder for embeddings is a link or another run's. Raises OutputError."""
         if self.output_dir is None:
             return

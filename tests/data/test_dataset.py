@@ -87,7 +87,7 @@ def test_saved_vectors_are_read_back_bit_for_bit(corpus: Path, tmp_path: Path, v
     generator = np.random.default_rng(0)
     vectors = {u.id: generator.standard_normal(8).astype(np.float32) for u in dataset.utterances}
     written = dataset.save_vectors(vectors.items())
-    assert all(dataset.has_vector(u) for u in dataset.utterances)
+    assert all(dataset.vector_flaw(u) is None for u in dataset.utterances)
     listed = "id,embedding\n" + "\n".join(f"{id_},{path}" for id_, path in zip(vectors, written, strict=True))
     (tmp_path / "list.csv").write_text(listed)
     read = dict(AudioDataset.from_csv(tmp_path / "list.csv").embeddings())

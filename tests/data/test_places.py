@@ -100,7 +100,7 @@ def test_a_linked_folder_in_save_dir_leads_nowhere(tmp_path: Path, linked: str) 
     link.symlink_to(tmp_path / "outside")
     found = Corpus([Utterance("u", tmp_path / "spk0" / "inner" / "u.wav")], tmp_path, output_dir=tmp_path / "out")
     with pytest.raises(OutputError, match="is a link"):
-        found.refuse_links()
+        found.refuse_foreign_folders()
 
 
 def test_a_run_writes_through_no_link(

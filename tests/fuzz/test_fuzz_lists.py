@@ -110,7 +110,7 @@ def make(file: Path, *, below: Path) -> None:
 
 def assert_stored_apart(corpus: Corpus, output_dir: Path) -> None:
     corpus.set_output_dir(output_dir)
-    corpus.refuse_links()
+    corpus.refuse_foreign_folders()
     places = {utterance.audio: corpus.vector_path(utterance) for utterance in corpus.utterances}
     folded = {unicodedata.normalize("NFKC", str(place)).casefold() for place in places.values()}
     assert len(folded) == len(places)
