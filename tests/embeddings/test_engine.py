@@ -75,6 +75,7 @@ def test_threads_do_not_meet_in_the_engine(model: WespeakerModel) -> None:
         assert (one - alone[number % 8]).abs().max() < 1e-5 * one.abs().max()
 
 
+@pytest.mark.slow
 def test_a_run_records_its_engine_and_does_not_mix_it_with_another(
     balr: Command, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
