@@ -170,7 +170,8 @@ def test_a_built_wheel_runs_from_another_folder(tmp_path: Path, tiny_checkpoint:
     assert len(list((tmp_path / "outputs").rglob("*_emb.npy"))) == 6
 
 
-@pytest.mark.parametrize("closed", [pytest.param("2>&-", marks=pytest.mark.slow), ">&- 2>&- <&-"])
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&- <&-"])
 def test_closed_streams_cost_a_run_nothing(tmp_path: Path, corpus: Path, tiny_checkpoint: Path, closed: str) -> None:
     model = f"embeddings.model.model_dir={tiny_checkpoint} embeddings.model.model_name=avg_model.pt"
     program = f"{sys.executable} -m balr.main input={corpus} save_dir=out {model} {closed}"
