@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
@@ -32,21 +32,93 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
     Raises OutputError that names the file, PlaceError where it is its very path that cannot be.
     """
-    temporary = path.with_name(f".{uuid4().hex}.tmp")
+    temporary = _temporary_beside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with _told_of(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+    finally:
+        _remove(temporary)
+
+
+def write_together(contents: Iterable[tuple[Path, bytes]]) -> list[OutputError | None]:
+    """Write files, each whole or absent, in one go: flushed one after another they take less than each by itself.
+
+    Returns for each what kept it from its place, None if nothing did. After an error that is not of a path alone, no
+    more is tried: what comes after it gets the same error.
+    """
+    files = [_Written(path, content) for path, content in contents]
+    try:
+        for step in (_Written.write, _Written.flush, _Written.take_place):
+            for number, file in enumerate(files):
+                try:
+                    if file.error is None:
+                        with _told_of(file.path):
+                            step(file)
+                except PlaceError as error:
+                    file.error = error
+                except OutputError as error:
+                    for one in files[number:]:
+                        one.error = one.error or error
+        return [file.error for file in files]
+    finally:
+        for file in files:
+            file.clear_away()
+
+
+class _Written:
+    """A file on its way to its place: under a temporary name until it is flushed."""
+
+    def __init__(self, path: Path, content: bytes) -> None:
+        self.path = path
+        self.error: OutputError | None = None
+        self._content = content
+        self._temporary: Path | None = _temporary_beside(path)
+        self._file: BinaryIO | None = None
+
+    def write(self) -> None:
+        assert self._temporary is not None
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._temporary.open("wb")
+        self._file.write(self._content)
+        self._file.flush()
+
+    def flush(self) -> None:
+        assert self._file is not None
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def take_place(self) -> None:
+        assert self._temporary is not None
+        self._temporary.replace(self.path)
+        self._temporary = None
+
+    def clear_away(self) -> None:
+        if self._temporary is not None:
+            if self._file is not None:
+                with suppress(OSError):  # what could not be written is tried again
+                    self._file.close()
+            _remove(self._temporary)
+
+
+@contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    """Raise OutputError that names a file where the system refuses something, PlaceError where that is its path."""
+    try:
+        yield
     except OSError as error:
         is_of_its_name = error.errno in _NO_NAME_HERE and error.filename is not None  # not of writing or flushing
         if error.errno in _NO_PLACE_FOR_IT or is_of_its_name:
             raise PlaceError(f"{path}: cannot be written: {error.strerror}.") from error
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}.") from error
-    finally:
-        _remove(temporary)
+
+
+def _temporary_beside(path: Path) -> Path:
+    return path.with_name(f".{uuid4().hex}.tmp")
 
 
 @contextmanager

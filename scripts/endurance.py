@@ -5,13 +5,14 @@ Runs the real command with an untrained tiny network, so that all but the networ
 
 import argparse
 import os
+import random
 import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,15 +21,17 @@ import soundfile
 from untrained_checkpoint import write_checkpoint
 
 from balr.data.corpus import Corpus
+from balr.data.vectors import Vector
+from balr.embeddings.outcomes import SAVED_TOGETHER
+from balr.errors import OutputError
 from balr.lists import write_metadata
+from balr.main import main as balr
 
 RATE_HZ = 16_000
 LINKS_OF_A_FILE = 50_000
 TINY = {"feat_dim": 80, "embed_dim": 32, "pooling_func": "TSTP", "growth_rate": 4, "init_channels": 16}
-RESNET34 = {"feat_dim": 80, "embed_dim": 256, "pooling_func": "TSTP"}
-# The command with flushing switched off, for comparison only.
-UNFLUSHED = "import os, sys; os.fsync = lambda file: None; from balr.main import main; sys.exit(main(sys.argv[1:]))"
-FLUSHED = "import sys; from balr.main import main; sys.exit(main(sys.argv[1:]))"
+SAVES_OF_A_TURN = 2
+COMMAND = "import sys; from balr.main import main; sys.exit(main(sys.argv[1:]))"
 
 
 def main() -> None:
@@ -38,7 +41,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("memory", "finished", "flushing"))
     parser.add_argument("--utterances", type=int, default=20_000, help="for the memory")
     parser.add_argument("--finished", type=int, default=100_000, help="for the start on a finished corpus")
-    parser.add_argument("--turns", type=int, default=5, help="for the cost of flushing")
+    parser.add_argument("--turns", type=int, default=100, help="each way, for the cost of flushing")
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
     measures: dict[str, Callable[[Path], None]] = {
@@ -56,7 +59,7 @@ def memory(folder: Path, utterances: int) -> None:
     """Print how the resident memory of a run grows with what it has done."""
     corpus = make_corpus(folder / "corpus", utterances, seconds=0.6)
     model = write_checkpoint(folder / "checkpoint", "CAMPPlus", TINY)
-    process = subprocess.Popen(command(FLUSHED, corpus, folder / "out", model), cwd=folder, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command(corpus, folder / "out", model), cwd=folder, stderr=subprocess.DEVNULL)
     at: dict[int, float] = {}
     started, step = time.monotonic(), max(1, utterances // 10)
     while process.poll() is None:
@@ -77,7 +80,7 @@ def finished(folder: Path, utterances: int) -> None:
     first = sorted(corpus.rglob("*.wav"))[0]
     (folder / "first.csv").write_text(f"id,audio\n{first.relative_to(corpus)},{first}\n", encoding="utf-8")
     subprocess.run(
-        [*command(FLUSHED, folder / "first.csv", folder / "out", model), f"root_dir={corpus}"],
+        [*command(folder / "first.csv", folder / "out", model), f"root_dir={corpus}"],
         cwd=folder,
         stderr=subprocess.DEVNULL,
         check=True,
@@ -90,31 +93,69 @@ def finished(folder: Path, utterances: int) -> None:
         vector.parent.mkdir(parents=True, exist_ok=True)
         vector.write_bytes(content)
     write_metadata(folder / "out", listed, {utterance.id for utterance in listed.utterances})
-    taken = [timed(command(FLUSHED, corpus, folder / "out", model), folder) for _ in range(4)]
+    taken = [timed(command(corpus, folder / "out", model), folder) for _ in range(4)]
     print(f"{utterances:,} utterances that are there: {', '.join(f'{seconds:.1f}' for seconds in taken)} s")
 
 
 def flushing(folder: Path, turns: int) -> None:
-    """Print the ratio of the time with and without flushing each file to disk, for a tiny and a usual network."""
-    for name, arguments, utterances, seconds in (("CAMPPlus", TINY, 2_000, 0.6), ("ResNet34", RESNET34, 40, 8.0)):
-        corpus = make_corpus(folder / name / "corpus", utterances, seconds=seconds)
-        model = write_checkpoint(folder / name / "checkpoint", name, arguments)
-        taken: dict[str, list[float]] = {FLUSHED: [], UNFLUSHED: []}
-        for _ in range(turns):
-            for program, seconds_taken in taken.items():
-                with emptied(folder / name / "out") as out:
-                    seconds_taken.append(timed(command(program, corpus, out, model), folder))
-        flushed, unflushed = (statistics.median(taken[program]) for program in (FLUSHED, UNFLUSHED))
-        print(
-            f"{name}, {utterances:,} utterances of {seconds} s: {flushed:.2f} s with, {unflushed:.2f} s without", end=""
-        )
-        print(f" flushing, ratio {flushed / unflushed:.3f}")
+    """Print what flushing takes of a run whose network takes next to nothing, which flushes in every other turn only.
+
+    Both ways within one run, as the time of whole runs scatters by more than what is looked for.
+    """
+    saves = 2 * turns * SAVES_OF_A_TURN
+    corpus = make_corpus(folder / "corpus", saves * SAVED_TOGETHER, seconds=0.6)
+    model = write_checkpoint(folder / "checkpoint", "CAMPPlus", TINY)
+    with flushing_in_turns() as taken:
+        code = balr([*overrides(corpus, folder / "out", model), f"hydra.run.dir={folder / 'hydra'}"])
+    if code:
+        sys.exit(f"the run ended with {code}")
+    pairs = list(zip(taken[True], taken[False], strict=False))[1:]  # the first is of a machine that warms up
+    flushed, unflushed = (statistics.mean(one) for one in zip(*pairs, strict=True))
+    differences = [with_ - without for with_, without in pairs]
+    difference, error = statistics.mean(differences), statistics.stdev(differences) / len(pairs) ** 0.5
+    print(f"{len(pairs)} turns each way of {SAVES_OF_A_TURN * SAVED_TOGETHER} utterances of 0.6 s or fewer:")
+    print(f"  {flushed * 1e3:.2f} ms for each with flushing, {unflushed * 1e3:.2f} ms without: ", end="")
+    print(f"{difference * 1e3:.2f} ms more, standard error {error * 1e3:.2f} ms, ratio {flushed / unflushed:.3f}")
 
 
-def command(program: str, corpus: Path, out: Path, model: Path) -> list[str]:
+@contextmanager
+def flushing_in_turns() -> Iterator[dict[bool, list[float]]]:
+    """Switch flushing on and off as a run saves; yield the seconds for each utterance, by turn, with and without."""
+    flush, save = os.fsync, Corpus.save_together
+    taken: dict[bool, list[float]] = {True: [], False: []}
+    order: list[bool] = []
+    saves, saved, since, is_on = 0, 0, time.monotonic(), True
+
+    def timed_save(self: Corpus, vectors: Iterable[tuple[str, Vector]]) -> list[OutputError | None]:
+        nonlocal saves, saved, since, is_on
+        if saves % SAVES_OF_A_TURN == 0:
+            now = time.monotonic()
+            if saves:
+                taken[is_on].append((now - since) / saved)
+            if not order:
+                order.extend(random.sample((True, False), 2))
+            saved, since, is_on = 0, now, order.pop()
+            os.fsync = flush if is_on else lambda _: None
+        errors = save(self, vectors)
+        saves, saved = saves + 1, saved + len(errors)
+        return errors
+
+    Corpus.save_together = timed_save  # type: ignore[method-assign]
+    try:
+        yield taken
+    finally:
+        os.fsync, Corpus.save_together = flush, save  # type: ignore[method-assign]
+
+
+def command(corpus: Path, out: Path, model: Path) -> list[str]:
     """Return the command that embeds a corpus with a local checkpoint."""
+    return [sys.executable, "-c", COMMAND, *overrides(corpus, out, model)]
+
+
+def overrides(corpus: Path, out: Path, model: Path) -> list[str]:
+    """Return what the command is told."""
     names = [f"embeddings.model.model_dir={model}", "embeddings.model.model_name=avg_model.pt"]
-    return [sys.executable, "-c", program, f"input={corpus}", f"save_dir={out}", *names]
+    return [f"input={corpus}", f"save_dir={out}", *names]
 
 
 def make_corpus(folder: Path, utterances: int, *, seconds: float) -> Path:

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import numpy.typing as npt
 
 from balr.data.places import stored_names
 from balr.data.readers import AUDIO_FORMATS, Utterance, read_csv, read_dir, read_scp
-from balr.data.vectors import flaw_of_vector, read_vector, write_vector
+from balr.data.vectors import Vector, flaw_of_vector, read_vector, write_vector, write_vectors
 from balr.errors import InputError, OutputError
 from balr.files import is_of_a_run
 
@@ -131,19 +130,26 @@ class Corpus:
         """
         return flaw_of_vector(self.vector_file(utterance), dim=dim)
 
-    def save_vector(self, id: str, vector: npt.NDArray[np.float32]) -> Path:
+    def save_vector(self, id: str, vector: Vector) -> Path:
         """Write the embedding `(dim,)` of an utterance, whole or not at all, and return where. Raises OutputError."""
+        path = self._place(id)
+        write_vector(path, vector)
+        return path
+
+    def save_vectors(self, vectors: Iterable[tuple[str, Vector]]) -> list[Path]:
+        """Write (id, embedding) pairs, such as `extract_embeddings` returns. Raises OutputError."""
+        return [self.save_vector(*pair) for pair in vectors]
+
+    def save_together(self, vectors: Iterable[tuple[str, Vector]]) -> list[OutputError | None]:
+        """Write a few (id, embedding) pairs in one go, which is quicker, and return what kept each from its place."""
+        return write_vectors([(self._place(id_), vector) for id_, vector in vectors])
+
+    def _place(self, id: str) -> Path:
         if not self._index:
             self._index = {utterance.id: number for number, utterance in enumerate(self.utterances)}
         if id not in self._index:
             raise OutputError(f"{id}: no such utterance in this dataset.")
-        path = self.vector_path(self.utterances[self._index[id]])
-        write_vector(path, vector)
-        return path
-
-    def save_vectors(self, vectors: Iterable[tuple[str, npt.NDArray[np.float32]]]) -> list[Path]:
-        """Write (id, embedding) pairs, such as `extract_embeddings` returns."""
-        return [self.save_vector(*pair) for pair in vectors]
+        return self.vector_path(self.utterances[self._index[id]])
 
     def refuse_foreign_folders(self) -> None:
         """Refuse an `output_dir` where a folder for embeddings is a link or another run's. Raises OutputError."""

@@ -5,6 +5,7 @@ import os
 import pickle
 import stat
 import warnings
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from balr.errors import InputError, OutputError, one_line
-from balr.files import whole_file
+from balr.files import write_together
+
+Vector = npt.NDArray[np.float32]
 
 MISSING = "missing"
 _LARGEST_BYTES = 1 << 20  # a hundred times what a vector has; the rest of such a file is not read
@@ -34,15 +37,27 @@ _ARRAY_PARTS = frozenset(
 )
 
 
-def write_vector(path: Path, vector: npt.NDArray[np.float32]) -> None:
+def write_vector(path: Path, vector: Vector) -> None:
     """Write an embedding `(dim,)` as `.npy` or `.txt`, whole or not at all. Raises OutputError."""
-    if path.suffix not in (".npy", ".txt"):
+    (error,) = write_vectors([(path, vector)])
+    if error is not None:
+        raise error
+
+
+def write_vectors(vectors: Iterable[tuple[Path, Vector]]) -> list[OutputError | None]:
+    """Write embeddings together, each whole or not at all; return for each what kept it from its place."""
+    return write_together((path, _content_of(path, vector)) for path, vector in vectors)
+
+
+def _content_of(path: Path, vector: Vector) -> bytes:
+    content = io.BytesIO()
+    if path.suffix == ".npy":
+        np.save(content, vector, allow_pickle=False)
+    elif path.suffix == ".txt":
+        np.savetxt(content, vector, fmt="%.9g")  # nine digits give every float32 back
+    else:
         raise OutputError(f"{path}: vectors are written as .npy or .txt only.")
-    with whole_file(path) as file:
-        if path.suffix == ".npy":
-            np.save(file, vector, allow_pickle=False)
-        else:
-            np.savetxt(file, vector, fmt="%.9g")  # nine digits give every float32 back
+    return content.getvalue()
 
 
 def flaw_of_vector(path: str | Path, *, dim: int | None = None) -> str | None:

@@ -2,14 +2,13 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,42 +16,16 @@ import torch
 
 from balr.config import DataConfig
 from balr.data.batching import Batch, plan_batches
-from balr.data.dataset import AnnotatedAudio, AudioDataset
+from balr.data.dataset import AudioDataset
 from balr.data.durations import headers
 from balr.data.loading import Decoded, decoded_batches, failure
 from balr.embeddings.devices import Loading, computing, device_name, on, suited
+from balr.embeddings.outcomes import Deliveries, Embedded, LoggingObserver, Observer, Outcome, Vector
 from balr.embeddings.stages import Stages
-from balr.errors import Failure, FirstFailureError, PlaceError, UtteranceError, one_line
+from balr.errors import BalrError, FirstFailureError, UtteranceError
 from balr.signals import held_back
 
 log = logging.getLogger(__name__)
-
-Vector = npt.NDArray[Any]
-
-
-class Observer(Protocol):
-    """Is told how much audio is planned and of every utterance as it is done: a progress bar, a count, a record.
-
-    `upsampled` of the utterances have a lower rate than the model. FirstFailureError ends the run in order.
-    """
-
-    def planned(self, audio_seconds: float, *, upsampled: int) -> None: ...
-
-    def embedded(self, utterance: AnnotatedAudio, audio_seconds: float) -> None: ...
-
-    def failed(self, failure: Failure) -> None: ...
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """Hold the embedding `(dim,)` of an utterance, which comes without its waveform."""
-
-    utterance: AnnotatedAudio
-    vector: Vector
-    audio_seconds: float
-
-
-Outcome = Embedded | Failure | Decoded
 
 
 class EmbeddingsModel(ABC):
@@ -98,35 +71,20 @@ class EmbeddingsModel(ABC):
     ) -> list[tuple[str, npt.NDArray[Any]]]:
         """Embed every utterance that has audio.
 
-        With `stream_save` each embedding `(dim,)` goes to `dataset.vector_path(...)` as it is computed and the list is
-        empty; without, (id, embedding) pairs are returned in the order of the dataset. A bad utterance is told to the
-        observer, or logged, and left out. `durations_file` remembers the lengths of files from one run to the next.
-        Raises OutputError where an embedding cannot be written.
+        With `stream_save` embeddings `(dim,)` go to `dataset.vector_path(...)` as they are computed, a few at a time,
+        and the list is empty; without, (id, embedding) pairs are returned in the order of the dataset. A bad utterance
+        is told to the observer, or logged, and left out. `durations_file` remembers the lengths of files from one run
+        to the next. Raises OutputError where an embedding cannot be written.
         """
-        observer = observer or _LoggingObserver()
+        observer = observer or LoggingObserver()
         audible = dataset.filter(lambda utterance: utterance.audio is not None).at_rate(
             self.sample_rate_hz, max_audio_seconds=data_config.max_audio_seconds
         )
         loading = suited(data_config, self.device)
         plan = self._plan(audible, loading, observer, data_config, durations_file)
-        vectors: dict[str, Vector] = {}
-
-        def deliver(outcome: Embedded | Failure) -> None:
-            if isinstance(outcome, Failure):
-                observer.failed(outcome)
-                return
-            if stream_save:
-                try:
-                    with self.stages.timed("write"):
-                        audible.save_vector(outcome.utterance.id, outcome.vector)
-                except PlaceError as error:
-                    observer.failed(failure(outcome.utterance.id, outcome.utterance.audio_path, "write", error))
-                    return
-            else:
-                vectors[outcome.utterance.id] = outcome.vector
-            observer.embedded(outcome.utterance, outcome.audio_seconds)
-
-        self._run(audible, plan, loading, data_config, deliver)
+        done = Deliveries(audible, observer, self.stages, stream_save=stream_save)
+        self._run(audible, plan, loading, data_config, done)
+        vectors = done.vectors
         return [(utterance.id, vectors[utterance.id]) for utterance in audible.utterances if utterance.id in vectors]
 
     def about(self) -> dict[str, Any]:
@@ -176,12 +134,11 @@ class EmbeddingsModel(ABC):
         plan: Sequence[Batch],
         loading: Loading,
         config: DataConfig,
-        deliver: Callable[[Embedded | Failure], None],
+        done: Deliveries,
     ) -> None:
         """Deliver what becomes of each utterance as it is done: this thread loads and delivers, others compute."""
         at_once = min(loading.streams, max(1, len(plan)))
         running: set[Future[list[Outcome]]] = set()
-        done = _Deliveries(deliver)
 
         def finish() -> None:
             while running:
@@ -206,12 +163,15 @@ class EmbeddingsModel(ABC):
                 finish()
                 for batch in done.postponed:
                     done.take(self._embed_batch(batch, config, alone=True))
+                done.save()
             except (KeyboardInterrupt, FirstFailureError):
                 pool.shutdown(cancel_futures=True)
                 finished = [f for f in running if not f.cancelled() and f.exception() is None]
-                with suppress(FirstFailureError):  # told once; the rest is taken as it is
-                    done.take(outcome for future in finished for outcome in future.result())
-                done.take(())
+                done.finish(outcome for future in finished for outcome in future.result())
+                raise
+            except Exception:
+                with suppress(BalrError):  # a disk that is full, most likely, and that is what is being told
+                    done.save()
                 raise
 
     def _waiting_for(self, batches: Iterator[Decoded]) -> Iterator[Decoded]:
@@ -270,41 +230,3 @@ def _flaw(vector: Vector, waveform: torch.Tensor) -> UtteranceError | None:
         return None if vector.any() else UtteranceError("the embedding is all zeros")
     silent = bool((waveform == waveform[0]).all())
     return UtteranceError(f"the embedding is not finite{' (digital silence)' if silent else ''}")
-
-
-class _Deliveries:
-    """Deliver outcomes one by one, those that an interrupt left over with the next, and put by what had no room."""
-
-    def __init__(self, deliver: Callable[[Embedded | Failure], None]) -> None:
-        self.postponed: list[Decoded] = []
-        self._deliver = deliver
-        self._ready: deque[Outcome] = deque()
-
-    def take_first(self, running: set[Future[list[Outcome]]]) -> None:
-        """Wait for a batch, take it out of those that run, and deliver what became of its utterances."""
-        future = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
-        with held_back():
-            running.remove(future)
-            self._ready.extend(future.result())
-        self.take(())
-
-    def take(self, outcomes: Iterable[Outcome]) -> None:
-        self._ready.extend(outcomes)
-        while self._ready:
-            with held_back():  # what is written is noted, too
-                outcome = self._ready.popleft()
-                if isinstance(outcome, Decoded):
-                    self.postponed.append(outcome)
-                else:
-                    self._deliver(outcome)
-
-
-class _LoggingObserver:
-    def planned(self, audio_seconds: float, *, upsampled: int) -> None:
-        log.debug("%.0f s of audio to embed, %d upsampled", audio_seconds, upsampled)
-
-    def embedded(self, utterance: AnnotatedAudio, audio_seconds: float) -> None:
-        log.debug("%s: embedded, %.1f s", utterance.id, audio_seconds)
-
-    def failed(self, failure: Failure) -> None:
-        log.warning("%s: %s", one_line(failure.id), failure.reason)

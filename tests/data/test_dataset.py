@@ -1,5 +1,6 @@
 """Where embeddings go, and that what was saved is read back."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -112,10 +113,10 @@ def test_a_failed_write_leaves_no_file_behind(corpus: Path, tmp_path: Path, monk
     dataset = AudioDataset.from_dir(corpus)
     dataset.set_output_dir(tmp_path / "out")
 
-    def full_disk(*_: object, **__: object) -> None:
+    def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "save", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OutputError, match="No space left"):
         dataset.save_vector("spk0/utt0.wav", np.zeros(3, np.float32))
     assert not list((tmp_path / "out").rglob("*.*"))

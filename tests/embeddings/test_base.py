@@ -3,7 +3,7 @@
 import itertools
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from balr.config import DataConfig
 from balr.data.dataset import AudioDataset
 from balr.embeddings.base import EmbeddingsModel
 from balr.embeddings.devices import suited
+from balr.errors import OutputError
 
 LENGTHS = (1.0, 1.31, 1.02, 1.3, 1.01, 0.5, 1.29, 1.03)
 
@@ -141,20 +142,20 @@ def test_an_interrupted_run_keeps_what_was_computed(
 def test_an_interrupt_while_saving_keeps_what_was_computed(
     dataset: AudioDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = AudioDataset.save_vector
-    saved = []
+    save = AudioDataset.save_together
+    attempts = []
 
-    def third_interrupted(self: AudioDataset, id_: str, vector: np.ndarray) -> Path:
-        saved.append(id_)
-        if len(saved) == 1:
+    def first_interrupted(self: AudioDataset, vectors: Iterable[tuple[str, np.ndarray]]) -> list[OutputError | None]:
+        attempts.append(vectors)
+        if len(attempts) == 1:
             raise KeyboardInterrupt
-        return save(self, id_, vector)
+        return save(self, vectors)
 
-    monkeypatch.setattr(AudioDataset, "save_vector", third_interrupted)
+    monkeypatch.setattr(AudioDataset, "save_together", first_interrupted)
     dataset.set_output_dir(tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
         Statistics().extract_embeddings(dataset, True, config(batch_size=3))
-    assert len(list((tmp_path / "out").iterdir())) == len(saved) - 1 >= 2  # the others of that batch, at least
+    assert len(attempts) == 2 and len(list((tmp_path / "out").iterdir())) == 7  # all but the one that cannot be
 
 
 def test_an_utterance_without_room_is_tried_again_when_nothing_else_runs(dataset: AudioDataset) -> None:
