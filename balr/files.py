@@ -82,8 +82,11 @@ class _Written:
 
     def write(self) -> None:
         assert self._temporary is not None
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._temporary.open("wb")
+        try:
+            self._file = self._temporary.open("wb")
+        except FileNotFoundError:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._temporary.open("wb")
         self._file.write(self._content)
         self._file.flush()
 

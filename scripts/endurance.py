@@ -30,7 +30,7 @@ from balr.main import main as balr
 RATE_HZ = 16_000
 LINKS_OF_A_FILE = 50_000
 TINY = {"feat_dim": 80, "embed_dim": 32, "pooling_func": "TSTP", "growth_rate": 4, "init_channels": 16}
-SAVES_OF_A_TURN = 2
+SAVES_OF_A_TURN = 8
 COMMAND = "import sys; from balr.main import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("memory", "finished", "flushing"))
     parser.add_argument("--utterances", type=int, default=20_000, help="for the memory")
     parser.add_argument("--finished", type=int, default=100_000, help="for the start on a finished corpus")
-    parser.add_argument("--turns", type=int, default=100, help="each way, for the cost of flushing")
+    parser.add_argument("--turns", type=int, default=40, help="each way, for the cost of flushing")
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
     measures: dict[str, Callable[[Path], None]] = {
