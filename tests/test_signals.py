@@ -6,18 +6,25 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY, Command, alive_in_group, rows, run_command, speechlike, vectors, wait_until, write_wav
 from typer.testing import CliRunner
 from untrained_checkpoint import write_checkpoint
 
 from balr import files, record
 from balr.cli import app
+from balr.data.dataset import AudioDataset
+from balr.embeddings import outcomes
+from balr.embeddings.wespeaker import WespeakerModel
+from balr.errors import Failure, UtteranceError
+from balr.report import Tally
 from balr.signals import StoppedError, ending_in_order, ending_with, held_back
 
 ALL = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
@@ -94,6 +101,69 @@ def test_a_signal_while_a_list_is_written_costs_no_list(
     assert run["exit"] == "interrupted by SIGTERM" and run["counts"]["embedded"] == len(listed)
     told = CliRunner().invoke(app, ["verify", "out"]).output
     assert "missing" not in told and "extra" not in told
+
+
+def test_a_signal_while_embeddings_are_saved_waits_until_they_are_listed(
+    balr: Command, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, seen = Path.replace, []
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if target.suffix == ".npy":
+            seen.append(target)
+            if len(seen) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return place(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", interrupted)
+        assert balr(f"input={corpus}", "save_dir=out") == 143
+    listed = rows(tmp_path / "out" / "metadata.csv")
+    assert len(listed) == len(vectors(tmp_path / "out")) >= 2
+
+
+def test_a_signal_after_the_first_failure_costs_nothing_that_is_computed(
+    balr: Command, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed, read, failed = WespeakerModel.embed, AudioDataset.__getitem__, Tally.failed
+    is_embedded, is_told = threading.Event(), threading.Event()
+    waveforms_seen: list[object] = []
+    indices: list[int] = []
+
+    def second_interrupted(self: WespeakerModel, waveforms: list[torch.Tensor], **limits: float) -> torch.Tensor:
+        waveforms_seen.append(waveforms)
+        if len(waveforms_seen) == 2:
+            assert is_told.wait(10)
+            time.sleep(0.3)  # until this is waited for
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+        embedding = embed(self, waveforms, **limits)
+        is_embedded.set()
+        return embedding
+
+    def second_broken(self: AudioDataset, index: int) -> object:
+        indices.append(index)
+        if len(indices) == 2:
+            assert is_embedded.wait(10)
+            time.sleep(0.1)
+            raise UtteranceError("broken")
+        return read(self, index)
+
+    def told(self: Tally, failure: Failure) -> None:
+        failed(self, failure)
+        is_told.set()
+
+    for owner, name, other in (
+        (WespeakerModel, "embed", second_interrupted),
+        (AudioDataset, "__getitem__", second_broken),
+        (Tally, "failed", told),
+    ):
+        monkeypatch.setattr(owner, name, other)
+    monkeypatch.setattr(outcomes, "_SECONDS_UNSAVED", 60.0)
+    settings = ("data.streams=2", "data.num_workers=0", "data.batch_size=1", "fail_fast=true")
+    assert balr(f"input={corpus}", "save_dir=out", *settings) == 130
+    assert len(rows(tmp_path / "out" / "failures.csv")) == 1
+    assert len(rows(tmp_path / "out" / "metadata.csv")) == len(vectors(tmp_path / "out")) == 2
 
 
 SWEEP = ("-m", "embeddings.model.model_dir=one,two,three", "embeddings.model.model_name=avg_model.pt", "save_dir=out")

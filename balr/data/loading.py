@@ -41,18 +41,19 @@ def decoded_batches(
     prefetch_factor: int,
     timeout_seconds: float,
     quiet: Callable[[], None],
+    idle: Callable[[], object],
 ) -> Generator[Decoded, None, None]:
     """Decode the batches of a plan, `num_workers` processes (0: this one) ahead by `prefetch_factor` batches each.
 
     With processes, an utterance that crashes one or takes longer than `timeout_seconds` becomes a Failure like any
-    other; `quiet` is for `Workers`.
+    other; `quiet` and `idle` are for `Workers`.
     """
     decoder = _Decoder(dataset)
     if num_workers == 0:
         for batch in plan:
             yield _together([decoder(index) for index in batch])
         return
-    with at_work(decoder, number=num_workers, timeout_seconds=timeout_seconds, quiet=quiet) as workers:
+    with at_work(decoder, number=num_workers, timeout_seconds=timeout_seconds, quiet=quiet, idle=idle) as workers:
         for items in workers.decoded(plan, ahead=num_workers * prefetch_factor):
             yield _together([decoder.lost(items)] if isinstance(items, Loss) else items)
 

@@ -55,13 +55,18 @@ class _Worker:
 
 @contextmanager
 def at_work(
-    decode: Callable[[int], _Item], *, number: int, timeout_seconds: float, quiet: Callable[[], None]
+    decode: Callable[[int], _Item],
+    *,
+    number: int,
+    timeout_seconds: float,
+    quiet: Callable[[], None],
+    idle: Callable[[], object] = lambda: None,
 ) -> "Iterator[Workers[_Item]]":
     """Start `Workers` and end them, whatever comes between: they take no signal, and Python would wait for them."""
     workers = None
     try:
         with held_back():
-            workers = Workers(decode, number=number, timeout_seconds=timeout_seconds, quiet=quiet)
+            workers = Workers(decode, number=number, timeout_seconds=timeout_seconds, quiet=quiet, idle=idle)
         yield workers
     finally:
         if workers is not None:
@@ -73,15 +78,23 @@ class Workers(Generic[_Item]):
 
     `decode` raises nothing; the waveform of an AnnotatedAudio comes through without being pickled. `quiet` is called
     before a process is forked beside threads that compute, and has to wait until they rest: a lock that one of them
-    holds would never be free in the new process. Raises ConfigError where none can be started.
+    holds would never be free in the new process. `idle` is called now and then while there is nothing but to wait.
+    Raises ConfigError where none can be started.
     """
 
     def __init__(
-        self, decode: Callable[[int], _Item], *, number: int, timeout_seconds: float, quiet: Callable[[], None]
+        self,
+        decode: Callable[[int], _Item],
+        *,
+        number: int,
+        timeout_seconds: float,
+        quiet: Callable[[], None],
+        idle: Callable[[], object] = lambda: None,
     ) -> None:
         self._decode = decode
         self._timeout_seconds = timeout_seconds
         self._quiet = quiet
+        self._idle = idle
         # Forked where that is possible, processes are there at once and share the memory of the dataset.
         self._context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         self._lost_at_none: set[Batch] = set()
@@ -182,6 +195,7 @@ class Workers(Generic[_Item]):
                     heard.append(worker)
             if heard or at_once:
                 return heard
+            self._idle()
         return []
 
     def _blamed(self, worker: _Worker) -> tuple[Loss | None, list[Batch]]:

@@ -3,8 +3,8 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import closing, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +19,11 @@ from balr.data.batching import Batch, plan_batches
 from balr.data.dataset import AudioDataset
 from balr.data.durations import headers
 from balr.data.loading import Decoded, decoded_batches, failure
+from balr.data.vectors import Vector
 from balr.embeddings.devices import Loading, computing, device_name, on, suited
-from balr.embeddings.outcomes import Deliveries, Embedded, LoggingObserver, Observer, Outcome, Vector
+from balr.embeddings.outcomes import Deliveries, Embedded, LoggingObserver, Observer, Outcome
 from balr.embeddings.stages import Stages
-from balr.errors import BalrError, FirstFailureError, UtteranceError
+from balr.errors import FirstFailureError, OutputError, UtteranceError
 from balr.signals import held_back
 
 log = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ class EmbeddingsModel(ABC):
         at_once = min(loading.streams, max(1, len(plan)))
         running: set[Future[list[Outcome]]] = set()
 
-        def finish() -> None:
+        def rest() -> None:
             while running:
                 done.take_first(running)
 
@@ -150,29 +151,26 @@ class EmbeddingsModel(ABC):
             num_workers=min(loading.num_workers, len(plan)),
             prefetch_factor=loading.prefetch_factor,
             timeout_seconds=config.decode_timeout_seconds,
-            quiet=finish,
+            quiet=rest,
+            idle=lambda: done.take_done(running),
         )
-        with on(self.device), closing(batches), computing(at_once, self.device) as pool:
-            try:
-                for batch in self._waiting_for(batches):
-                    ready = batch.pin_memory() if self.device.type == "cuda" else batch
-                    with held_back():
-                        running.add(pool.submit(self._embed_batch, ready, config))
-                    if len(running) > at_once:  # one more than can run, so that none waits for a decoder
-                        done.take_first(running)
-                finish()
-                for batch in done.postponed:
-                    done.take(self._embed_batch(batch, config, alone=True))
-                done.save()
-            except (KeyboardInterrupt, FirstFailureError):
-                pool.shutdown(cancel_futures=True)
-                finished = [f for f in running if not f.cancelled() and f.exception() is None]
-                done.finish(outcome for future in finished for outcome in future.result())
-                raise
-            except Exception:
-                with suppress(BalrError):  # a disk that is full, most likely, and that is what is being told
-                    done.save()
-                raise
+        with (
+            on(self.device),
+            closing(batches),
+            computing(at_once, self.device) as pool,
+            _saving_all(done, running, pool),
+        ):
+            for batch in self._waiting_for(batches):
+                ready = batch.pin_memory() if self.device.type == "cuda" else batch
+                with held_back():
+                    running.add(pool.submit(self._embed_batch, ready, config))
+                if len(running) > at_once:  # one more than can run, so that none waits for a decoder
+                    done.take_first(running)
+            rest()
+            done.save()
+            for batch in done.postponed:
+                done.take(self._embed_batch(batch, config, alone=True))
+            done.save()
 
     def _waiting_for(self, batches: Iterator[Decoded]) -> Iterator[Decoded]:
         while True:
@@ -223,6 +221,24 @@ class EmbeddingsModel(ABC):
             *self._embed_or_tell(waveforms[:half], config),
             *self._embed_or_tell(waveforms[half:], config),
         ]
+
+
+@contextmanager
+def _saving_all(done: Deliveries, running: set[Future[list[Outcome]]], pool: ThreadPoolExecutor) -> Iterator[None]:
+    """Save all there is of a run that ends early; one that is stopped finishes what is in hand, too."""
+    try:
+        yield
+    except (KeyboardInterrupt, FirstFailureError):
+        with held_back():
+            done.finish()
+            pool.shutdown(cancel_futures=True)
+            finished = [future for future in running if not future.cancelled() and future.exception() is None]
+            done.finish(outcome for future in finished for outcome in future.result())
+        raise
+    except BaseException:
+        with suppress(OutputError):  # one is being told
+            done.finish()
+        raise
 
 
 def _flaw(vector: Vector, waveform: torch.Tensor) -> UtteranceError | None:

@@ -10,19 +10,16 @@ from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import numpy.typing as npt
+from typing import Protocol
 
 from balr.data.dataset import AnnotatedAudio, AudioDataset
 from balr.data.loading import Decoded, failure
+from balr.data.vectors import Vector
 from balr.embeddings.stages import Stages
-from balr.errors import Failure, FirstFailureError, OutputError, PlaceError, one_line
+from balr.errors import BalrError, Failure, FirstFailureError, OutputError, PlaceError, one_line
 from balr.signals import held_back
 
 log = logging.getLogger(__name__)
-
-Vector = npt.NDArray[Any]
 
 SAVED_TOGETHER = 32  # each flush costs the less the more there are; each holds a file open
 _SECONDS_UNSAVED = 1.0
@@ -56,7 +53,9 @@ Outcome = Embedded | Failure | Decoded
 class Deliveries:
     """Save embeddings a few at a time, or collect them in `vectors`, and put by what had no room in `postponed`.
 
-    What an interrupt leaves over is delivered with the next. OutputError and FirstFailureError come from here.
+    Every outcome that is handed over is delivered, whatever goes wrong with others; what was wrong is raised after
+    that: OutputError, and nothing more is saved where that is of the disk, else FirstFailureError. What an interrupt
+    leaves over is delivered with the next.
     """
 
     def __init__(self, dataset: AudioDataset, observer: Observer, stages: Stages, *, stream_save: bool) -> None:
@@ -66,32 +65,69 @@ class Deliveries:
         self._observer = observer
         self._stages = stages
         self._stream_save = stream_save
+        # An outcome goes from one of these to the next.
         self._ready: deque[Outcome] = deque()
         self._unsaved: list[Embedded] = []
         self._untold: deque[tuple[Embedded, OutputError | None]] = deque()
+        self._errors: list[BalrError] = []
+        self._can_save = True
         self._saved_at = time.monotonic()
 
     def take_first(self, running: set[Future[list[Outcome]]]) -> None:
-        """Wait for a batch, take it out of those that run, and deliver what became of its utterances."""
-        future = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
-        with held_back():
-            running.remove(future)
-            self._ready.extend(future.result())
+        """Wait until a batch is done, take it out of those that run, and deliver what became of its utterances."""
+        while not self.take_done(running, wait_seconds=_SECONDS_UNSAVED):
+            continue
+
+    def take_done(self, running: set[Future[list[Outcome]]], *, wait_seconds: float = 0.0) -> bool:
+        """Do so with all that are done by then, and tell whether any was; save what has waited for its time."""
+        finished = wait(running, wait_seconds, FIRST_COMPLETED).done
+        for future in finished:
+            with held_back():
+                running.remove(future)
+                self._ready.extend(future.result())
         self.take(())
+        return bool(finished)
 
     def take(self, outcomes: Iterable[Outcome]) -> None:
-        """Deliver what became of utterances; what is saved for the last second may be lost with the process."""
+        """Deliver what became of utterances, and save what has waited for its time."""
+        self._deliver_all(outcomes)
+        if time.monotonic() - self._saved_at >= _SECONDS_UNSAVED:
+            self._save()
+        self._raise_worst()
+
+    def save(self) -> None:
+        """Save all that is not saved yet, and tell of it."""
+        self._save()
+        self._raise_worst()
+
+    def finish(self, outcomes: Iterable[Outcome] = ()) -> None:
+        """Deliver and save all there is, for a run that ends early: a first failure does not end it once more."""
+        with held_back(), suppress(FirstFailureError):
+            self._deliver_all(outcomes)
+            self.save()
+
+    def _deliver_all(self, outcomes: Iterable[Outcome]) -> None:
         self._ready.extend(outcomes)
         while self._ready:
             with held_back():
                 self._deliver(self._ready.popleft())
-        if time.monotonic() - self._saved_at >= _SECONDS_UNSAVED:
-            self.save()
 
-    def save(self) -> None:
-        """Save what is not saved yet, and tell of it."""
+    def _deliver(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Decoded):
+            self.postponed.append(outcome)
+        elif isinstance(outcome, Failure):
+            self._tell_failed(outcome)
+        elif self._stream_save:
+            self._unsaved.append(outcome)
+            if len(self._unsaved) >= SAVED_TOGETHER:
+                self._save()
+        else:
+            self.vectors[outcome.utterance.id] = outcome.vector
+            self._tell_embedded(outcome)
+
+    def _save(self) -> None:
         with held_back():  # what is written is noted, too
-            if self._unsaved:
+            if self._unsaved and self._can_save:
                 with self._stages.timed("write"):
                     errors = self._dataset.save_together((one.utterance.id, one.vector) for one in self._unsaved)
                 self._untold.extend(zip(self._unsaved, errors, strict=True))
@@ -100,33 +136,30 @@ class Deliveries:
             while self._untold:
                 embedded, error = self._untold.popleft()
                 if error is None:
-                    self._observer.embedded(embedded.utterance, embedded.audio_seconds)
+                    self._tell_embedded(embedded)
                 elif isinstance(error, PlaceError):
                     utterance = embedded.utterance
-                    self._observer.failed(failure(utterance.id, utterance.audio_path, "write", error))
-                else:
-                    raise error
+                    self._tell_failed(failure(utterance.id, utterance.audio_path, "write", error))
+                elif self._can_save:  # one of them tells it all
+                    self._can_save = False
+                    self._errors.append(error)
 
-    def finish(self, outcomes: Iterable[Outcome]) -> None:
-        """Deliver and save all there is, also beyond a first failure that ends the run."""
-        self._ready.extend(outcomes)
-        while self._ready or self._unsaved or self._untold:
-            with suppress(FirstFailureError):
-                self.take(())
-                self.save()
+    def _tell_embedded(self, embedded: Embedded) -> None:
+        try:
+            self._observer.embedded(embedded.utterance, embedded.audio_seconds)
+        except BalrError as error:
+            self._errors.append(error)
 
-    def _deliver(self, outcome: Outcome) -> None:
-        if isinstance(outcome, Decoded):
-            self.postponed.append(outcome)
-        elif isinstance(outcome, Failure):
-            self._observer.failed(outcome)
-        elif self._stream_save:
-            self._unsaved.append(outcome)
-            if len(self._unsaved) >= SAVED_TOGETHER:
-                self.save()
-        else:
-            self.vectors[outcome.utterance.id] = outcome.vector
-            self._observer.embedded(outcome.utterance, outcome.audio_seconds)
+    def _tell_failed(self, failure: Failure) -> None:
+        try:
+            self._observer.failed(failure)
+        except BalrError as error:
+            self._errors.append(error)
+
+    def _raise_worst(self) -> None:
+        errors, self._errors = self._errors, []
+        if errors:
+            raise min(errors, key=lambda error: isinstance(error, FirstFailureError))
 
 
 class LoggingObserver:

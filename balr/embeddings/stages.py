@@ -15,15 +15,20 @@ class Stages:
     def __init__(self) -> None:
         self._seconds: dict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
+        self._within = threading.local()
         self._on_gpu: deque[tuple[str, torch.cuda.Event, torch.cuda.Event]] = deque()
 
     @contextmanager
     def timed(self, stage: str, device: torch.device | None = None) -> Iterator[None]:
-        """Time what is done inside; it counts where it raises nothing."""
+        """Time what is done inside, less what other stages inside take; it counts where it raises nothing."""
         if device is None or device.type != "cuda":
+            around, self._within.seconds = getattr(self._within, "seconds", 0.0), 0.0
             started = time.perf_counter()
-            yield
-            self._add(stage, time.perf_counter() - started)
+            try:
+                yield
+                self._add(stage, time.perf_counter() - started - self._within.seconds)
+            finally:
+                self._within.seconds = around + time.perf_counter() - started
             return
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()

@@ -3,16 +3,19 @@
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import speechlike, write_wav
+from conftest import speechlike, wait_until, write_wav
 
 from balr.config import DataConfig
 from balr.data.dataset import AudioDataset
+from balr.data.loading import Decoded
+from balr.embeddings import outcomes
 from balr.embeddings.base import EmbeddingsModel
 from balr.embeddings.devices import suited
 from balr.errors import OutputError
@@ -156,6 +159,75 @@ def test_an_interrupt_while_saving_keeps_what_was_computed(
     with pytest.raises(KeyboardInterrupt):
         Statistics().extract_embeddings(dataset, True, config(batch_size=3))
     assert len(attempts) == 2 and len(list((tmp_path / "out").iterdir())) == 7  # all but the one that cannot be
+
+
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit])
+def test_what_was_computed_is_saved_whatever_ends_the_run(
+    dataset: AudioDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    whole, seen = Statistics._embed_batch, []
+
+    def sixth_broken(self: Statistics, batch: Decoded, *args: DataConfig) -> list[object]:
+        seen.append(batch)
+        if len(seen) == 6:
+            raise error("broken")
+        return whole(self, batch, *args)
+
+    monkeypatch.setattr(outcomes, "_SECONDS_UNSAVED", 60.0)
+    monkeypatch.setattr(Statistics, "_embed_batch", sixth_broken)
+    dataset.set_output_dir(tmp_path / "out")
+    with pytest.raises(error, match="broken"):
+        Statistics().extract_embeddings(dataset, True, config(batch_size=1, streams=1, shuffle=False))
+    assert len(list((tmp_path / "out").iterdir())) == 5
+
+
+def test_what_is_being_computed_when_a_run_is_stopped_is_saved(dataset: AudioDataset, tmp_path: Path) -> None:
+    class Stopped(Statistics):
+        def __init__(self) -> None:
+            super().__init__()
+            self.both = threading.Barrier(2, timeout=10)
+
+        def embed(self, waveforms: Sequence[torch.Tensor], **limits: float | None) -> torch.Tensor:
+            if self.both.wait() == 0:
+                raise KeyboardInterrupt
+            time.sleep(0.3)
+            self.both = threading.Barrier(1)
+            return super().embed(waveforms, **limits)
+
+    dataset.set_output_dir(tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        Stopped().extract_embeddings(dataset, True, config(batch_size=1))
+    assert list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("what", ["computing", "reading"])
+def test_embeddings_are_saved_while_another_takes_long(
+    dataset: AudioDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    read = AudioDataset.__getitem__
+
+    def is_saved() -> bool:
+        return all((tmp_path / "out" / name).exists() for name in ("1_emb.npy", "2_emb.npy"))
+
+    class Slow(Statistics):
+        def embed(self, waveforms: Sequence[torch.Tensor], **limits: float | None) -> torch.Tensor:
+            if what == "computing" and waveforms[0].numel() == 16_000:  # the shortest, which is the last
+                wait_until(is_saved)
+            return super().embed(waveforms, **limits)
+
+    def slow(self: AudioDataset, index: int) -> object:
+        if what == "reading" and index == 0:
+            wait_until(is_saved)
+        return read(self, index)
+
+    monkeypatch.setattr(outcomes, "_SECONDS_UNSAVED", 0.1)
+    monkeypatch.setattr(AudioDataset, "__getitem__", slow)
+    dataset.set_output_dir(tmp_path / "out")
+    workers = 1 if what == "reading" else 0
+    few = dataset.filter(lambda utterance: utterance.id in ("0.wav", "1.wav", "2.wav"))
+    settings = config(batch_size=1, streams=1, num_workers=workers, shuffle=False)
+    Slow().extract_embeddings(few, True, settings)
+    assert len(list((tmp_path / "out").iterdir())) == 3
 
 
 def test_an_utterance_without_room_is_tried_again_when_nothing_else_runs(dataset: AudioDataset) -> None:

@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,6 +99,17 @@ def test_embeddings_are_saved_when_there_are_some_or_after_a_while(
     assert told.embedded_ids == there(dataset) == [str(number) for number in range(COUNT)]
 
 
+def test_a_save_begins_a_second_of_its_own(dataset: AudioDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(outcomes, "time", SimpleNamespace(monotonic=lambda: now))
+    done, told = delivering(dataset)
+    for number, (now, there_then) in enumerate([(100.5, 0), (101.0, 2), (101.9, 2), (102.0, 4), (102.1, 4)]):  # noqa: B007
+        done.take([embedded(number)])
+        assert len(told.embedded_ids) == there_then
+    done.finish()
+    assert len(told.embedded_ids) == 5
+
+
 def test_what_is_collected_is_told_at_once_and_written_nowhere(dataset: AudioDataset, tmp_path: Path) -> None:
     told: list[str] = []
 
@@ -175,3 +187,68 @@ def test_all_that_is_left_is_told_once_when_a_failure_or_an_interrupt_ends_a_run
     done.finish([Failure("3", "3.wav", "decode", "broken"), embedded(4)])
     done.finish([])
     assert told.embedded_ids == there(dataset) == ["0", "2", "4"] and told.failed_ids == ["1", "3"]
+
+
+def test_two_errors_while_telling_leave_nobody_untold(dataset: AudioDataset) -> None:
+    class WithoutAList(Told):
+        def failed(self, failure: Failure) -> None:
+            super().failed(failure)
+            raise OutputError(f"no list for {failure.id}")
+
+    for number in (1, 3):
+        dataset.vector_path(dataset.utterances[number]).mkdir(parents=True)
+    told = WithoutAList(dataset, fail_fast=False)
+    done = Deliveries(dataset, told, Stages(), stream_save=True)
+    with pytest.raises(OutputError, match="no list for x"):
+        done.take([Failure("x", "x.wav", "decode", "broken"), *(embedded(number) for number in range(COUNT))])
+    with pytest.raises(OutputError, match="no list for 1"):
+        done.save()
+    assert told.embedded_ids == there(dataset) == ["0", "2", *(str(number) for number in range(4, COUNT))]
+    assert told.failed_ids == ["x", "1", "3"]
+    done.finish()
+
+
+def test_a_first_failure_among_what_is_left_neither_stops_nor_hides_anything(
+    dataset: AudioDataset, refused_at: Callable[[int, int], None]
+) -> None:
+    done, told = delivering(dataset, fail_fast=True)
+    done.finish([embedded(0), Failure("1", "1.wav", "decode", "broken"), embedded(2)])
+    assert told.embedded_ids == there(dataset) == ["0", "2"] and told.failed_ids == ["1"]
+    done, told = delivering(dataset, fail_fast=True)
+    refused_at(1, errno.ENOSPC)
+    with pytest.raises(OutputError, match="No space left"):
+        done.finish([Failure("1", "1.wav", "decode", "broken"), embedded(3), embedded(4)])
+    assert told.embedded_ids == ["3"] and told.failed_ids == ["1"]
+
+
+def test_nothing_more_is_written_to_a_disk_that_failed(
+    dataset: AudioDataset, monkeypatch: pytest.MonkeyPatch, refused_at: Callable[[int, int], None]
+) -> None:
+    monkeypatch.setattr(outcomes, "SAVED_TOGETHER", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", os.fsync)
+        refused_at(3, errno.ENOSPC)
+        done, told = delivering(dataset)
+        with pytest.raises(OutputError, match="3_emb"):
+            done.take(embedded(number) for number in range(COUNT))
+    done.finish([embedded(8), Failure("x", "x.wav", "decode", "broken")])
+    assert told.embedded_ids == there(dataset) == ["0", "1", "2"] and told.failed_ids == ["x"]
+
+
+def test_few_files_are_open_at_a_time(dataset: AudioDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = AudioDataset([Utterance(str(number), tmp_path / f"{number}.wav") for number in range(200)], tmp_path)
+    many.set_output_dir(tmp_path / "out")
+    folder, flush, counts = Path("/proc/self/fd"), os.fsync, []
+    if not folder.is_dir():
+        pytest.skip("open files are counted on Linux")
+    before = len(list(folder.iterdir()))
+
+    def fsync(file: int) -> None:
+        counts.append(len(list(folder.iterdir())))
+        flush(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    done, told = delivering(many)
+    done.finish(embedded(number) for number in range(200))
+    assert len(told.embedded_ids) == 200 and max(counts) <= before + 32
+    assert len(list(folder.iterdir())) == before
