@@ -41,7 +41,7 @@ def decoded_batches(
     prefetch_factor: int,
     timeout_seconds: float,
     quiet: Callable[[], None],
-    idle: Callable[[], object],
+    idle: Callable[[], object] = lambda: None,
 ) -> Generator[Decoded, None, None]:
     """Decode the batches of a plan, `num_workers` processes (0: this one) ahead by `prefetch_factor` batches each.
 
