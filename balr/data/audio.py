@@ -1,94 +1,140 @@
-"""From an audio file to a mono float32 waveform in [-1, 1] at one rate.
+"""From an audio file, or a part of it, to a mono float32 waveform in [-1, 1] at one rate."""
 
-soundfile (libsndfile) reads wav, flac, ogg, opus and mp3; PyAV (FFmpeg) reads what libsndfile does not know, such as
-m4a, aac, wma and webm. A file that ends before its header says so is an error: half an utterance is another utterance.
-"""
-
-import logging
 import math
-import os
-import re
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
-import soundfile
 import torch
 
-from balr.errors import UtteranceError, one_line
+from balr.data.decoders import Channels, OpenAudio, open_audio
+from balr.errors import UtteranceError
+from balr.records import WHOLE, Part, format_seconds
 
 if TYPE_CHECKING:
-    from av.container import InputContainer
     from torchaudio.transforms import Resample
 
-log = logging.getLogger(__name__)
-
-_BLOCK_FRAMES = 1 << 20
 _LONGEST_BLOCK_SECONDS = 600
 _MOST_CLAIMED = 1 << 29  # nine hours at 16 kHz; what is longer grows as it is read
 _LARGEST_RESAMPLING_KERNEL = 10_000_000  # usual rates need less than a million numbers
-_EXACT_LENGTH = frozenset({"WAV", "WAVEX", "FLAC", "AIFF", "W64", "RF64", "AU", "CAF", "NIST"})
+_MOST_KEPT_NUMBERS = 1 << 23
+_ROUNDING_SECONDS = 0.01  # lists round times: a segment may end so much after its file
 
-# FFmpeg picks a demuxer by content: without this list, a "wav" that is a playlist would make it open other files.
-_FFMPEG_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,aac,asf,matroska,webm,ogg,mp3,wav,flac,w64,aiff,caf,amr,ac3,eac3,wv,ape,tta"
+_Block = tuple[int, Channels]  # the sample of the file that it starts at, an array (samples, channels)
 
 
-def load_waveform(path: Path, sample_rate_hz: int, *, max_seconds: float = math.inf) -> torch.Tensor:
-    """Decode a file to a float32 waveform `(samples,)` in [-1, 1]: channels averaged, resampled.
+class Cursor:
+    """Read one file after another, each once where segments of it are asked for in the order of their starts.
 
-    Resampling is torchaudio's default, as in WeSpeaker's recipe. What is held beside the waveform itself is a block of
-    the file. Raises UtteranceError with the reason, such as more than `max_seconds` of audio.
+    Seeking in compressed audio gives other samples than decoding from the start, so it is decoded from there; the
+    cursor stays where it is, and keeps what was read last for segments that overlap.
     """
-    rate_hz, frames, blocks = decode(path)
-    blocks = _limited(blocks, rate_hz, max_seconds)
-    if rate_hz != sample_rate_hz:
-        blocks, frames = _resampled(blocks, rate_hz, sample_rate_hz), -(-frames * sample_rate_hz // rate_hz)
-    waveform = _joined(blocks, frames)
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._audio: OpenAudio
+        self._kept: deque[_Block] = deque()
+        self._error: UtteranceError | None = None
+
+    def open(self, path: Path, part: Part) -> tuple[OpenAudio, Iterator[_Block]]:
+        """Return a file and its blocks from the start of a part, or before it. Raises UtteranceError."""
+        if not part.is_segment or path != self._path or self._is_past(part.start_seconds):
+            audio = open_audio(path, part)
+            if audio.seeks or not part.is_segment:
+                return audio, audio.blocks
+            self._path, self._audio, self._kept, self._error = path, audio, deque(), None
+        return self._audio, self._replayed()
+
+    def _is_past(self, seconds: float) -> bool:
+        return bool(self._kept) and round(seconds * self._audio.rate_hz) < self._kept[0][0]
+
+    def _replayed(self) -> Iterator[_Block]:
+        yield from tuple(self._kept)
+        if self._error is not None:
+            raise self._error
+        try:
+            for start, block in self._audio.blocks:
+                self._kept.append((start, block))
+                while len(self._kept) > 1 and sum(kept.size for _, kept in self._kept) > _MOST_KEPT_NUMBERS:
+                    self._kept.popleft()
+                yield start, block
+        except UtteranceError as error:
+            self._error = error
+            raise
+
+
+def load_waveform(
+    path: Path,
+    sample_rate_hz: int,
+    *,
+    part: Part = WHOLE,
+    max_seconds: float = math.inf,
+    cursor: Cursor | None = None,
+) -> torch.Tensor:
+    """Decode a file, or a part of it, to a float32 waveform `(samples,)` in [-1, 1]: one channel, resampled.
+
+    Resampling is torchaudio's default, as in WeSpeaker's recipe. Beside the waveform itself, memory holds a block of
+    the file. A `cursor` makes many segments of one file cost one pass. Raises UtteranceError with the reason, such as
+    more than `max_seconds` of audio, or a segment that is not in the file.
+    """
+    _refuse_reversed(part)
+    audio, numbered = (cursor or Cursor()).open(path, part)
+    first, last = _bounds(part, audio.rate_hz)
+    blocks: Iterator[torch.Tensor] = (
+        _mono(block, part.channel) for block in _cut(numbered, first, last, audio.rate_hz)
+    )
+    blocks = _limited(blocks, audio.rate_hz, max_seconds)
+    samples = audio.samples if last is None else last - first
+    if audio.rate_hz != sample_rate_hz:
+        blocks = _resampled(blocks, audio.rate_hz, sample_rate_hz)
+        samples = -(-samples * sample_rate_hz // audio.rate_hz)
+    waveform = _joined(blocks, samples)
     if waveform.numel() == 0:
         raise UtteranceError("no samples: the file holds no audio")
     return waveform
 
 
-def decode(path: Path) -> tuple[int, int, Iterator[torch.Tensor]]:
-    """Open a file; return its sample rate in Hz, how many samples it claims, and its mono float32 samples in blocks."""
-    if os.path.isfile(path) and os.path.getsize(path) == 0:
-        raise UtteranceError("empty: the file holds no bytes")
-    try:
-        # As bytes where file names are bytes: they need not be UTF-8.
-        file = soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path)
-    except soundfile.LibsndfileError as refusal:
-        log.debug("%s: libsndfile: %s", path, refusal.error_string)
-        return _decode_with_ffmpeg(path)
-    except OSError as error:
-        raise UtteranceError(f"cannot be opened: {error.strerror or error}") from error
-    return file.samplerate, file.frames, _read_blocks(file)
+def _refuse_reversed(part: Part) -> None:
+    start, end = part.start_seconds, part.end_seconds
+    if start < 0 or (end is not None and end <= start):
+        problem = "starts before the file" if start < 0 else "is empty" if end == start else "ends before it starts"
+        raise UtteranceError(f"the segment from {format_seconds(start)} to {format_seconds(end)} s {problem}")
 
 
-def _read_blocks(file: soundfile.SoundFile) -> Iterator[torch.Tensor]:
-    samples = 0
-    with file:
-        try:
-            frames = max(1, _BLOCK_FRAMES // file.channels)
-            while True:  # block by block: a header may claim any length
-                block = file.read(frames, dtype="float32", always_2d=True)
-                samples += len(block)
-                yield torch.from_numpy(_mono(block, axis=1))
-                if len(block) < frames:
-                    break
-        except soundfile.LibsndfileError as error:
-            raise UtteranceError(f"damaged: {error.error_string}") from error
-        _check_length(file, samples)
+def _bounds(part: Part, rate_hz: int) -> tuple[int, int | None]:
+    last = None if part.end_seconds is None else round(part.end_seconds * rate_hz)
+    return round(part.start_seconds * rate_hz), last
 
 
-def _mono(channels: npt.NDArray[Any], *, axis: int) -> npt.NDArray[np.float32]:
-    if channels.shape[axis] == 1:
-        return channels.reshape(-1)
-    with np.errstate(invalid="ignore", over="ignore"):  # what is not a number is told of later
-        return np.asarray(channels.mean(axis=axis, dtype=np.float32))
+def _cut(blocks: Iterator[_Block], first: int, last: int | None, rate_hz: int) -> Iterator[Channels]:
+    """Yield the samples from `first` to `last` (None: the end), both counted from the start of the file."""
+    end = 0
+    for start, block in blocks:
+        end = start + len(block)
+        yield block[max(0, first - start) : None if last is None else max(0, last - start)]
+        if last is not None and end >= last:
+            return
+    seconds = end / rate_hz
+    if first > 0 and end <= first:
+        raise UtteranceError(f"the segment starts at {first / rate_hz:g} s, and the file ends at {seconds:g} s")
+    if last is not None and end < last - _ROUNDING_SECONDS * rate_hz:
+        raise UtteranceError(f"the segment ends at {last / rate_hz:g} s, and the file at {seconds:g} s")
+
+
+def _mono(block: Channels, channel: int | None) -> torch.Tensor:
+    channels = block.shape[1]
+    if channel is not None and not 0 <= channel < channels:
+        there = "only channel 0" if channels == 1 else f"channels 0 to {channels - 1}"
+        raise UtteranceError(f"channel {channel} is not there: the file has {there}")
+    if channels == 1:
+        return torch.from_numpy(block.reshape(-1))
+    if channel is not None:
+        return torch.from_numpy(block[:, channel].copy())
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not a number is found later
+        return torch.from_numpy(np.asarray(block.mean(axis=1, dtype=np.float32)))
 
 
 def _limited(blocks: Iterator[torch.Tensor], rate_hz: int, max_seconds: float) -> Iterator[torch.Tensor]:
@@ -118,7 +164,8 @@ def _joined(blocks: Iterator[torch.Tensor], claimed: int) -> torch.Tensor:
             waveform = torch.cat((waveform[:filled], torch.empty(max(filled, block.numel()))))
         waveform[filled : filled + block.numel()] = block
         filled += block.numel()
-    return waveform if filled == waveform.numel() else waveform[:filled].clone()
+    # What was never filled takes no memory, but for a claim that is far off.
+    return waveform[:filled] if filled > waveform.numel() // 2 else waveform[:filled].clone()
 
 
 def _resampled(blocks: Iterator[torch.Tensor], rate_hz: int, target_hz: int) -> Iterator[torch.Tensor]:
@@ -137,68 +184,6 @@ def _resampled(blocks: Iterator[torch.Tensor], rate_hz: int, target_hz: int) -> 
         held = torch.cat((held, block))
     if held.numel():
         yield resampler(held)[before // period * made_of_it :]
-
-
-def _check_length(file: soundfile.SoundFile, samples: int) -> None:
-    # libsndfile shortens a wav whose data chunk goes past the end of the file and says so only in its log. Sizes of
-    # 0 and near 4 GiB are what programs write that stream to a pipe and never learn the length.
-    cut = re.search(r"^data : (\d+) \(should be \d+\)", file.extra_info, re.MULTILINE)
-    if cut and 0 < int(cut[1]) < 0x7FFFFFFF:
-        raise UtteranceError(f"truncated: the header promises {cut[1]} bytes of audio, the file ends before")
-    if file.format in _EXACT_LENGTH and samples < file.frames:
-        raise UtteranceError(f"truncated: {samples} of {file.frames} samples can be read")
-
-
-@contextmanager
-def open_with_ffmpeg(path: Path) -> "Iterator[InputContainer]":
-    """Open a file with FFmpeg, as audio of a known kind and nothing else. Raises av.FFmpegError or OSError."""
-    import av
-
-    # `file:` takes the rest for a path, whatever it looks like; tags need not be text.
-    options = {"format_whitelist": _FFMPEG_FORMATS, "protocol_whitelist": "file"}
-    with av.open(f"file:{path}", "r", options=options, metadata_errors="replace") as container:
-        yield container
-
-
-def _decode_with_ffmpeg(path: Path) -> tuple[int, int, Iterator[torch.Tensor]]:
-    blocks = _ffmpeg_blocks(path)
-    rate_hz = next(blocks)
-    assert isinstance(rate_hz, int)
-    return rate_hz, 0, (block for block in blocks if isinstance(block, torch.Tensor))
-
-
-def _ffmpeg_blocks(path: Path) -> Iterator[int | torch.Tensor]:
-    """Yield the sample rate of a file, then its samples."""
-    import av  # only for formats that libsndfile does not know
-
-    samples = given = 0
-    try:
-        with open_with_ffmpeg(path) as container:
-            if not container.streams.audio:
-                raise UtteranceError("no audio stream in the file")
-            stream = container.streams.audio[0]
-            rate_hz = getattr(stream, "rate", None)  # there is none where the codec is unknown
-            if not rate_hz:
-                raise UtteranceError("not readable as audio: an unknown codec, or no sample rate")
-            yield rate_hz
-            to_float = av.AudioResampler(format="fltp")
-            held: list[torch.Tensor] = []
-            for frame in container.decode(stream):
-                for planar in to_float.resample(frame):
-                    held.append(torch.from_numpy(_mono(planar.to_ndarray(), axis=0)))
-                    samples += held[-1].numel()
-                if samples - given >= _BLOCK_FRAMES:
-                    yield torch.cat(held)
-                    held, given = [], samples
-            if held:
-                yield torch.cat(held)
-            expected = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
-    except av.FFmpegError as error:
-        raise UtteranceError(f"not readable as audio: {one_line(error.strerror)}") from error
-    except OSError as error:
-        raise UtteranceError(f"cannot be opened: {error.strerror or error}") from error
-    if samples < (expected - 0.5) * rate_hz:
-        raise UtteranceError(f"truncated: {samples / rate_hz:.1f} of {expected:.1f} s can be read")
 
 
 @lru_cache(maxsize=4)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import av
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -10,9 +9,11 @@ import soundfile
 import torch
 import torchaudio
 from conftest import speechlike, write_wav
+from encoding import encode
 
-from balr.data import audio
+from balr.data import decoders
 from balr.data.audio import load_waveform
+from balr.data.decoders import open_audio
 from balr.errors import UtteranceError
 
 QUANTISATION = {"PCM_U8": 1 / 128, "PCM_16": 1 / 32768, "PCM_24": 2**-23, "PCM_32": 2**-24, "FLOAT": 0, "DOUBLE": 0}
@@ -69,7 +70,7 @@ def test_resampling_is_torchaudio_s_default(tmp_path: Path) -> None:
 def test_resampling_in_blocks_is_resampling_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate_hz: int, samples: int
 ) -> None:
-    monkeypatch.setattr(audio, "_BLOCK_FRAMES", 6_000)
+    monkeypatch.setattr(decoders, "_BLOCK_SAMPLES", 6_000)
     signal = speechlike(samples / rate_hz + 0.01, rate_hz=rate_hz)[:samples]
     expected = torchaudio.transforms.Resample(rate_hz, 16_000)(torch.from_numpy(signal))
     waveform = load_waveform(write_wav(tmp_path / "a.wav", signal, rate_hz=rate_hz, subtype="FLOAT"), 16_000)
@@ -142,26 +143,9 @@ def test_a_rate_that_would_need_a_giant_resampling_kernel_is_an_error(tmp_path: 
         load_waveform(path, 16_000)
 
 
-def encode(
-    path: Path,
-    samples: npt.NDArray[np.float32],
-    *,
-    codec: str,
-    rate_hz: int,
-    options: dict[str, str] | None = None,
-) -> None:
-    with av.open(str(path), "w", options=options or {}) as container:
-        stream = container.add_stream(codec, rate=rate_hz, layout="mono")
-        stream.bit_rate = 128_000
-        frame = av.AudioFrame.from_ndarray(samples[None, :], format="flt", layout="mono")
-        frame.sample_rate = rate_hz
-        for packet in (*stream.encode(frame), *stream.encode(None)):
-            container.mux(packet)
-
-
 def decoded_whole(path: Path) -> tuple[int, npt.NDArray[np.float32]]:
-    rate_hz, _, blocks = audio.decode(path)
-    return rate_hz, torch.cat(list(blocks)).numpy()
+    audio = open_audio(path)
+    return audio.rate_hz, np.concatenate([block for _, block in audio.blocks]).mean(axis=1, dtype=np.float32)
 
 
 def _similarity(waveform: torch.Tensor, expected: npt.NDArray[np.float32]) -> float:

@@ -1,0 +1,246 @@
+"""How much a compressed file should hold by its own bytes, whatever a decoder makes of them.
+
+Decoders conceal a frame that is cut and end quietly where a file does. The frames, pages and elements that a file
+consists of, and the lengths that it declares, show whether its end is missing.
+"""
+
+import os
+import struct
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import BinaryIO, NamedTuple
+
+_BUFFER_BYTES = 1 << 12
+_WINDOW_BYTES = 1 << 20
+
+# ISO 11172-3 and 13818-3: bit rates in kbit/s by index, for (is MPEG-1, layer).
+_LOW_KBPS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+_MPEG_KBPS: Mapping[tuple[bool, int], tuple[int, ...]] = MappingProxyType(
+    {
+        (True, 1): tuple(range(0, 480, 32)),
+        (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+        (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+        (False, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+        (False, 2): _LOW_KBPS,
+        (False, 3): _LOW_KBPS,
+    }
+)
+_MPEG_HZ: Mapping[int, tuple[int, ...]] = MappingProxyType(
+    {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
+)
+# ETSI TS 102 366: AC-3 bit rates in kbit/s and sample rates.
+_AC3_KBPS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640)
+_AC3_HZ = (48_000, 44_100, 32_000)
+_TRANSPARENT_ELEMENTS = frozenset({0x18538067, 0x1F43B675})  # Segment and Cluster: what they hold is looked at
+
+
+class MpegFrames(NamedTuple):
+    """Count the frames of an MPEG audio file (mp1, mp2, mp3) and their samples, without one that only declares.
+
+    `declared_frames` is 0 where nothing declares how many there are.
+    """
+
+    frames: int
+    samples: int
+    declared_frames: int
+    is_cut: bool
+
+    @property
+    def flaw(self) -> str | None:
+        """Say what is missing; one frame is tolerated, as encoders count in different ways."""
+        if self.is_cut:
+            return "truncated: its last MPEG frame is cut"
+        if self.frames + 1 < self.declared_frames:
+            return f"truncated: {self.frames} of {self.declared_frames} declared MPEG frames are there"
+        return None
+
+
+class OggPages(NamedTuple):
+    """Say whether an Ogg file ends as one should, and whether streams follow one another in it."""
+
+    has_end: bool
+    is_chained: bool
+
+    @property
+    def flaw(self) -> str | None:
+        """Say what is missing."""
+        return None if self.has_end else "truncated: its last Ogg page is cut, or does not end the stream"
+
+
+class _Frame(NamedTuple):
+    kind: tuple[int, int, int]
+    size: int
+    samples: int
+
+
+def mpeg_frames(path: Path) -> MpegFrames | None:
+    """Walk the frames of an MPEG audio file, in a wav too, from header to header; None where it holds none.
+
+    What comes between frames, such as tags, is skipped. Free-format files (frames that do not say how long they are)
+    give None.
+    """
+    total = os.path.getsize(path)
+    frames = 0
+    with open(path, "rb", buffering=_BUFFER_BYTES) as file:
+        found = _next_frame(file, _after_id3(file, 0), None)
+        if found is None:
+            return None
+        position, first = found
+        file.seek(position)
+        declared = _declared_frames(file.read(min(first.size, 256)))
+        position += first.size if declared is not None else 0
+        window, window_at = b"", 0  # one system call for many frames
+        while position + 4 <= total:
+            at = position - window_at
+            if at + 4 > len(window):
+                file.seek(position)
+                window, window_at, at = file.read(_WINDOW_BYTES), position, 0
+            frame = _mpeg_frame(window[at : at + 4])
+            if frame is None or frame.kind != first.kind:
+                found = _next_frame(file, _after_id3(file, position), first.kind)
+                if found is None:
+                    return MpegFrames(frames, frames * first.samples, declared or 0, is_cut=False)
+                position, frame = found
+            frames += 1
+            position += frame.size
+        is_cut = position > total or _begins_a_frame(file, position)
+    return MpegFrames(frames, frames * first.samples, declared or 0, is_cut)
+
+
+def ogg_pages(path: Path) -> OggPages:
+    """Walk the pages of an Ogg file (RFC 3533)."""
+    total = os.path.getsize(path)
+    position = 0
+    has_end = has_data = is_chained = False
+    with open(path, "rb", buffering=_BUFFER_BYTES) as file:
+        while position < total:
+            file.seek(position)
+            head = file.read(27)
+            if not head.startswith(b"OggS"):
+                position = _find(file, b"OggS", position + 1)
+                if position < 0:
+                    break
+                continue
+            lacing = file.read(head[26]) if len(head) == 27 else b""
+            position += 27 + len(lacing) + sum(lacing)
+            if len(head) < 27 or len(lacing) < head[26] or position > total:
+                return OggPages(has_end=False, is_chained=is_chained)
+            begins, has_end = bool(head[5] & 2), bool(head[5] & 4)
+            is_chained = is_chained or (begins and has_data)
+            has_data = has_data or not begins
+    return OggPages(has_end, is_chained)
+
+
+def matroska_flaw(path: Path) -> str | None:
+    """Walk the elements of a Matroska or WebM file (RFC 8794) and say whether the last one is cut."""
+    cut = "truncated: its last Matroska element is cut"
+    total = os.path.getsize(path)
+    position = 0
+    with open(path, "rb", buffering=_BUFFER_BYTES) as file:
+        while position < total:
+            file.seek(position)
+            head = file.read(12)
+            id_bytes = 9 - head[0].bit_length()
+            if id_bytes > 4:
+                return None  # no element: something else follows
+            if len(head) <= id_bytes:
+                return cut
+            size_bytes = 9 - head[id_bytes].bit_length()
+            if size_bytes > 8 or len(head) < id_bytes + size_bytes:
+                return cut if len(head) < id_bytes + 8 else None
+            size = int.from_bytes(head[id_bytes : id_bytes + size_bytes]) & ((1 << 7 * size_bytes) - 1)
+            is_known = size != (1 << 7 * size_bytes) - 1
+            position += id_bytes + size_bytes
+            if is_known and position + size > total:
+                return cut
+            if int.from_bytes(head[:id_bytes]) not in _TRANSPARENT_ELEMENTS:
+                if not is_known:
+                    return None
+                position += size
+    return None
+
+
+def is_cut_ac3(packet: bytes) -> bool:
+    """Return whether an AC-3 or E-AC-3 frame is shorter than its header says."""
+    if len(packet) < 6 or not packet.startswith(b"\x0b\x77"):
+        return True
+    if packet[5] >> 3 > 10:
+        return len(packet) < 2 * ((int.from_bytes(packet[2:4]) & 0x7FF) + 1)
+    rate_index, size_index = packet[4] >> 6, packet[4] & 0x3F
+    if rate_index == 3 or size_index >= 2 * len(_AC3_KBPS):
+        return True
+    words = _AC3_KBPS[size_index // 2] * 1000 * 1536 // (16 * _AC3_HZ[rate_index])
+    return len(packet) < 2 * (words + (size_index % 2 if rate_index == 1 else 0))
+
+
+@lru_cache(maxsize=4096)
+def _mpeg_frame(header: bytes) -> _Frame | None:
+    """Read a frame header, 4 bytes; None where it is none, or of a frame in free format."""
+    if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
+        return None
+    version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)
+    rate_index, padding = header[2] >> 2 & 3, header[2] >> 1 & 1
+    if version not in _MPEG_HZ or layer == 4 or rate_index == 3 or header[2] >> 4 in (0, 15):
+        return None
+    is_first = version == 3
+    rate_hz, bits = _MPEG_HZ[version][rate_index], 1000 * _MPEG_KBPS[is_first, layer][header[2] >> 4]
+    samples = 384 if layer == 1 else 1152 if layer == 2 or is_first else 576
+    slot_bytes = 4 if layer == 1 else 1
+    slots = samples // 8 // slot_bytes * bits // rate_hz + padding
+    return _Frame((version, layer, rate_index), slots * slot_bytes, samples)
+
+
+def _declared_frames(frame: bytes) -> int | None:
+    """Return how many frames the Xing, Info or VBRI header in a first frame declares, 0 for none; None: no header."""
+    for name, least in ((b"Xing", 8), (b"Info", 8), (b"VBRI", 18)):
+        at = frame.find(name, 4, 44)
+        if at >= 0 and len(frame) >= at + least:
+            if name == b"VBRI":
+                return int(struct.unpack_from(">I", frame, at + 14)[0])
+            flags, count = struct.unpack_from(">II", frame.ljust(at + 12, b"\0"), at + 4)
+            return int(count) if flags & 1 else 0
+    return None
+
+
+def _next_frame(file: BinaryIO, position: int, kind: tuple[int, int, int] | None) -> tuple[int, _Frame] | None:
+    """Find the next frame that another one of its kind follows."""
+    while (position := _find(file, b"\xff", position)) >= 0:
+        file.seek(position)
+        frame = _mpeg_frame(file.read(4))
+        if frame is not None and kind in (None, frame.kind):
+            file.seek(position + frame.size)
+            after = _mpeg_frame(file.read(4))
+            if after is not None and after.kind == frame.kind:
+                return position, frame
+        position += 1
+    return None
+
+
+def _begins_a_frame(file: BinaryIO, position: int) -> bool:
+    file.seek(position)
+    return file.read(1) == b"\xff"
+
+
+def _after_id3(file: BinaryIO, position: int) -> int:
+    """Return where an ID3v2 tag ends that starts at a position, that position where there is none."""
+    file.seek(position)
+    head = file.read(10)
+    if len(head) < 10 or not head.startswith(b"ID3"):
+        return position
+    size = sum(byte << 7 * place for place, byte in enumerate(reversed(head[6:10])))
+    return position + 10 + size
+
+
+def _find(file: BinaryIO, what: bytes, position: int) -> int:
+    """Return where some bytes come next, -1 where they do not."""
+    while True:
+        file.seek(position)
+        content = file.read(_WINDOW_BYTES)
+        at = content.find(what)
+        if at >= 0:
+            return position + at
+        if len(content) < _WINDOW_BYTES:
+            return -1
+        position += len(content) - len(what) + 1

@@ -1,0 +1,56 @@
+"""What goes through the whole pipeline unchanged: an utterance, and which part of its audio file it is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Choose a part of an audio file: the time from `start_seconds` to `end_seconds` (None: its end), one channel.
+
+    `channel` counts from 0; None averages all channels.
+    """
+
+    start_seconds: float = 0.0
+    end_seconds: float | None = None
+    channel: int | None = None
+
+    @property
+    def is_segment(self) -> bool:
+        """Return whether times are given."""
+        return self.start_seconds != 0.0 or self.end_seconds is not None
+
+    @property
+    def suffix(self) -> str:
+        """Return what the part adds to the name of its file, such as `_1.5-3.25_ch0`."""
+        times = f"_{format_seconds(self.start_seconds)}-{format_seconds(self.end_seconds)}" if self.is_segment else ""
+        return times if self.channel is None else f"{times}_ch{self.channel}"
+
+    def cells(self) -> dict[str, str]:
+        """Return the part as the columns of a csv; empty cells mean the whole."""
+        return {
+            "start": format_seconds(self.start_seconds) if self.is_segment else "",
+            "end": "" if self.end_seconds is None else format_seconds(self.end_seconds),
+            "channel": "" if self.channel is None else str(self.channel),
+        }
+
+
+WHOLE = Part()
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """Name an utterance and its files; nothing is opened yet. `extra` holds the other columns of a csv."""
+
+    id: str
+    audio: Path | None
+    speaker: str | None = None
+    embedding: Path | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+    part: Part = WHOLE
+
+
+def format_seconds(seconds: float | None) -> str:
+    """Write a time to the microsecond without zeros that say nothing; None, the end of a file, is `end`."""
+    return "end" if seconds is None else f"{seconds:.6f}".rstrip("0").rstrip(".")
