@@ -1,32 +1,32 @@
-"""The configuration: where its tree is, the schema of a run, and the names that a run's results get.
+"""The configuration: where its tree is, the schema of a run, and the checkpoints that ship with it.
 
 Imports no torch: `--help`, `--cfg job` and `balr models` rest on this module alone.
 """
 
-import hashlib
-import os
-import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from pkgutil import resolve_name
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any
 
 import yaml
-from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
-from hydra.types import RunMode
-from hydra.utils import instantiate
-from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf import MISSING
 
-from balr.errors import BalrError, ConfigError
+from balr.errors import ConfigError
 
-_T = TypeVar("_T")
 DOWNLOADED_FROM = ".downloaded-from"  # in a model_dir: the repository and revision of its files
-_LONGEST_NAME_BYTES = 150
-_SLASH_OR_QUOTE = "/'\""
+
+WINDOWS = ("hamming", "hanning", "povey", "rectangular", "blackman")  # as torchaudio.compliance.kaldi names them
+_RANGES: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {
+        "sample_rate_hz": (4_000, 384_000),
+        "num_mel_bins": (4, 512),
+        "frame_length_ms": (1, 1_000),
+        "frame_shift_ms": (1, 1_000),
+        "samples": (1, 4_096),
+    }
+)
 
 
 @dataclass
@@ -39,6 +39,7 @@ class RunConfig:
     input: str = MISSING
     root_dir: str | None = MISSING
     audio_formats: list[str] = MISSING
+    channel: int | None = MISSING
     device: str = MISSING
     precision: str = MISSING
     force: bool = MISSING
@@ -61,7 +62,8 @@ class DataConfig:
     each at most `prefetch_factor` batches.
     `shuffle` takes batches in a drawn order, not the longest first. Audio longer than `chunk_seconds` goes through the
     network in parts of half that, where it does not change the embedding; where it would, audio longer than
-    `max_whole_seconds` is refused. A file that holds more than `max_audio_seconds`, or that takes a process more than
+    `max_whole_seconds` is refused. At most `max_ahead_seconds` of audio are decoded and not embedded yet, or one batch
+    that is longer. A file that holds more than `max_audio_seconds`, or that takes a process more than
     `decode_timeout_seconds`, is a failure. No choice here changes an embedding.
     """
 
@@ -74,6 +76,7 @@ class DataConfig:
     chunk_seconds: float = 20.0
     max_whole_seconds: float = 600.0
     max_audio_seconds: float = 14_400.0
+    max_ahead_seconds: float = 14_400.0
     decode_timeout_seconds: float = 120.0
 
     def __post_init__(self) -> None:
@@ -108,6 +111,11 @@ class FeaturesConfig:
     int16_scale: bool | None = None
     mean_norm: bool | None = None
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and (legal := legal_feature(name, value)):
+                raise ConfigError(f"features.{name}={value}: must be {legal}.")
+
 
 @dataclass(frozen=True)
 class PublishedCheckpoint:
@@ -122,6 +130,19 @@ class PublishedCheckpoint:
     trained_on: str
     eer_percent: tuple[float, ...] | None
     licence: str
+
+
+def legal_feature(name: str, value: object) -> str | None:
+    """Say what a setting of the features must be, where a value is not that."""
+    if name == "window_type":
+        return None if value in WINDOWS else f"one of {', '.join(WINDOWS)}"
+    if name not in _RANGES:
+        return None if type(value) is bool else "true or false"
+    least, most = _RANGES[name]
+    whole = not name.endswith("_ms")
+    if isinstance(value, int if whole else int | float) and type(value) is not bool and least <= value <= most:
+        return None
+    return f"a {'whole ' if whole else ''}number from {least:,} to {most:,}"
 
 
 def config_dir() -> Path:
@@ -148,146 +169,3 @@ def pinned_revision(model_repo: str) -> str:
     """Return the revision that balr ships for a repository, `main` for one it does not know."""
     known = published_checkpoints().get(model_repo)
     return known.revision if known else "main"
-
-
-def register() -> None:
-    """Make the schema and the resolvers of `conf/` known to Hydra; calling it again changes nothing."""
-    ConfigStore.instance().store(name="run_schema", node=RunConfig)
-    OmegaConf.register_new_resolver("balr.corpus", corpus_name, replace=True)
-    OmegaConf.register_new_resolver("balr.label", _label_of_this_job, replace=True)
-
-
-def check(cfg: DictConfig) -> RunConfig:
-    """Return the composed config as a checked `RunConfig`.
-
-    Raises ConfigError that lists every missing value at once, or names the value that does not resolve.
-    """
-    missing = _missing_keys(OmegaConf.to_container(cfg, resolve=False))
-    if missing:
-        if missing == ["input"]:
-            raise ConfigError(
-                "Missing input: a csv, a folder, an audio file or a wav.scp, as in balr extract recordings/."
-            )
-        raise ConfigError(f"Missing {', '.join(missing)}: give each as KEY=VALUE.")
-    run = OmegaConf.to_object(cfg)
-    assert isinstance(run, RunConfig)
-    if not run.input:
-        raise ConfigError("input is empty: give a csv, a folder, an audio file or a wav.scp.")
-    if run.vector_format not in ("npy", "txt"):
-        raise ConfigError(f"vector_format={run.vector_format}: must be npy or txt.")
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", run.device):
-        raise ConfigError(f"device={run.device}: must be auto, cpu, cuda, cuda:N or mps.")
-    if run.save_dir == "":
-        raise ConfigError("save_dir is empty: give a folder, or save_dir=null to write beside the audio.")
-    if not re.fullmatch(r"\d+|\d+(\.\d+)?%", str(run.max_failures)):
-        raise ConfigError(f"max_failures={run.max_failures}: must be a number of utterances, or a share such as 1%.")
-    return _in_a_sweep(run, cfg) if HydraConfig.get().mode == RunMode.MULTIRUN else run
-
-
-def build(node: Mapping[str, Any], kind: type[_T], **arguments: object) -> _T:
-    """Instantiate a `_target_` node that must be a `kind` defined in balr.
-
-    Raises ConfigError where a target is anything else or does not take the node's keys: a config can come with a
-    downloaded model or from a colleague, and must not name arbitrary code.
-    """
-    _check_targets(node, kind)
-    try:
-        made = instantiate({**node}, _convert_="all", **arguments)
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, BalrError):
-            raise cause from None
-        if isinstance(cause, TypeError):
-            raise ConfigError(f"{node['_target_']} does not take these settings: {cause}.") from error
-        raise ConfigError(f"{node['_target_']}: {error}") from error
-    assert isinstance(made, kind)
-    return made
-
-
-def _check_targets(node: Mapping[str, Any], kind: type) -> None:
-    target = node.get("_target_")
-    try:
-        cls = resolve_name(target) if isinstance(target, str) and target.startswith("balr.") else None
-    except (ImportError, AttributeError, ValueError):
-        cls = None
-    if not isinstance(cls, type) or not cls.__module__.startswith("balr.") or not issubclass(cls, kind):
-        raise ConfigError(
-            f"_target_={target}: not a class of balr that fits here ({kind.__name__}); see conf/ for those."
-        )
-    for child in _mappings_with_targets(list(node.values())):
-        _check_targets(child, FeaturesConfig)
-
-
-def _mappings_with_targets(nodes: Iterable[object]) -> Iterator[Mapping[str, Any]]:
-    for node in nodes:
-        if isinstance(node, Mapping) and "_target_" in node:
-            yield node
-        elif isinstance(node, Mapping):
-            yield from _mappings_with_targets(node.values())
-        elif isinstance(node, list | tuple | ListConfig):
-            yield from _mappings_with_targets(node)
-
-
-def corpus_name(path: str) -> str:
-    """Name a corpus after its folder, or its list and the list's folder: `voxceleb2`, `voxceleb2-metadata`."""
-    resolved = Path(os.path.realpath(os.path.expanduser(path)))
-    if os.path.isdir(resolved):  # unlike Path's, it takes a name that is too long for any file
-        return _as_folder_name(resolved.name or "root")
-    return _as_folder_name(f"{resolved.parent.name}-{resolved.stem}")
-
-
-def job_label(choice: str, overrides: Sequence[str], swept: Collection[str]) -> str:
-    """Name what a job computes: its model, and whatever else changes the numbers or tells it from other jobs.
-
-    The label is the config name of the model, or its repository where that was overridden, then the other overrides
-    below `embeddings.` and those that a sweep varies.
-    """
-    parts = []
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        value = value.strip(_SLASH_OR_QUOTE)
-        if key == "embeddings.model.model_repo":
-            known = published_checkpoints().get(value)
-            choice = known.name if known else value.replace("/", "--")
-        elif (
-            (key == "precision" and value != "fp32")
-            or key.startswith("embeddings.")
-            or (key in swept and key not in ("input", "save_dir", "embeddings/model"))
-        ):
-            parts.append(f"{key.removeprefix('embeddings.model.')}={value}")
-    return _as_folder_name(",".join([choice, *sorted(parts)]))
-
-
-def _missing_keys(node: object, prefix: str = "") -> list[str]:
-    if node == MISSING:
-        return [prefix]
-    children = node.items() if isinstance(node, dict) else ()
-    return [key for name, child in children for key in _missing_keys(child, f"{prefix}.{name}".lstrip("."))]
-
-
-def _label_of_this_job(*, _root_: DictConfig) -> str:
-    if not HydraConfig.initialized():  # composed in a notebook or a test
-        return job_label("", [f"embeddings.model.model_repo={_root_.embeddings.model.model_repo}"], ())
-    hydra = HydraConfig.get()
-    from_yaml = hydra.sweeper.get("params") or {}
-    swept = {*_root_.sweep_over, *(key.lstrip("+") for key in from_yaml)}
-    return job_label(hydra.runtime.choices["embeddings/model"], hydra.overrides.task, swept)
-
-
-def _in_a_sweep(run: RunConfig, cfg: DictConfig) -> RunConfig:
-    """Give the job a folder of its own below a save_dir that is the same for the whole sweep."""
-    if run.save_dir is None:
-        raise ConfigError("save_dir=null in a sweep: jobs would overwrite one another's embeddings beside the audio.")
-    as_written = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(as_written, dict)
-    if "${balr.label" not in as_written["save_dir"]:
-        run.save_dir = str(Path(run.save_dir) / corpus_name(run.input) / _label_of_this_job(_root_=cfg))
-    return run
-
-
-def _as_folder_name(text: str) -> str:
-    name = re.sub(r"[^\w=,+@.-]+", "-", text).strip("-.") or "unnamed"
-    if len(name.encode()) <= _LONGEST_NAME_BYTES:
-        return name
-    start = name.encode()[:_LONGEST_NAME_BYTES].decode(errors="ignore")
-    return f"{start}-{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:8]}"

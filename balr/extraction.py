@@ -7,9 +7,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balr.config import DataConfig, RunConfig, build
+from balr.composition import build
+from balr.config import DataConfig, RunConfig
 from balr.data.corpus import Corpus
-from balr.data.readers import Utterance
 from balr.data.vectors import MISSING
 from balr.errors import Failure, FirstFailureError, OutputError, one_line
 from balr.files import check_writable, held, remove
@@ -25,6 +25,7 @@ from balr.lists import (
 )
 from balr.provenance import corpus_facts, machine, now, software
 from balr.record import Record, identity
+from balr.records import Utterance
 from balr.report import Report, Tally, shown, tracked
 from balr.signals import held_back
 
@@ -44,7 +45,7 @@ def run(cfg: RunConfig, *, run_dir: Path) -> Report:
     model is loaded where input, output or configuration are wrong; a bad utterance is part of the report.
     """
     data_config = build(cfg.data, DataConfig)
-    corpus = Corpus.from_path(cfg.input, root_dir=cfg.root_dir, audio_formats=cfg.audio_formats)
+    corpus = Corpus.from_path(cfg.input, root_dir=cfg.root_dir, audio_formats=cfg.audio_formats, channel=cfg.channel)
     corpus.vector_format = cfg.vector_format
     corpus.set_output_dir(cfg.save_dir)
     if cfg.save_output:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from balr.data import durations
 from balr.data.corpus import Corpus
-from balr.data.readers import Utterance
 from balr.errors import Failure, OutputError
 from balr.files import remove, write_csv
 from balr.record import RUN
+from balr.records import WHOLE, Utterance
 
 METADATA, FAILURES, DURATIONS = "metadata.csv", "failures.csv", "durations.csv"
 PLANNED = ".balr.planned.csv"
@@ -34,7 +34,7 @@ def refuse_foreign_lists(folder: Path, source: str) -> None:
         (METADATA, COLUMNS),
         (PLANNED, COLUMNS),
         (FAILURES, _FAILURE_COLUMNS),
-        (DURATIONS, durations.COLUMNS),
+        (DURATIONS, durations.KEY_COLUMNS),
     )
     for name, columns in kinds:
         if os.path.isfile(source) and (folder / name).is_file() and (folder / name).samefile(source):
@@ -58,24 +58,24 @@ def vouched_for(folder: Path, corpus: Corpus, *, force: bool) -> set[str]:
 
     Raises OutputError where an id or an embedding file belongs to other audio, unless all are made again by `force`.
     """
-    by_id: dict[str, str] = {}
-    by_file: dict[str, str] = {}
+    by_id: dict[str, Row] = {}
+    by_file: dict[str, Row] = {}
     for row in known_rows(folder):
         if row["audio"]:
-            by_id[row["id"]] = row["audio"]
-            by_file[os.path.join(folder, row["embedding"])] = row["audio"]
+            by_id[row["id"]] = by_file[os.path.join(folder, row["embedding"])] = row
     found = set()
     for utterance in corpus.utterances if by_id else ():
         if utterance.audio is None:
             continue
         place = corpus.vector_file(utterance)
-        for held, what in ((by_id.get(utterance.id), utterance.id), (by_file.get(place), place)):
-            if held and not is_same_audio(held, utterance.audio) and not force:
+        for listed, what in ((by_id.get(utterance.id), utterance.id), (by_file.get(place), place)):
+            if listed and not is_same_source(listed, utterance) and not force:
                 raise OutputError(
-                    f"{folder}: holds embeddings of another corpus: {what!r} is {held} there and "
-                    f"{utterance.audio} here; choose another save_dir, or force=true to embed all again."
+                    f"{folder}: holds embeddings of another corpus: {what!r} is {source(listed)} there and "
+                    f"{utterance.audio}{utterance.part.suffix} here; choose another save_dir, or force=true to embed "
+                    "all again."
                 )
-        if place in by_file and is_same_audio(by_file[place], utterance.audio):
+        if place in by_file and is_same_source(by_file[place], utterance):
             found.add(utterance.id)
     return found
 
@@ -227,7 +227,20 @@ def _row(utterance: Utterance, corpus: Corpus, folder: Path) -> dict[str, str]:
     vector = str(utterance.embedding) if utterance.audio is None else corpus.vector_file(utterance)
     below = vector.removeprefix(os.path.join(folder, ""))
     known = (utterance.id, str(utterance.audio or ""), utterance.speaker or "", below)
-    return {**utterance.extra, **dict(zip(COLUMNS, known, strict=True))}
+    part = {} if utterance.part == WHOLE else utterance.part.cells()
+    return {**part, **utterance.extra, **dict(zip(COLUMNS, known, strict=True))}
+
+
+def is_same_source(row: Row, utterance: Utterance) -> bool:
+    """Return whether a row of a list is of the audio and the part of it that an utterance is."""
+    is_same_part = all(row.get(name, "") == cell for name, cell in utterance.part.cells().items())
+    return is_same_part and utterance.audio is not None and is_same_audio(row["audio"], utterance.audio)
+
+
+def source(row: Row) -> str:
+    """Name the audio of a row and which part of it is meant."""
+    times = f"_{row['start']}-{row.get('end') or 'end'}" if row.get("start") else ""
+    return f"{row['audio']}{times}" + (f"_ch{row['channel']}" if row.get("channel") else "")
 
 
 def is_same_audio(held: str, audio: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from balr.config import check, config_dir, register
+from balr.composition import check, register
+from balr.config import config_dir
 from balr.errors import BalrError, one_line
 from balr.outside import refuse_foreign_code
 from balr.report import open_missing_streams, summary
@@ -129,15 +131,18 @@ def _explain(error: Exception) -> str:
 
 def _unknown_key(message: str, reason: str) -> str:
     key = message.partition("'")[2].partition("'")[0] or reason
-    near = get_close_matches(key, _keys(), n=3, cutoff=0.5)
+    keys = _keys()
+    same_end = [known for known in keys if re.split(r"[./]", known)[-1] == key]
+    near = same_end or get_close_matches(key, keys, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "--cfg job shows all keys."
     return f"{key}: no such key; {hint}"
 
 
 def _keys() -> list[str]:
+    """Return what can be overridden: keys, and groups from which a config is chosen."""
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         tree = OmegaConf.to_container(hydra.compose("config"), resolve=False)
-    found: list[str] = []
+    found = sorted({path.parent.relative_to(config_dir()).as_posix() for path in config_dir().glob("*/**/*.yaml")})
     nodes = [("", tree)]
     while nodes:
         prefix, node = nodes.pop()

@@ -37,7 +37,7 @@ def corpus_facts(corpus: Corpus, source: str) -> dict[str, Any]:
     """Return the path of a corpus, how many utterances it lists, and a hash of their ids, files and speakers."""
     digest = hashlib.sha256()
     for utterance in corpus.utterances:
-        line = "\t".join((utterance.id, str(utterance.audio or ""), utterance.speaker or ""))
+        line = "\t".join((utterance.id, f"{utterance.audio or ''}{utterance.part.suffix}", utterance.speaker or ""))
         digest.update(line.encode(errors="surrogateescape") + b"\n")
     path = os.path.abspath(os.path.expanduser(source))
     return {"input": path, "utterances": len(corpus), "sha256": digest.hexdigest()}

@@ -20,10 +20,12 @@ from balr.lists import (
     METADATA,
     Row,
     is_same_audio,
+    is_same_source,
     known_rows,
     made_as_planned,
     read_failures,
     read_list,
+    source,
     write_rows,
 )
 from balr.record import RUN, Record
@@ -94,7 +96,7 @@ def verify(folder: Path, corpus: Corpus | None = None) -> Verdict:
     findings += _among_the_lists(folder, listed, failed, record)
     findings += _not_listed(folder, set(map(os.path.normpath, files.values())))
     if corpus is not None:
-        findings += _against(corpus, {id_: row["audio"] for id_, row in rows.items()}, failed)
+        findings += _against(corpus, rows, failed)
     run = record.runs[-1] if record and record.runs else {}
     return Verdict(
         listed=len(listed),
@@ -205,15 +207,17 @@ def _not_listed(folder: Path, listed: set[str]) -> Iterator[Finding]:
             yield Finding("extra", path, f"not in {METADATA}")
 
 
-def _against(corpus: Corpus, listed: Mapping[str, str], failed: Mapping[str, str]) -> Iterator[Finding]:
+def _against(corpus: Corpus, listed: Mapping[str, Row], failed: Mapping[str, str]) -> Iterator[Finding]:
     ids = set()
     for utterance in corpus.utterances:
         ids.add(utterance.id)
-        audio = listed.get(utterance.id)
-        if audio is None and utterance.id not in failed:
-            yield Finding.of("missing", utterance.id, "in the corpus, but neither embedded nor failed")
-        elif audio and utterance.audio and not is_same_audio(audio, utterance.audio):
-            yield Finding.of("contradiction", utterance.id, f"made of {audio}, in the corpus {utterance.audio}")
+        row = listed.get(utterance.id)
+        if row is None:
+            if utterance.id not in failed:
+                yield Finding.of("missing", utterance.id, "in the corpus, but neither embedded nor failed")
+        elif row["audio"] and utterance.audio and not is_same_source(row, utterance):
+            here = f"{utterance.audio}{utterance.part.suffix}"
+            yield Finding.of("contradiction", utterance.id, f"made of {source(row)}, in the corpus {here}")
     for id_ in (*listed, *(id_ for id_ in failed if id_ not in listed)):
         if id_ not in ids:
             yield Finding.of("extra", id_, "not in the corpus")

@@ -1,6 +1,7 @@
 """Every yaml composes, every target takes its keys, and a model's facts never stick to another."""
 
 import itertools
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from balr.config import DataConfig, FeaturesConfig, build, config_dir, corpus_name, job_label, published_checkpoints
-from balr.config import register as register_config
+from balr.composition import _MODEL_SETTINGS, build, corpus_name, job_label
+from balr.composition import register as register_config
+from balr.config import DataConfig, FeaturesConfig, config_dir, published_checkpoints
+from balr.embeddings.wespeaker import WespeakerModel
 
 CONF = config_dir()
 MODELS = sorted(path.stem for path in (CONF / "embeddings" / "model").glob("[!_]*.yaml"))
@@ -32,6 +35,11 @@ def test_every_model_composes_with_every_preset(model: str, data: str) -> None:
     assert isinstance(build(cfg.data, DataConfig), DataConfig)
     assert isinstance(build(cfg.embeddings.model.features, FeaturesConfig), FeaturesConfig)
     assert list(cfg.embeddings.published) == [cfg.embeddings.model.model_repo]
+
+
+def test_the_settings_of_a_model_that_are_checked_are_those_it_takes() -> None:
+    assert {*_MODEL_SETTINGS} - {"_target_"} <= {*signature(WespeakerModel).parameters}
+    assert {*_MODEL_SETTINGS} <= {*composed().embeddings.model}
 
 
 def test_every_key_of_the_run_has_a_value_and_a_comment() -> None:

@@ -1,7 +1,7 @@
 """Which utterances go together: batches of nearly equal length, the longest first, the same at every run."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -29,6 +29,26 @@ def alike(frames: Sequence[int]) -> list[Batch]:
         return [tuple(range(len(frames)))]
     seconds = [count / _FRAMES_PER_SECOND for count in frames]
     return plan_batches(seconds, batch_size=len(frames), max_batch_seconds=math.inf)
+
+
+def plan_passes(
+    segments: Iterable[tuple[str, float, float, int]], *, batch_size: int, max_batch_seconds: float
+) -> list[Batch]:
+    """Put segments, each a file, a start, a length in seconds and an index, into batches of one file by their starts.
+
+    So a file that cannot be sought is decoded once and not once for each segment.
+    """
+    batches: list[Batch] = []
+    members: list[int] = []
+    previous, longest = "", 0.0
+    for file, _, seconds, index in sorted(segments):
+        is_full = len(members) == batch_size or (len(members) + 1) * max(longest, seconds) > max_batch_seconds
+        if members and (file != previous or is_full):
+            batches.append(tuple(members))
+            members, longest = [], 0.0
+        members.append(index)
+        previous, longest = file, max(longest, seconds)
+    return [*batches, tuple(members)] if members else batches
 
 
 def plan_batches(

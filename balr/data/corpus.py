@@ -6,16 +6,18 @@ The invariant kept here: two audio files never share an embedding file, and none
 import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy.typing as npt
 
-from balr.data.places import stored_names
-from balr.data.readers import AUDIO_FORMATS, Utterance, read_csv, read_dir, read_scp
+from balr.data.places import folded, stored_names
+from balr.data.readers import AUDIO_FORMATS, read_csv, read_dir, read_scp
 from balr.data.vectors import Vector, flaw_of_vector, read_vector, write_vector, write_vectors
 from balr.errors import InputError, OutputError
 from balr.files import is_of_a_run
+from balr.records import WHOLE, Utterance
 
 
 class Corpus:
@@ -41,6 +43,7 @@ class Corpus:
         self._tree = _tree(files, self.root_dir)
         self._index: dict[str, int] = {}
         self.set_output_dir(output_dir)
+        self._refuse_shared_names()
 
     @classmethod
     def from_path(
@@ -49,16 +52,22 @@ class Corpus:
         *,
         root_dir: str | Path | None = None,
         audio_formats: Sequence[str] = AUDIO_FORMATS,
+        channel: int | None = None,
     ) -> Self:
-        """Read a folder, a csv, a wav.scp or a single audio file, told apart by what the path is. Raises InputError."""
+        """Read a folder, a csv, a wav.scp or a single audio file, told apart by what the path is.
+
+        `channel` (from 0) is taken of each file for which a list chooses none. Raises InputError.
+        """
         path = _absolute(path)
         if os.path.isdir(path):  # unlike Path's, it takes a name that is too long for any file
-            return cls.from_dir(path, audio_formats=audio_formats)
-        if path.suffix.lower() == ".csv":
-            return cls.from_csv(path, root_dir=root_dir)
-        if path.suffix.lower() == ".scp":
-            return cls.from_scp(path, root_dir=root_dir)
-        return cls.from_file(path)
+            corpus = cls.from_dir(path, audio_formats=audio_formats)
+        elif path.suffix.lower() == ".csv":
+            corpus = cls.from_csv(path, root_dir=root_dir)
+        elif path.suffix.lower() == ".scp":
+            corpus = cls.from_scp(path, root_dir=root_dir)
+        else:
+            corpus = cls.from_file(path)
+        return corpus if channel is None else corpus._on_channel(channel)
 
     @classmethod
     def from_csv(cls, path: str | Path, *, root_dir: str | Path | None = None) -> Self:
@@ -71,7 +80,10 @@ class Corpus:
 
     @classmethod
     def from_scp(cls, path: str | Path, *, root_dir: str | Path | None = None) -> Self:
-        """Read a Kaldi wav.scp. Relative paths start at `root_dir`, or where the list is. Raises InputError."""
+        """Read a Kaldi wav.scp and the `segments` beside it, if any. Raises InputError.
+
+        Relative paths start at `root_dir`, or where the list is.
+        """
         path, root = _list_and_root(path, root_dir)
         return cls(read_scp(path, root), root)
 
@@ -109,6 +121,7 @@ class Corpus:
     def vector_path(self, utterance: Utterance) -> Path:
         """Return where the embedding of an utterance goes: `<stem>_emb.npy`, or `<name>_emb.npy` where stems collide.
 
+        A segment adds its times, a channel its number: `<stem>_1.5-3.25_ch0_emb.npy`.
         Where some audio lies outside `root_dir`, all keep their whole path below `output_dir`: nothing is written
         outside it and no two files meet.
         """
@@ -121,7 +134,7 @@ class Corpus:
         folder = os.path.dirname(utterance.audio)
         if self.output_dir is not None:
             folder = f"{self.output_dir}{os.sep}{folder[len(self._tree) :]}".rstrip(os.sep)
-        return f"{folder}{os.sep}{self._names[utterance.audio]}_emb.{self.vector_format}"
+        return f"{folder}{os.sep}{self._names[utterance.audio]}{utterance.part.suffix}_emb.{self.vector_format}"
 
     def vector_flaw(self, utterance: Utterance, *, dim: int | None = None) -> str | None:
         """Say what is wrong with the embedding at an utterance's destination, `missing` at least; None: nothing.
@@ -168,6 +181,31 @@ class Corpus:
                     raise OutputError(f"{folder}: is the save_dir of another run; choose another save_dir.")
                 seen.add(folder)
                 folder = os.path.dirname(folder)
+
+    def _on_channel(self, channel: int) -> Self:
+        chosen = (
+            utterance
+            if utterance.part.channel is not None
+            else replace(utterance, part=replace(utterance.part, channel=channel))
+            for utterance in self.utterances
+        )
+        changed = self._changed(utterances=tuple(chosen))
+        changed._refuse_shared_names()
+        return changed
+
+    def _refuse_shared_names(self) -> None:
+        """Refuse that a segment would be stored as something else is: `a_0-1.wav` and the first second of `a.wav`."""
+        if all(utterance.part is WHOLE for utterance in self.utterances):
+            return
+        sources: dict[str, Utterance] = {}
+        for utterance in self.utterances:
+            if utterance.audio is not None:
+                first = sources.setdefault(folded(self.vector_file(utterance)), utterance)
+                if (first.audio, first.part) != (utterance.audio, utterance.part):
+                    raise InputError(
+                        f"{first.id!r} and {utterance.id!r} would share the file {self.vector_file(utterance)}: "
+                        "rename one of their audio files."
+                    )
 
     def _changed(self, **attributes: Any) -> Self:
         other = copy.copy(self)

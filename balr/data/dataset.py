@@ -10,10 +10,10 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from balr.data.audio import load_waveform
+from balr.data.audio import Cursor, load_waveform
 from balr.data.corpus import Corpus
-from balr.data.readers import Utterance
 from balr.data.vectors import read_vector
+from balr.records import Part, Utterance
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class AudioDataset(Corpus, Dataset[AnnotatedAudio]):
         super().__init__(utterances, root_dir, output_dir=output_dir, vector_format=vector_format)
         self.sample_rate_hz = sample_rate_hz
         self.max_audio_seconds = math.inf
+        self._cursor = Cursor()
 
     @classmethod
     def of(cls, corpus: Corpus) -> Self:
@@ -55,7 +56,7 @@ class AudioDataset(Corpus, Dataset[AnnotatedAudio]):
         utterance = self.utterances[index]
         return AnnotatedAudio(
             id=utterance.id,
-            audio=None if utterance.audio is None else self._waveform(utterance.audio),
+            audio=None if utterance.audio is None else self._waveform(utterance.audio, utterance.part),
             sample_rate_hz=self.sample_rate_hz,
             audio_path=utterance.audio,
             speaker=utterance.speaker,
@@ -66,5 +67,7 @@ class AudioDataset(Corpus, Dataset[AnnotatedAudio]):
         """Return the same dataset, resampled to another rate when an utterance is loaded, and refused where longer."""
         return self._changed(sample_rate_hz=sample_rate_hz, max_audio_seconds=max_audio_seconds)
 
-    def _waveform(self, file: Path) -> torch.Tensor:
-        return load_waveform(file, self.sample_rate_hz, max_seconds=self.max_audio_seconds)
+    def _waveform(self, file: Path, part: Part) -> torch.Tensor:
+        return load_waveform(
+            file, self.sample_rate_hz, part=part, max_seconds=self.max_audio_seconds, cursor=self._cursor
+        )

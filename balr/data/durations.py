@@ -13,7 +13,8 @@ from balr.files import write_csv
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("audio", "bytes", "changed_ns", "seconds", "sample_rate_hz")
+KEY_COLUMNS = ("audio", "bytes", "changed_ns")
+COLUMNS = (*KEY_COLUMNS, "seconds", "sample_rate_hz", "channels", "seeks")
 _READERS = 8  # they wait for disks
 _FILES_AT_ONCE = 64
 _MANY = 5000
@@ -24,16 +25,18 @@ _State = tuple[str, str, str]
 
 
 class Header(NamedTuple):
-    """Hold what a file says of itself, None where it does not say."""
+    """Hold what a file says of itself, None where it does not say, and whether its format can be sought exactly."""
 
-    seconds: float | None
-    sample_rate_hz: int | None
+    seconds: float | None = None
+    sample_rate_hz: int | None = None
+    channels: int | None = None
+    seeks: bool = False
 
 
 def headers(
     files: Sequence[Path], *, cache: Path | None = None, isolated: bool = False, timeout_seconds: float = 60.0
 ) -> list[Header]:
-    """Return what the header of each file says.
+    """Return what the header of each file says; a file that is given many times is read once.
 
     `cache` is a csv of what earlier runs found, kept as long as a file has the same size and time of change; one that
     cannot be read is done without. `isolated` reads in processes of their own: a file that crashes its reader, or keeps
@@ -41,8 +44,9 @@ def headers(
     """
     known = {} if cache is None else _read_cache(cache)
     with ThreadPoolExecutor(_READERS) as pool:
-        states = [state for some in _batched(files) for state in pool.map(_state, some)]
-        new = [(file, state) for file, state in zip(files, states, strict=True) if state not in known]
+        once = list(dict.fromkeys(files))
+        states = dict(zip(once, (state for some in _batched(once) for state in pool.map(_state, some)), strict=True))
+        new = [(file, state) for file, state in states.items() if state not in known]
         if len(new) > _MANY:
             log.info("reading the headers of %d files", len(new))
         unread = [] if isolated else [file for file, _ in new]
@@ -52,31 +56,32 @@ def headers(
     known |= dict(zip((state for _, state in new), found, strict=True))
     if cache is not None and found:
         _write_cache(cache, known)
-    return [known[state] for state in states]
+    return [known[states[file]] for file in files]
 
 
 def read_header(path: Path) -> Header:
     """Return what a file says of itself, decoding nothing."""
     import soundfile  # nothing to do needs no decoder
 
-    from balr.data.audio import open_with_ffmpeg
+    from balr.data.decoders import can_seek, open_with_ffmpeg
 
     try:
         with soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path) as file:
             known = 0 < file.frames < 1 << 62 and file.samplerate > 0
-            return Header(file.frames / file.samplerate if known else None, file.samplerate)
+            seconds = file.frames / file.samplerate if known else None
+            return Header(seconds, file.samplerate, file.channels, can_seek(file))
     except (soundfile.LibsndfileError, OSError):
         pass
     try:
         with open_with_ffmpeg(path) as container:
             known = bool(container.duration and container.duration > 0)
-            rates = [getattr(stream, "rate", None) for stream in container.streams.audio[:1]]
-            return Header(
-                (container.duration or 0) / 1_000_000 if known else None, rates[0] if rates and rates[0] else None
-            )
+            seconds = (container.duration or 0) / 1_000_000 if known else None
+            stream = container.streams.audio[0] if container.streams.audio else None
+            rate_hz = getattr(stream, "rate", None)  # there is none where the codec is unknown
+            return Header(seconds, rate_hz or None, stream.codec_context.channels if stream and rate_hz else None)
     except Exception as error:  # decoding it will say what is wrong
         log.debug("%s: no duration: %s", path, error)
-        return Header(None, None)
+        return Header()
 
 
 @dataclass(frozen=True)
@@ -92,11 +97,13 @@ def _read_isolated(files: Sequence[Path], timeout_seconds: float) -> list[Header
 
     starts = range(0, len(files), _FILES_AT_ONCE)
     plan = [tuple(range(start, min(start + _FILES_AT_ONCE, len(files)))) for start in starts]
-    found = [Header(None, None)] * len(files)
+    found = [Header()] * len(files)
     number = min(_READERS, len(plan))
     reader = _Reader(files)
     with at_work(reader, number=number, timeout_seconds=timeout_seconds, quiet=lambda: None) as workers:
         for read in workers.decoded(plan, ahead=2 * number):
+            if read is None:
+                continue
             if isinstance(read, Loss):  # told when it is decoded, which ends in the same way
                 log.debug("%s: %s", files[read.index], read.reason)
                 continue
@@ -137,7 +144,8 @@ def _row_header(row: Mapping[str, str]) -> Header:
     seconds = float(row["seconds"]) if row["seconds"] else None
     if seconds is not None and not 0 <= seconds < _LONGEST_SECONDS:
         raise ValueError(f"{seconds} seconds")
-    return Header(seconds, int(row["sample_rate_hz"]) if row["sample_rate_hz"] else None)
+    rate_hz, channels = (int(row[name]) if row[name] else None for name in ("sample_rate_hz", "channels"))
+    return Header(seconds, rate_hz, channels, row["seeks"] == "True")
 
 
 def _write_cache(path: Path, known: Mapping[_State, Header]) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from balr.data.batching import Batch
 from balr.data.dataset import AnnotatedAudio, AudioDataset
+from balr.data.read_ahead import ReadAhead
 from balr.data.workers import Loss, at_work
 from balr.errors import BalrError, Failure, Stage, UtteranceError, one_line
 
@@ -23,6 +24,11 @@ class Decoded:
     samples: torch.Tensor
     lengths: tuple[int, ...]
     failures: tuple[Failure, ...]
+
+    @property
+    def ids(self) -> list[str]:
+        """Return the ids of all utterances of the batch, failed ones too."""
+        return [*(item.id for item in self.utterances), *(failure.id for failure in self.failures)]
 
     def pin_memory(self) -> Self:
         """Return the same with the samples where a GPU copies them from while it computes."""
@@ -40,22 +46,26 @@ def decoded_batches(
     num_workers: int,
     prefetch_factor: int,
     timeout_seconds: float,
+    read_ahead: ReadAhead,
     quiet: Callable[[], None],
     idle: Callable[[], object] = lambda: None,
-) -> Generator[Decoded, None, None]:
+) -> Generator[Decoded | None, None, None]:
     """Decode the batches of a plan, `num_workers` processes (0: this one) ahead by `prefetch_factor` batches each.
 
-    With processes, an utterance that crashes one or takes longer than `timeout_seconds` becomes a Failure like any
-    other; `quiet` and `idle` are for `Workers`.
+    None comes where `read_ahead` has no room until some of what was decoded is embedded. With processes, an utterance
+    that crashes one or takes longer than `timeout_seconds` becomes a Failure like any other; `quiet` and `idle` are for
+    `Workers`.
     """
     decoder = _Decoder(dataset)
     if num_workers == 0:
         for batch in plan:
+            while not read_ahead.reserve(batch):
+                yield None
             yield _together([decoder(index) for index in batch])
         return
     with at_work(decoder, number=num_workers, timeout_seconds=timeout_seconds, quiet=quiet, idle=idle) as workers:
-        for items in workers.decoded(plan, ahead=num_workers * prefetch_factor):
-            yield _together([decoder.lost(items)] if isinstance(items, Loss) else items)
+        for items in workers.decoded(plan, ahead=num_workers * prefetch_factor, read_ahead=read_ahead):
+            yield None if items is None else _together([decoder.lost(items)] if isinstance(items, Loss) else items)
 
 
 def failure(id: str, audio: Path | None, stage: Stage, error: Exception) -> Failure:

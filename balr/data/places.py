@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-_LONGEST_NAME_BYTES = 255 - len("_emb.npy")
+_LONGEST_NAME_BYTES = 255 - len("_123456.123456-123456.123456_ch12_emb.npy")
 
 
 def stored_names(files: Iterable[Path]) -> dict[Path, str]:
@@ -20,13 +20,13 @@ def stored_names(files: Iterable[Path]) -> dict[Path, str]:
     Where those collide: after the whole file name, and where that does not help either, with a digest of the path.
     """
     paths = {file: os.path.split(file) for file in files}
-    folded = {folder: _folded(folder) for folder in {folder for folder, _ in paths.values()}}
+    folders = {folder: folded(folder) for folder in {folder for folder, _ in paths.values()}}
     level = dict.fromkeys(paths, 0)
     names = {file: _bounded(_stem(name)) for file, (_, name) in paths.items()}
     while True:
         sharing: dict[tuple[str, str], list[Path]] = defaultdict(list)
         for file, (folder, _) in paths.items():
-            sharing[folded[folder], _folded(names[file])].append(file)
+            sharing[folders[folder], folded(names[file])].append(file)
         clashing = [group for group in sharing.values() if len(group) > 1]
         if not clashing:
             return names
@@ -62,5 +62,6 @@ def _bounded(name: str, *, digest_of: bytes = b"") -> str:
     return name
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
+    """Return a path as a file system has it that takes `A` for `a` and one way to write `é` for the other."""
     return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()

@@ -1,4 +1,4 @@
-"""Read what a corpus consists of: a csv, a folder, a single file or a Kaldi wav.scp becomes a list of utterances.
+"""Read what a corpus consists of: a csv, a folder, a single file or Kaldi lists become a list of utterances.
 
 The invariant kept here: ids are unique, files exist, and no path leads out of the corpus folder. All problems of a kind
 are counted and the first is shown, before any model is loaded.
@@ -6,36 +6,29 @@ are counted and the first is shown, before any model is loaded.
 
 import csv
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
 from balr.errors import InputError
+from balr.records import WHOLE, Part, Utterance
 
 log = logging.getLogger(__name__)
 
 _LONGEST_LINE = 1 << 20
 _LONGEST_ID = 100_000  # the lists of a run are read with csv's limit
 AUDIO_FORMATS = ("flac", "mp3", "m4a", "ogg", "opus", "wav", "wma")
-
-
-@dataclass(frozen=True, slots=True)
-class Utterance:
-    """Name an utterance and its files; nothing is opened yet. `extra` holds the other columns of a csv."""
-
-    id: str
-    audio: Path | None
-    speaker: str | None = None
-    embedding: Path | None = None
-    extra: Mapping[str, str] = field(default_factory=dict)
+_COLUMNS = frozenset({"id", "audio", "speaker", "embedding", "start", "end", "channel"})
 
 
 def read_csv(path: Path, root_dir: Path) -> list[Utterance]:
     """Read a csv with the columns `audio` or `embedding`, and optionally `id`, `speaker` and any others.
 
-    Relative paths start at `root_dir`. Without an `id` column the audio path as written is the id.
+    `start` and `end` (seconds) and `channel` (from 0) choose a part of the file; an empty cell means all of it.
+    Relative paths start at `root_dir`. Without an `id` column the audio path as written is the id, and a part adds
+    its times and channel.
     """
     found = []
     try:
@@ -43,29 +36,48 @@ def read_csv(path: Path, root_dir: Path) -> list[Utterance]:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(_lines(path, file), strict=True)
             reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-            columns = _check_columns(path, reader.fieldnames)
+            _check_columns(path, reader.fieldnames)
             for row in reader:
                 if None in row or None in row.values():
                     raise InputError(f"{path}:{reader.line_num}: the number of cells is not that of the header.")
-                found.append((reader.line_num, _from_row(path, reader.line_num, row, columns, root_dir)))
+                found.append((reader.line_num, _from_row(f"{path}:{reader.line_num}", row, root_dir)))
     except csv.Error as error:
         raise InputError(f"{path}:{reader.line_num + 1}: not a csv: {error}.") from error
     return _checked(path, found)
 
 
 def read_scp(path: Path, root_dir: Path) -> list[Utterance]:
-    """Read a Kaldi wav.scp, `id path` on each line. Commands (lines with a pipe) are refused, never run."""
+    """Read a Kaldi wav.scp, `id path` on each line, and the segments of its recordings where `segments` lies beside it.
+
+    Commands (lines with a pipe) are refused, never run.
+    """
     found = []
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-        for number, line in enumerate(_lines(path, file), start=1):
-            if not line.strip():
-                continue
-            id_, *rest = line.split(maxsplit=1)
-            if not rest:
-                raise InputError(f"{path}:{number}: expected 'id path', found {line.strip()[:80]!r}.")
-            if "|" in rest[0]:
-                raise InputError(f"{path}:{number}: commands are not run; write the audio to files and list those.")
-            found.append((number, Utterance(id_, _path(path, number, rest[0].strip(), root_dir))))
+    for number, line in _numbered_lines(path):
+        id_, *rest = line.split(maxsplit=1)
+        if not rest:
+            raise InputError(f"{path}:{number}: expected 'id path', found {line[:80]!r}.")
+        if "|" in rest[0]:
+            raise InputError(f"{path}:{number}: commands are not run; write the audio to files and list those.")
+        found.append((number, Utterance(id_, _path(f"{path}:{number}", rest[0], root_dir))))
+    recordings = _checked(path, found)
+    segments = path.parent / "segments"
+    return _read_segments(segments, recordings) if segments.is_file() else recordings
+
+
+def _read_segments(path: Path, recordings: Sequence[Utterance]) -> list[Utterance]:
+    """Read a Kaldi segments file, `id recording start end [channel]` on each line; an end of -1 is that of the file."""
+    audio = {recording.id: recording.audio for recording in recordings}
+    found = []
+    for number, line in _numbered_lines(path):
+        where, cells = f"{path}:{number}", line.split()
+        if len(cells) not in (4, 5):
+            raise InputError(f"{where}: expected 'id recording start end', found {line[:80]!r}.")
+        id_, recording, start, end, channel = (*cells, "")[:5]
+        if recording not in audio:
+            raise InputError(f"{where}: recording {recording!r} is not in wav.scp.")
+        part = _part(where, start, "" if _seconds(where, "end", end) == -1 else end, channel)
+        found.append((number, Utterance(id_, audio[recording], part=part)))
+    log.info("%s: %d segments of %d recordings", path, len(found), len(recordings))
     return _checked(path, found)
 
 
@@ -90,6 +102,14 @@ def read_dir(folder: Path, audio_formats: Sequence[str] = AUDIO_FORMATS) -> list
     if not found:
         raise InputError(f"{folder}: no audio files; searched for {', '.join(sorted(suffixes))} (see audio_formats).")
     return found
+
+
+def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a list that hold something, stripped, with their numbers."""
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+        for number, line in enumerate(_lines(path, file), start=1):
+            if line.strip():
+                yield number, line.strip()
 
 
 def _lines(path: Path, file: TextIO) -> Iterator[str]:
@@ -130,12 +150,17 @@ def _walk(top: str) -> Iterator[str]:
 def _entries(folder: str) -> list[tuple[str, bool, bool]]:
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry.name, entry.is_dir(), entry.is_symlink()) for entry in entries)
+            return sorted((entry.name, _is_dir(entry), entry.is_symlink()) for entry in entries)
     except OSError as error:
         raise InputError(f"{folder}: cannot be read: {error.strerror or error}.") from error
 
 
-def _check_columns(path: Path, columns: Sequence[str]) -> set[str]:
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    """Tell a folder; a link that leads to itself, which `entry` raises at, is none."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def _check_columns(path: Path, columns: Sequence[str]) -> None:
     if not {"audio", "embedding"} & set(columns):
         hint = " Are cells separated by something other than a comma?" if len(columns) == 1 else ""
         if any("\udcff" in name or "\0" in name for name in columns):
@@ -145,31 +170,54 @@ def _check_columns(path: Path, columns: Sequence[str]) -> set[str]:
     repeated = {name for name in columns if columns.count(name) > 1}
     if repeated:
         raise InputError(f"{path}:1: column {', '.join(sorted(repeated))} appears more than once.")
-    return set(columns)
 
 
-def _from_row(path: Path, line: int, row: Mapping[str, str], columns: set[str], root_dir: Path) -> Utterance:
+def _from_row(where: str, row: Mapping[str, str], root_dir: Path) -> Utterance:
     audio, embedding = row.get("audio", ""), row.get("embedding", "")
     if not audio and not embedding:
-        raise InputError(f"{path}:{line}: neither audio nor embedding is given.")
-    known = {"id", "audio", "speaker", "embedding"}
+        raise InputError(f"{where}: neither audio nor embedding is given.")
+    part = _part(where, row.get("start", ""), row.get("end", ""), row.get("channel", ""))
     return Utterance(
-        id=row["id"] if "id" in columns else audio or embedding,
-        audio=_path(path, line, audio, root_dir) if audio else None,
+        id=row.get("id", f"{audio or embedding}{part.suffix}"),
+        audio=_path(where, audio, root_dir) if audio else None,
         speaker=row.get("speaker"),
-        embedding=_path(path, line, embedding, root_dir) if embedding else None,
-        extra={name: cell for name, cell in row.items() if name not in known},
+        embedding=_path(where, embedding, root_dir) if embedding else None,
+        extra={name: cell for name, cell in row.items() if name not in _COLUMNS},
+        part=part,
     )
 
 
-def _path(source: Path, line: int, text: str, root_dir: Path) -> Path:
+def _part(where: str, start: str, end: str, channel: str) -> Part:
+    start, end, channel = start.strip(), end.strip(), channel.strip()
+    if not (start or end or channel):
+        return WHOLE
+    if channel and not channel.removeprefix("-").isdecimal():
+        raise InputError(f"{where}: channel {channel[:80]!r} is not a whole number; channels count from 0.")
+    return Part(
+        start_seconds=_seconds(where, "start", start) if start else 0.0,
+        end_seconds=_seconds(where, "end", end) if end else None,
+        channel=int(channel) if channel else None,
+    )
+
+
+def _seconds(where: str, column: str, text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise InputError(f"{where}: {column} {text[:80]!r} is not a number of seconds.")
+    return seconds
+
+
+def _path(where: str, text: str, root_dir: Path) -> Path:
     if "\0" in text:
-        raise InputError(f"{source}:{line}: the path holds a NUL character.")
+        raise InputError(f"{where}: the path holds a NUL character.")
     if Path(text).is_absolute():
         return Path(os.path.normpath(text))
     if Path(os.path.normpath(text)).parts[:1] == (os.pardir,):
         raise InputError(
-            f"{source}:{line}: {text!r} leads out of the corpus folder {root_dir}; "
+            f"{where}: {text!r} leads out of the corpus folder {root_dir}; "
             "write absolute paths, or set root_dir to a folder above all files and write paths from there."
         )
     return root_dir / os.path.normpath(text)

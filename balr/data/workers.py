@@ -22,6 +22,7 @@ import torch
 
 from balr.data.batching import Batch
 from balr.data.dataset import AnnotatedAudio
+from balr.data.read_ahead import ReadAhead
 from balr.errors import ConfigError
 from balr.signals import end_with_process, held_back
 
@@ -107,14 +108,20 @@ class Workers(Generic[_Item]):
             self.end()
             raise
 
-    def decoded(self, plan: Sequence[Batch], *, ahead: int) -> Iterator[list[_Item] | Loss]:
+    def decoded(
+        self, plan: Sequence[Batch], *, ahead: int, read_ahead: ReadAhead | None = None
+    ) -> Iterator[list[_Item] | Loss | None]:
         """Yield the items of each batch, whichever is ready first, and never more than `ahead` batches early.
 
-        An utterance at which a process was lost comes as a Loss, and the others of its batch in one of their own.
+        An utterance at which a process was lost comes as a Loss, and the others of its batch in one of their own. None
+        comes where nothing can be decoded until `read_ahead` has room.
         """
         left, ready = deque(plan), deque[list[_Item]]()
         while left or ready or any(worker.batch for worker in self._workers):
-            self._hand_out(left, ahead - len(ready))
+            self._hand_out(left, ahead - len(ready), read_ahead)
+            if not ready and not any(worker.batch for worker in self._workers):
+                yield None
+                continue
             for worker in self._with_news(at_once=bool(ready)):
                 try:
                     ready.append(_taken(worker.connection))
@@ -125,7 +132,7 @@ class Workers(Generic[_Item]):
                     if loss is not None:
                         yield loss
                     self._replace(worker)
-            self._hand_out(left, ahead - len(ready))  # to be decoded while what is yielded is worked on
+            self._hand_out(left, ahead - len(ready), read_ahead)  # decoded while what is yielded is worked on
             if ready:
                 yield ready.popleft()
 
@@ -165,11 +172,13 @@ class Workers(Generic[_Item]):
             if not self._workers:
                 raise
 
-    def _hand_out(self, left: deque[Batch], room: int) -> None:
+    def _hand_out(self, left: deque[Batch], room: int, read_ahead: ReadAhead | None) -> None:
         """Give batches to the processes that have none, as long as there is room for what they decode."""
         free = [worker for worker in self._workers if worker.batch is None]
         room -= len(self._workers) - len(free)
         for worker in free[: max(0, min(room, len(left)))]:
+            if read_ahead is not None and not read_ahead.reserve(left[0]):
+                return
             worker.batch = left.popleft()
             with suppress(OSError):  # it is gone, and is found so in a moment
                 worker.connection.send(worker.batch)

@@ -15,10 +15,10 @@ import numpy.typing as npt
 import torch
 
 from balr.config import DataConfig
-from balr.data.batching import Batch, plan_batches
 from balr.data.dataset import AudioDataset
-from balr.data.durations import headers
 from balr.data.loading import Decoded, decoded_batches, failure
+from balr.data.planning import Plan, plan_corpus
+from balr.data.read_ahead import ReadAhead
 from balr.data.vectors import Vector
 from balr.embeddings.devices import Loading, computing, device_name, on, suited
 from balr.embeddings.outcomes import Deliveries, Embedded, LoggingObserver, Observer, Outcome
@@ -82,7 +82,17 @@ class EmbeddingsModel(ABC):
             self.sample_rate_hz, max_audio_seconds=data_config.max_audio_seconds
         )
         loading = suited(data_config, self.device)
-        plan = self._plan(audible, loading, observer, data_config, durations_file)
+        plan = plan_corpus(
+            audible,
+            data_config,
+            sample_rate_hz=self.sample_rate_hz,
+            batch_size=loading.batch_size,
+            max_batch_seconds=loading.max_batch_seconds,
+            isolated=loading.num_workers > 0,
+            durations_file=durations_file,
+        )
+        self._batching |= {**asdict(loading), "batches": len(plan.batches)}
+        observer.planned(sum(length or 0.0 for length in plan.seconds), upsampled=plan.upsampled)
         done = Deliveries(audible, observer, self.stages, stream_save=stream_save)
         self._run(audible, plan, loading, data_config, done)
         vectors = done.vectors
@@ -96,49 +106,10 @@ class EmbeddingsModel(ABC):
         """Say, for a record and after a run, what was decided on the way and how long its stages took."""
         return {"batching": self._batching, "stage_seconds": self.stages.seconds()}
 
-    def _plan(
-        self,
-        dataset: AudioDataset,
-        loading: Loading,
-        observer: Observer,
-        config: DataConfig,
-        durations_file: Path | None,
-    ) -> list[Batch]:
-        found = headers(
-            [utterance.audio for utterance in dataset.utterances if utterance.audio is not None],
-            cache=durations_file,
-            isolated=loading.num_workers > 0,
-            timeout_seconds=config.decode_timeout_seconds,
-        )
-        upsampled = sum((header.sample_rate_hz or self.sample_rate_hz) < self.sample_rate_hz for header in found)
-        if upsampled:
-            log.warning(
-                "%d of %d utterances have a lower rate than the model's %d Hz, as telephone speech has: they are "
-                "upsampled, and what the model hears in high frequencies is not there",
-                upsampled,
-                len(found),
-                self.sample_rate_hz,
-            )
-        observer.planned(sum(header.seconds or 0.0 for header in found), upsampled=upsampled)
-        plan = plan_batches(
-            [header.seconds for header in found],
-            batch_size=loading.batch_size,
-            max_batch_seconds=loading.max_batch_seconds,
-            shuffle=config.shuffle,
-        )
-        self._batching |= {**asdict(loading), "batches": len(plan)}
-        return plan
-
-    def _run(
-        self,
-        dataset: AudioDataset,
-        plan: Sequence[Batch],
-        loading: Loading,
-        config: DataConfig,
-        done: Deliveries,
-    ) -> None:
+    def _run(self, dataset: AudioDataset, plan: Plan, loading: Loading, config: DataConfig, done: Deliveries) -> None:
         """Deliver what becomes of each utterance as it is done: this thread loads and delivers, others compute."""
-        at_once = min(loading.streams, max(1, len(plan)))
+        at_once = min(loading.streams, max(1, len(plan.batches)))
+        read_ahead = plan.read_ahead(dataset, most_seconds=config.max_ahead_seconds)
         running: set[Future[list[Outcome]]] = set()
 
         def rest() -> None:
@@ -147,10 +118,11 @@ class EmbeddingsModel(ABC):
 
         batches = decoded_batches(
             dataset,
-            plan,
-            num_workers=min(loading.num_workers, len(plan)),
+            plan.batches,
+            num_workers=min(loading.num_workers, len(plan.batches)),
             prefetch_factor=loading.prefetch_factor,
             timeout_seconds=config.decode_timeout_seconds,
+            read_ahead=read_ahead,
             quiet=rest,
             idle=lambda: done.take_done(running),
         )
@@ -161,9 +133,11 @@ class EmbeddingsModel(ABC):
             _saving_all(done, running, pool),
         ):
             for batch in self._waiting_for(batches):
-                ready = batch.pin_memory() if self.device.type == "cuda" else batch
+                if batch is None:
+                    done.take_first(running)
+                    continue
                 with held_back():
-                    running.add(pool.submit(self._embed_batch, ready, config))
+                    running.add(self._submit(pool, batch, config, read_ahead))
                 if len(running) > at_once:  # one more than can run, so that none waits for a decoder
                     done.take_first(running)
             rest()
@@ -172,12 +146,21 @@ class EmbeddingsModel(ABC):
                 done.take(self._embed_batch(batch, config, alone=True))
             done.save()
 
-    def _waiting_for(self, batches: Iterator[Decoded]) -> Iterator[Decoded]:
+    def _submit(
+        self, pool: ThreadPoolExecutor, batch: Decoded, config: DataConfig, read_ahead: ReadAhead
+    ) -> Future[list[Outcome]]:
+        ready, ids = batch.pin_memory() if self.device.type == "cuda" else batch, batch.ids
+        future = pool.submit(self._embed_batch, ready, config)
+        future.add_done_callback(lambda _: read_ahead.release(ids))
+        return future
+
+    def _waiting_for(self, batches: Iterator[Decoded | None]) -> Iterator[Decoded | None]:
         while True:
             with self.stages.timed("decode_wait"):
-                batch = next(batches, None)
-            if batch is None:
-                return
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
             yield batch
 
     def _embed_batch(self, batch: Decoded, config: DataConfig, *, alone: bool = False) -> list[Outcome]:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balr.data.dataset import AudioDataset
-from balr.data.readers import Utterance
 from balr.errors import OutputError, UtteranceError
+from balr.records import Utterance
 
 
 def at(*names: str, root: Path) -> AudioDataset:

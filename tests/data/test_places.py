@@ -9,8 +9,8 @@ from conftest import Command, rows, speechlike, vectors, write_wav
 
 from balr.data.corpus import Corpus
 from balr.data.places import stored_names
-from balr.data.readers import Utterance
 from balr.errors import OutputError
+from balr.records import Utterance
 
 COMPOSED, DECOMPOSED = unicodedata.normalize("NFC", "é.wav"), unicodedata.normalize("NFD", "é.wav")
 

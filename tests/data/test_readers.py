@@ -77,8 +77,12 @@ def test_a_folder_is_searched_for_formats_in_any_case_with_posix_ids(tmp_path: P
 def test_hidden_files_and_broken_links_are_skipped_with_a_count(corpus: Path, caplog: pytest.LogCaptureFixture) -> None:
     (corpus / "._utt0.wav").write_bytes(b"resource fork")
     (corpus / "gone.wav").symlink_to(corpus / "nowhere.wav")
+    (corpus / "itself.wav").symlink_to("itself.wav")
+    (corpus / "there.wav").symlink_to("back.wav")
+    (corpus / "back.wav").symlink_to("there.wav")
+    (corpus / "folder").symlink_to("folder")
     assert len(AudioDataset.from_dir(corpus)) == 6
-    assert "skipped 1 hidden files and 1 broken links" in caplog.text
+    assert "skipped 1 hidden files and 4 broken links" in caplog.text
 
 
 def test_linked_folders_are_followed_and_a_link_upwards_ends(corpus: Path, tmp_path: Path) -> None:

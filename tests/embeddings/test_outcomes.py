@@ -12,12 +12,12 @@ import torch
 
 from balr.data.dataset import AnnotatedAudio, AudioDataset
 from balr.data.loading import Decoded
-from balr.data.readers import Utterance
 from balr.data.vectors import flaw_of_vector
 from balr.embeddings import outcomes
 from balr.embeddings.outcomes import Deliveries, Embedded
 from balr.embeddings.stages import Stages
 from balr.errors import Failure, FirstFailureError, OutputError
+from balr.records import Utterance
 
 COUNT = 9
 

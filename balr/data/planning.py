@@ -1,0 +1,112 @@
+"""From the headers of a corpus to the batches of a run: the same plan at every start."""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from balr.config import DataConfig
+from balr.data.batching import Batch, plan_batches, plan_passes
+from balr.data.corpus import Corpus
+from balr.data.durations import Header, headers
+from balr.data.read_ahead import ReadAhead
+from balr.records import Utterance
+
+log = logging.getLogger(__name__)
+
+_LEAST_BYTES_PER_SECOND = 1000  # 8 kbit/s, where no header says how long a file is
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Hold batches of utterances by index, how long each utterance is as far as known, and how many are upsampled."""
+
+    batches: tuple[Batch, ...]
+    seconds: tuple[float | None, ...]
+    upsampled: int
+
+    def read_ahead(self, corpus: Corpus, *, most_seconds: float) -> ReadAhead:
+        """Return the bound of what is decoded ahead; an utterance of unknown length counts by the size of its file."""
+        seconds = [
+            _bytes_of(utterance) / _LEAST_BYTES_PER_SECOND if length is None else length
+            for utterance, length in zip(corpus.utterances, self.seconds, strict=True)
+        ]
+        return ReadAhead([utterance.id for utterance in corpus.utterances], seconds, most_seconds=most_seconds)
+
+
+def plan_corpus(
+    corpus: Corpus,
+    config: DataConfig,
+    *,
+    sample_rate_hz: int,
+    batch_size: int,
+    max_batch_seconds: float,
+    isolated: bool,
+    durations_file: Path | None,
+) -> Plan:
+    """Read the headers of a corpus that has audio, and put its utterances into batches.
+
+    `isolated` reads them in processes of their own; `durations_file` remembers what they say.
+    """
+    found = headers(
+        [utterance.audio for utterance in corpus.utterances if utterance.audio is not None],
+        cache=durations_file,
+        isolated=isolated,
+        timeout_seconds=config.decode_timeout_seconds,
+    )
+    seconds = tuple(_seconds(utterance, header) for utterance, header in zip(corpus.utterances, found, strict=True))
+    in_passes = [
+        (str(utterance.audio), utterance.part.start_seconds, seconds[index] or 0.0, index)
+        for index, utterance in enumerate(corpus.utterances)
+        if utterance.part.is_segment and not found[index].seeks
+    ]
+    passes = {index for *_, index in in_passes}
+    others = [index for index in range(len(seconds)) if index not in passes]
+    batches = plan_passes(in_passes, batch_size=batch_size, max_batch_seconds=max_batch_seconds)
+    batches += [
+        tuple(others[position] for position in batch)
+        for batch in plan_batches(
+            [seconds[index] for index in others],
+            batch_size=batch_size,
+            max_batch_seconds=max_batch_seconds,
+            shuffle=config.shuffle,
+        )
+    ]
+    return Plan(tuple(batches), seconds, _warn_of_rates_and_channels(corpus, found, sample_rate_hz))
+
+
+def _bytes_of(utterance: Utterance) -> int:
+    try:
+        return os.path.getsize(str(utterance.audio))
+    except OSError:  # decoding it will say what is wrong
+        return 0
+
+
+def _seconds(utterance: Utterance, header: Header) -> float | None:
+    start, end = utterance.part.start_seconds, utterance.part.end_seconds
+    if end is not None:
+        return max(0.0, end - start)
+    return None if header.seconds is None else max(0.0, header.seconds - start)
+
+
+def _warn_of_rates_and_channels(corpus: Corpus, found: Sequence[Header], sample_rate_hz: int) -> int:
+    """Return how many utterances are upsampled; say so once, and how many have channels that are averaged."""
+    upsampled = sum((header.sample_rate_hz or sample_rate_hz) < sample_rate_hz for header in found)
+    if upsampled:
+        log.warning(
+            "%d of %d utterances have a lower rate than the model's %d Hz, as telephone speech has: they are "
+            "upsampled, and what the model hears in high frequencies is not there",
+            upsampled,
+            len(found),
+            sample_rate_hz,
+        )
+    pairs = zip(corpus.utterances, found, strict=True)
+    averaged = sum(utterance.part.channel is None and (header.channels or 1) > 1 for utterance, header in pairs)
+    if averaged:
+        log.warning(
+            "%d of %d utterances have several channels, which are averaged; channel=0 takes the first of each",
+            averaged,
+            len(found),
+        )
+    return upsampled

@@ -1,0 +1,72 @@
+"""What is decoded ahead is bounded in seconds of audio, whatever the sizes of batches and the number of processes."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Command, speechlike, vectors, write_wav
+
+from balr.data.read_ahead import ReadAhead
+from balr.embeddings.wespeaker import WespeakerModel
+
+
+def test_batches_are_counted_in_until_the_bound_and_out_when_embedded() -> None:
+    read_ahead = ReadAhead(["a", "b", "c"], [40.0, 50.0, 30.0], most_seconds=100.0)
+    assert read_ahead.reserve((0,)) and read_ahead.reserve((1,))
+    assert not read_ahead.reserve((2,))
+    assert read_ahead.reserve((0, 1)), "what is decoded again is not counted again"
+    read_ahead.release(["a"])
+    assert read_ahead.reserve((2,))
+
+
+def test_a_batch_over_the_bound_goes_alone() -> None:
+    read_ahead = ReadAhead(["a", "b"], [500.0, 1.0], most_seconds=100.0)
+    assert read_ahead.reserve((0,))
+    assert not read_ahead.reserve((1,))
+    read_ahead.release(["a"])
+    assert read_ahead.reserve((1,)) and not read_ahead.reserve((0,))
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_a_run_holds_no_more_audio_at_a_time_than_the_bound(
+    balr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    for number in range(12):
+        write_wav(tmp_path / "corpus" / f"{number}.wav", speechlike(1.0 + 0.1 * number, seed=number))
+    reserved: list[float] = []
+    whole = ReadAhead.reserve
+
+    def noted(self: ReadAhead, batch: tuple[int, ...]) -> bool:
+        found = whole(self, batch)
+        reserved.append(sum(self._on_the_way.values()))
+        return found
+
+    monkeypatch.setattr(ReadAhead, "reserve", noted)
+    options = ("data.batch_size=2", f"data.num_workers={workers}", "data.streams=2", "data.prefetch_factor=4")
+    assert balr("input=corpus", "save_dir=out", "data.max_ahead_seconds=6", *options) == 0
+    assert len(vectors(tmp_path / "out")) == 12
+    assert 4.0 < max(reserved) <= 6.0
+
+
+def test_a_run_whose_every_batch_is_over_the_bound_ends(
+    balr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        write_wav(tmp_path / "corpus" / f"{number}.wav", speechlike(1.5, seed=number))
+    embed, lock, at_once, most = WespeakerModel.embed, threading.Lock(), [0], [0]
+
+    def counted(self: WespeakerModel, waveforms: list[torch.Tensor], **settings: float) -> torch.Tensor:
+        with lock:
+            at_once[0] += 1
+            most[0] = max(most[0], at_once[0])
+        try:
+            return embed(self, waveforms, **settings)
+        finally:
+            with lock:
+                at_once[0] -= 1
+
+    monkeypatch.setattr(WespeakerModel, "embed", counted)
+    options = ("data.num_workers=2", "data.streams=2", "data.max_ahead_seconds=1")
+    assert balr("input=corpus", "save_dir=out", *options) == 0
+    assert len(vectors(tmp_path / "out")) == 5 and most[0] == 1
