@@ -91,6 +91,8 @@ def _check_model(model: object) -> None:
         elif not isinstance(model[name], kinds):
             quotes = " (a number is text in quotes)" if str in kinds and isinstance(model[name], int | float) else ""
             raise ConfigError(f"embeddings.model.{name}={model[name]}: must be {_KINDS[kinds]}{quotes}.")
+    if not model["_target_"].startswith("balr."):
+        raise _no_class(model["_target_"], "EmbeddingsModel")
     if "features" in model:
         build(model["features"], FeaturesConfig)
 
@@ -122,14 +124,16 @@ def _check_targets(node: Mapping[str, Any], kind: type) -> None:
     except (ImportError, AttributeError, ValueError):
         cls = None
     if not isinstance(cls, type) or not cls.__module__.startswith("balr.") or not issubclass(cls, kind):
-        raise ConfigError(
-            f"_target_={target}: not a class of balr that fits here ({kind.__name__}); see conf/ for those."
-        )
+        raise _no_class(target, kind.__name__)
     flags = [name for name in node if str(name).startswith("_") and name != "_target_"]
     if flags:
         raise ConfigError(f"{flags[0]}: refused beside _target_={target}: how a class is called is not for configs.")
     for child in _mappings_with_targets(list(node.values())):
         _check_targets(child, FeaturesConfig)
+
+
+def _no_class(target: object, kind: str) -> ConfigError:
+    return ConfigError(f"_target_={target}: not a class of balr that fits here ({kind}); see conf/ for those.")
 
 
 def _mappings_with_targets(nodes: Iterable[object]) -> Iterator[Mapping[str, Any]]:

@@ -63,10 +63,25 @@ def refuse_foreign_code(argv: Sequence[str], job: Callable[..., object]) -> None
     if ".." in name:
         raise ConfigError(f"--config-name {name}: leads out of the configs.")
     for one in OverridesParser.create().parse_overrides(arguments.overrides):
+        _refuse_no_name(one)
         if _chooses_a_config(one) and ".." in (one.input_line or "").partition("=")[2]:
             raise ConfigError(f"{one.input_line}: leads out of the configs; --config-dir takes a folder of your own.")
     if arguments.config_dir or arguments.config_path or any("searchpath" in one for one in arguments.overrides):
         _compare(arguments, name, job)
+
+
+def _refuse_no_name(override: Override) -> None:
+    """Refuse what is not the name of a config where one is chosen by its name; Hydra would not say where."""
+    group = override.key_or_group
+    folder = config_dir() / group
+    if override.is_delete() or override.is_sweep_override() or not folder.is_dir():
+        return
+    names = sorted(path.stem for path in folder.glob("[!_]*.yaml"))
+    if not names and not override.is_add():
+        groups = [f"{group}/{path.name}=NAME" for path in sorted(folder.iterdir())]
+        raise ConfigError(f"{override.input_line}: no such choice; did you mean {' or '.join(groups)}?")
+    if not isinstance(override.value(), str):
+        raise ConfigError(f"{override.input_line}: a config is chosen by its name; there are {', '.join(names)}.")
 
 
 def _compare(arguments: Namespace, name: str, job: Callable[..., object]) -> None:

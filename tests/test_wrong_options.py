@@ -30,9 +30,12 @@ OneLine = Callable[[], str]
         ("data.decode_timeout_seconds=0.5", "data.decode_timeout_seconds=0.5: must be a number, 1 or more"),
         ("fail_fast=perhaps", "'perhaps' is not a valid bool"),
         ("data.num_workers=1.5", "must be a whole number, 0 or more"),
-        ("data=null", "ValueError"),
-        ("embeddings.model.features.int16_scale=no", "features.int16_scale=no: must be bool"),
-        ("embeddings.model.features.sample_rate_hz=16000.5", "must be int over 0"),
+        ("data=null", "data=null: a config is chosen by its name; there are auto, cpu, gpu, serial."),
+        ("data.batch_size=[1]", "data.batch_size=[1]: must be a whole number"),
+        ("audio_formats=[[wav]]", "must be suffixes of files"),
+        ("embeddings.model.features.int16_scale=no", "features.int16_scale=no: must be true or false"),
+        ("embeddings.model.features.sample_rate_hz=16000.5", "must be a whole number from 4,000 to 384,000"),
+        ("embeddings.model.features.frame_shift_ms=0.001", "frame_shift_ms=0.001: must be a number from 1 to 1,000"),
         ("+embeddings.model.x=[{_target_:os.mkdir,path:run}]", "not a class of balr"),
         ("+embeddings.model.x=[[{_target_:balr.data.dataset.AudioDataset}]]", "not a class of balr"),
         ("input=" + "x" * 300, "no such file or folder"),
@@ -51,6 +54,7 @@ OneLine = Callable[[], str]
         ("embeddings.model.features._target_=subprocess.call", "not a class of balr"),
         ("data._target_=balr.config.RunConfig", "not a class of balr that fits here (DataConfig)"),
         ("+embeddings.model.colour=red", "does not take these settings"),
+        ("+embeddings.model._partial_=true", "_partial_: refused"),
         ("root_dir=nowhere", "root_dir=nowhere: no such folder"),
     ],
 )
@@ -59,6 +63,40 @@ def test_a_wrong_option_is_one_line_and_exit_code_two(
 ) -> None:
     (tmp_path / "list.csv").write_text(f"audio\n{corpus / 'spk0' / 'utt0.wav'}\n")
     assert balr("input=list.csv", override) == 2
+    assert message in one_error_line()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("~embeddings.model", "embeddings.model: must be a mapping; embeddings/model=NAME chooses one"),
+        ("~embeddings.model._target_", "embeddings.model._target_ is missing"),
+        ("~embeddings.model.model_name", "embeddings.model.model_name is missing"),
+        ("~embeddings.model.features._target_", "not a class of balr that fits here (FeaturesConfig)"),
+        ("embeddings.model=campplus_lm", "chosen with a slash: embeddings/model=campplus_lm"),
+        ("embeddings.model=3", "embeddings.model: must be a mapping"),
+        ("embeddings.model.model_dir=[a,b]", "embeddings.model.model_dir=['a', 'b']: must be text or null."),
+        (
+            "embeddings.model.revision=12",
+            "embeddings.model.revision=12: must be text or null (a number is text in quotes)",
+        ),
+        ("embeddings.model.model_name=null", "embeddings.model.model_name=None: must be text."),
+        ("embeddings.model.features=3", "embeddings.model.features=3: must be a mapping."),
+        (
+            "embeddings.model.features.frame_length_ms=inf",
+            "features.frame_length_ms=inf: must be a number from 1 to 1,000",
+        ),
+        ("embeddings=campplus_lm", "no such choice; did you mean embeddings/model=NAME?"),
+        ("embeddings/model=[campplus,resnet34]", "a config is chosen by its name; there are campplus"),
+        ("data=3", "data=3: a config is chosen by its name"),
+        ("model=campplus_lm", "model: no such key; did you mean embeddings/model?"),
+    ],
+)
+def test_what_describes_no_model_is_refused_before_anything_loads(
+    corpus: Path, one_error_line: OneLine, monkeypatch: pytest.MonkeyPatch, override: str, message: str
+) -> None:
+    monkeypatch.setattr("balr.extraction.run", None)
+    assert main([f"input={corpus}", override]) == 2
     assert message in one_error_line()
 
 

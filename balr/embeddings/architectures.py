@@ -18,9 +18,11 @@ from typing import Any
 
 import torch
 
-from balr.errors import CheckpointError
+from balr.errors import CheckpointError, one_line
 
 log = logging.getLogger(__name__)
+
+_SHOWN = 200
 
 _MODULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -73,8 +75,10 @@ def build_network(architecture: str, model_args: Mapping[str, Any]) -> torch.nn.
     constructor = getattr(_import(f"wespeaker.models.{ARCHITECTURES[architecture]}"), architecture)
     try:
         network: torch.nn.Module = _quietly(constructor, **model_args)
-    except (TypeError, ValueError, AttributeError, RuntimeError, AssertionError) as error:
-        raise CheckpointError(f"{architecture} does not take model_args {dict(model_args)}: {error}.") from error
+        if not all(parameter.numel() for parameter in network.parameters()):
+            raise ValueError("it would have layers of no size")
+    except Exception as error:  # whatever a value can make a constructor raise
+        raise _refused(f"{architecture} does not take model_args", model_args, error) from error
     return network.eval()
 
 
@@ -103,9 +107,14 @@ def build_tfmel(arguments: Mapping[str, Any]) -> torch.nn.Module:
     """Construct WeSpeaker's `tfmel` front end, waveform `(batch, samples)` to `(batch, mels, frames)`."""
     try:
         frontend: torch.nn.Module = _import("wespeaker.frontend.tfmel").TFMelFrontend(**arguments)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"the tfmel front end does not take tfmel_args {dict(arguments)}: {error}.") from error
+    except Exception as error:
+        raise _refused("the tfmel front end does not take tfmel_args", arguments, error) from error
     return frontend.eval()
+
+
+def _refused(what: str, arguments: Mapping[str, Any], error: Exception) -> CheckpointError:
+    reason = one_line(error) or type(error).__name__
+    return CheckpointError(f"{what} {one_line(dict(arguments))[:_SHOWN]}: {reason[:_SHOWN]}.")
 
 
 def _is_pooling(module: torch.nn.Module) -> bool:

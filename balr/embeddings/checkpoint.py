@@ -5,17 +5,29 @@ import pickle
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import ZipFile
 
 import torch
 import yaml
 
 from balr.config import DOWNLOADED_FROM, pinned_revision
+from balr.embeddings.hub import download, holding
 from balr.errors import CheckpointError, one_line
 
 log = logging.getLogger(__name__)
+
+_LARGEST_CONFIG = 1 << 20
+_LONGEST_VALUE = 1_000
+_DEEPEST = 50
+_SECTIONS = (
+    "model_args",
+    "dataset_args",
+    *(f"dataset_args.{name}" for name in ("fbank_args", "cmvn_args", "tfmel_args")),
+)
+_GROWING = (b"bytearray\n", b"_codecs\nencode\n")  # torch calls them, and they make much of little
 
 
 @dataclass(frozen=True)
@@ -53,15 +65,15 @@ def find_checkpoint(
             _refuse_another_download(folder, model_repo, revision)
             return CheckpointFiles(weights, config, source=str(folder))
         if not model_repo:
-            raise CheckpointError(f"{folder}: does not hold {model_name} and {config_name}{_holding(folder)}.")
+            raise CheckpointError(f"{folder}: does not hold {model_name} and {config_name}{holding(folder)}.")
     if not model_repo:
         raise CheckpointError("neither model_repo nor model_dir is set: give one of them.")
     revision = revision or pinned_revision(model_repo)
     if model_dir is not None:
         log.info("%s does not hold the files: downloading %s to it", model_dir, model_repo)
     files = CheckpointFiles(
-        weights=_download(model_repo, model_name, revision, model_dir),
-        config=_download(model_repo, config_name, revision, model_dir),
+        weights=download(model_repo, model_name, revision, model_dir),
+        config=download(model_repo, config_name, revision, model_dir),
         source=f"{model_repo}@{revision}",
     )
     if model_dir is not None:
@@ -77,87 +89,46 @@ def _refuse_another_download(folder: Path, model_repo: str, revision: str | None
         raise CheckpointError(f"{folder}: holds the files of {held}, not of {wanted}; choose another model_dir.")
 
 
-def _download(repo: str, name: str, revision: str, model_dir: str | Path | None) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-    from huggingface_hub.utils import logging as hub_logging
+class _PlainLoader(yaml.SafeLoader):
+    """Load yaml that holds no more than is written: aliases of aliases, or a number of many digits, have no end."""
 
-    wanted = f"{repo}: {name} at revision {revision}"
-    local_dir = None if model_dir is None else Path(model_dir).expanduser()
-    verbosity = hub_logging.get_verbosity()
-    hub_logging.set_verbosity(logging.ERROR)  # its retries would be ten lines before the one that says what to do
-    try:
-        return Path(hf_hub_download(repo, name, revision=revision, local_dir=local_dir))
-    except LocalEntryNotFoundError as error:
-        raise _unreachable(wanted, name, model_dir) from error
-    except GatedRepoError as error:
-        raise CheckpointError(f"{wanted}: access must be granted on the Hub; then set HF_TOKEN.") from error
-    except RevisionNotFoundError as error:
-        raise CheckpointError(f"{wanted}: no such revision; revision=main is the newest.") from error
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(f"{wanted}: no such repository, or a private one (HF_TOKEN).") from error
-    except EntryNotFoundError as error:
-        raise CheckpointError(f"{wanted}: no such file{_offered(repo, revision)}.") from error
-    except HFValidationError as error:
-        raise CheckpointError(f"{repo!r}: not a repository id, OWNER/NAME is expected.") from error
-    except HfHubHTTPError as error:
-        raise CheckpointError(f"{wanted}: the Hub answered: {one_line(error)}") from error
-    except OSError as error:
-        raise CheckpointError(f"{wanted}: the download failed: {one_line(error)}") from error
-    finally:
-        hub_logging.set_verbosity(verbosity)
+    _depth = 0
 
-
-def _unreachable(wanted: str, name: str, model_dir: str | Path | None) -> CheckpointError:
-    looked = (
-        "the Hub's cache" if model_dir is None else f"model_dir={model_dir}{_holding(Path(model_dir).expanduser())}"
-    )
-    return CheckpointError(
-        f"{wanted}: not in {looked}, and the Hub cannot be reached. Ways out: (1) connect this machine once, or set "
-        f"HF_ENDPOINT to a mirror; (2) copy {name} and the config to a folder, set embeddings.model.model_dir to it; "
-        "(3) copy the Hub's cache of a connected machine here and set HF_HOME to it."
-    )
-
-
-def _offered(repo: str, revision: str) -> str:
-    from huggingface_hub import list_repo_files
-
-    try:
-        names = [n for n in list_repo_files(repo, revision=revision) if not n.startswith(".") and not n.endswith(".md")]
-    except Exception as error:  # only decorates an error that is raised anyway
-        log.debug("cannot list %s: %s", repo, error)
-        return ""
-    return f"; it holds {', '.join(names)} (set embeddings.model.model_name and config_name)"
-
-
-def _holding(folder: Path) -> str:
-    if not folder.is_dir():
-        return " (no such folder)"
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return f" (it holds {', '.join(names[:8]) or 'no files'}: see model_name and config_name)"
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Compose as usual, unless what comes next is too much."""
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError(f"it holds an alias, *{event.anchor}: write out what that repeats")
+        if isinstance(event, yaml.ScalarEvent) and len(event.value) > _LONGEST_VALUE:
+            raise yaml.YAMLError(f"it holds a value of over {_LONGEST_VALUE:,} characters")
+        if self._depth == _DEEPEST:
+            raise yaml.YAMLError(f"it is nested over {_DEEPEST} deep")
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
 
 
 def read_config(path: Path) -> CheckpointConfig:
-    """Read a WeSpeaker config.yaml with `safe_load`. Raises CheckpointError where it is something else."""
+    """Read a WeSpeaker config.yaml as plain yaml. Raises CheckpointError where it is something else."""
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not plain yaml, nothing in it was run: {error}.") from error
+        with path.open("rb") as file:
+            text = file.read(_LARGEST_CONFIG + 1)
+        if len(text) > _LARGEST_CONFIG:
+            raise yaml.YAMLError(f"it is over {_LARGEST_CONFIG:,} bytes, and such a config has about 2,000")
+        config = yaml.load(text, _PlainLoader)  # noqa: S506
+    except Exception as error:  # whatever a value can make yaml raise
+        raise CheckpointError(f"{path}: not plain yaml, nothing in it was run: {one_line(error)[:300]}.") from error
     if not isinstance(config, dict) or "model" not in config:
         raise CheckpointError(f"{path}: not a WeSpeaker config: it names no model.")
     if not isinstance(config["model"], str):
         raise CheckpointError(f"{path}: `model` is not an architecture's name; pyannote's format is not supported.")
-    sections = {name: config.get(name) or {} for name in ("model_args", "dataset_args")}
-    for name, section in sections.items():
-        if not isinstance(section, dict):
+    sections = {"": config}
+    for name in _SECTIONS:
+        parent, _, key = name.rpartition(".")
+        sections[name] = sections[parent].get(key) or {}
+        if not isinstance(sections[name], dict):
             raise CheckpointError(f"{path}: {name} must be a mapping.")
     return CheckpointConfig(config["model"], sections["model_args"], sections["dataset_args"])
 
@@ -178,20 +149,53 @@ def load_weights(network: torch.nn.Module, path: Path) -> None:
     found = [f"{len(names)} {what} (first: {names[0]})" for what, names in problems.items() if names]
     if found:
         raise CheckpointError(f"{path}: not the weights of this architecture: tensors {', '.join(found)}.")
-    network.load_state_dict(given, strict=False)
+    try:
+        network.load_state_dict(given, strict=False)
+    except RuntimeError as error:  # such as tensors without data
+        raise CheckpointError(f"{path}: not the weights of this architecture: {one_line(error)[:300]}.") from error
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
         with warnings.catch_warnings():  # about pickles that are refused in the next moment
             warnings.simplefilter("ignore")
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(_as_large_as_it_says(path), map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: refused: it holds more than tensors, so it could run code.") from error
-    except (RuntimeError, EOFError, KeyError, ValueError, BadZipFile, OSError) as error:
-        raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged: {one_line(error)[:200]}.") from error
+    except Exception as error:  # whatever bytes can make a reader raise
+        reason = one_line(error)[:200] or type(error).__name__
+        raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged: {reason}.") from error
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
-    if not (isinstance(loaded, dict) and loaded and all(isinstance(t, torch.Tensor) for t in loaded.values())):
+    if not (
+        isinstance(loaded, dict)
+        and loaded
+        and all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in loaded.items())
+    ):
         raise CheckpointError(f"{path}: not a state dict: names with tensors are expected.")
     return loaded
+
+
+def _as_large_as_it_says(path: Path) -> BytesIO:
+    """Return a file that torch reads in no more memory than it takes. Raises CheckpointError.
+
+    An archive is packed anew, without compression, from what was measured here: torch's own reader may be shown others.
+    """
+    content = path.read_bytes()
+    if content.startswith(b"PK\3\4"):
+        plain = BytesIO()
+        with ZipFile(BytesIO(content)) as archive, ZipFile(plain, "w") as copy:
+            unpacked = sum(member.file_size for member in archive.infolist())
+            if unpacked > len(content):
+                raise CheckpointError(
+                    f"{path}: refused: it holds {len(content):,} bytes that unpack to {unpacked:,}; torch.save packs "
+                    "nothing, so take the file from where it was published."
+                )
+            for member in archive.infolist():
+                copy.writestr(member.filename, archive.read(member))
+        content = plain.getvalue()
+    if any(name in content for name in _GROWING):
+        raise CheckpointError(f"{path}: refused: it holds more than tensors, such as bytes that grow as they are read.")
+    return BytesIO(content)

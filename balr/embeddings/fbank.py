@@ -8,27 +8,14 @@ from typing import Any
 
 import torch
 
-from balr.config import FeaturesConfig
-from balr.errors import CheckpointError, ConfigError, UtteranceError
+from balr.config import FeaturesConfig, legal_feature
+from balr.errors import CheckpointError, UtteranceError
 
 _INT16_SCALE = 32768.0
 _PREEMPHASIS = 0.97
 _BLOCK_FRAMES = 512
 _BLOCK_FRAMES_ON_A_GPU = 1 << 16
 
-# As torchaudio.compliance.kaldi names them.
-_WINDOWS = ("hamming", "hanning", "povey", "rectangular", "blackman")
-
-_KINDS = MappingProxyType(
-    {
-        "sample_rate_hz": (int,),
-        "num_mel_bins": (int,),
-        "frame_length_ms": (int, float),
-        "frame_shift_ms": (int, float),
-        "int16_scale": (bool,),
-        "mean_norm": (bool,),
-    }
-)
 _UNSUPPORTED = MappingProxyType(
     {"s3prl": "WavLM and other s3prl models", "w2vbert": "W2V-BERT", "whisper_encoder": "Whisper"}
 )
@@ -46,15 +33,6 @@ class FbankSettings:
     int16_scale: bool = True
     mean_norm: bool = True
 
-    def __post_init__(self) -> None:
-        if self.window_type not in _WINDOWS:
-            raise ConfigError(f"features.window_type={self.window_type}: must be one of {', '.join(_WINDOWS)}.")
-        for name, kind in _KINDS.items():
-            value = getattr(self, name)
-            if type(value) not in kind or (bool not in kind and value <= 0):
-                wanted = " or ".join(one.__name__ for one in kind)
-                raise ConfigError(f"features.{name}={value}: must be {wanted}{'' if bool in kind else ' over 0'}.")
-
     @property
     def shortest_samples(self) -> int:
         """Return the length of one frame in samples."""
@@ -64,21 +42,29 @@ class FbankSettings:
 def fbank_settings(dataset_args: Mapping[str, Any], overrides: FeaturesConfig) -> FbankSettings:
     """Take the settings from a checkpoint's `dataset_args`, then what the user overrides.
 
-    Defaults are those of WeSpeaker's `dataset/processor.py`. Raises CheckpointError for a normalisation that is not
-    supported.
+    Defaults are those of WeSpeaker's `dataset/processor.py`. Raises CheckpointError for what is no setting, and for a
+    normalisation that is not supported.
     """
-    fbank_args = dataset_args.get("fbank_args") or {}
     cmvn_args = dataset_args.get("cmvn_args") or {}
     if cmvn_args.get("norm_var"):
         raise CheckpointError("cmvn_args.norm_var: variance normalisation is not supported.")
     trained = FbankSettings(
-        sample_rate_hz=dataset_args.get("resample_rate", 16_000),
-        num_mel_bins=fbank_args.get("num_mel_bins", 80),
-        frame_length_ms=fbank_args.get("frame_length", 25),
-        frame_shift_ms=fbank_args.get("frame_shift", 10),
+        sample_rate_hz=stated(dataset_args, "resample_rate", 16_000, kind="sample_rate_hz"),
+        num_mel_bins=stated(dataset_args, "fbank_args.num_mel_bins", 80, kind="num_mel_bins"),
+        frame_length_ms=stated(dataset_args, "fbank_args.frame_length", 25, kind="frame_length_ms"),
+        frame_shift_ms=stated(dataset_args, "fbank_args.frame_shift", 10, kind="frame_shift_ms"),
         mean_norm=bool(dataset_args.get("cmvn", True) and cmvn_args.get("norm_mean", True)),
     )
     return replace(trained, **{name: value for name, value in vars(overrides).items() if value is not None})
+
+
+def stated(dataset_args: Mapping[str, Any], key: str, default: int, *, kind: str) -> Any:
+    """Return a setting of a checkpoint's features. Raises CheckpointError where it is none of its `kind`."""
+    section, _, name = key.rpartition(".")
+    value = (dataset_args.get(section) or {} if section else dataset_args).get(name, default)
+    if legal := legal_feature(kind, value):
+        raise CheckpointError(f"dataset_args.{key}={value!r:.80}: must be {legal}.")
+    return value
 
 
 def fbank(waveform: torch.Tensor, settings: FbankSettings) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from balr.config import FeaturesConfig
 from balr.embeddings.architectures import build_network, build_tfmel
 from balr.embeddings.checkpoint import CheckpointConfig
-from balr.embeddings.fbank import fbank_settings, fbanks, frontend_name
+from balr.embeddings.fbank import fbank_settings, fbanks, frontend_name, stated
 from balr.errors import CheckpointError, ConfigError
 
 
@@ -54,9 +54,12 @@ def _with_tfmel(config: CheckpointConfig, overrides: FeaturesConfig) -> tuple[to
         raise ConfigError(
             f"features.{changed[0]}: has no effect on a tfmel checkpoint, which brings its own front end."
         )
-    sample_rate_hz = config.dataset_args.get("resample_rate", 16_000)
+    sample_rate_hz = stated(config.dataset_args, "resample_rate", 16_000, kind="sample_rate_hz")
+    mels = stated(config.dataset_args, "tfmel_args.n_mels", 80, kind="num_mel_bins")
+    hop = stated(config.dataset_args, "tfmel_args.hop_length", 160, kind="samples")
+    for name, default in (("win_length", 400), ("n_fft", 512)):
+        stated(config.dataset_args, f"tfmel_args.{name}", default, kind="samples")
     tfmel_args = {"sample_rate": sample_rate_hz, **(config.dataset_args.get("tfmel_args") or {})}
-    mels = tfmel_args.get("n_mels", 80)
     tfmel = build_tfmel(tfmel_args)
     network = build_network(config.architecture, _sized(config, mels))
     if callable(prepare := getattr(network, "prepare_for_frontend", None)):
@@ -68,7 +71,6 @@ def _with_tfmel(config: CheckpointConfig, overrides: FeaturesConfig) -> tuple[to
             warnings.simplefilter("ignore", FutureWarning)  # of torch.cuda.amp.autocast, which torch renamed
             return [tfmel(waveform.unsqueeze(0))[0][0] for waveform in waveforms]
 
-    hop = tfmel_args.get("hop_length", 160)
     return network, Frontend(compute, sample_rate_hz, mels, sample_rate_hz / hop, time_dim=2, settings=tfmel_args)
 
 
