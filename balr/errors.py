@@ -6,8 +6,7 @@ BalrError             stops the command; the line is shown, never a traceback
 ├── CheckpointError   the model's files
 ├── OutputError       the place where results go
 │   └── PlaceError    the path of one result; becomes a Failure and the run goes on
-├── UtteranceError    one utterance; becomes a Failure and the run goes on
-└── FirstFailureError an utterance failed and fail_fast=true; the run ends in order
+└── UtteranceError    one utterance; becomes a Failure and the run goes on
 """
 
 import os
@@ -48,10 +47,6 @@ class PlaceError(OutputError):
 
 class UtteranceError(BalrError):
     """One utterance cannot be embedded."""
-
-
-class FirstFailureError(BalrError):
-    """An utterance failed, and the run is to stop at the first one that does."""
 
 
 Stage = Literal["decode", "embed", "write"]

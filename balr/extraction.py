@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from balr.composition import build
 from balr.config import DataConfig, RunConfig
 from balr.data.corpus import Corpus
 from balr.data.vectors import MISSING
-from balr.errors import Failure, FirstFailureError, OutputError, one_line
+from balr.errors import Failure, OutputError, one_line
 from balr.files import check_writable, held, remove
 from balr.lists import (
     DURATIONS,
@@ -27,10 +27,9 @@ from balr.provenance import corpus_facts, machine, now, software
 from balr.record import Record, identity
 from balr.records import Utterance
 from balr.report import Report, Tally, shown, tracked
-from balr.signals import held_back
+from balr.shutdown import Stop
 
 if TYPE_CHECKING:  # a finished corpus needs no torch
-    from balr.data.dataset import AnnotatedAudio
     from balr.embeddings.base import EmbeddingsModel
 
 log = logging.getLogger(__name__)
@@ -38,11 +37,12 @@ log = logging.getLogger(__name__)
 _BROKEN_SHOWN = 10
 
 
-def run(cfg: RunConfig, *, run_dir: Path) -> Report:
+def run(cfg: RunConfig, *, run_dir: Path, stop: Stop) -> Report:
     """Embed a corpus as configured and report what became of each utterance.
 
     `run_dir` takes the lists where `save_dir` is null and embeddings go beside the audio. Raises a BalrError before the
-    model is loaded where input, output or configuration are wrong; a bad utterance is part of the report.
+    model is loaded where input, output or configuration are wrong; a bad utterance is part of the report. When `stop`
+    is set, what is being computed is finished and saved.
     """
     data_config = build(cfg.data, DataConfig)
     corpus = Corpus.from_path(cfg.input, root_dir=cfg.root_dir, audio_formats=cfg.audio_formats, channel=cfg.channel)
@@ -52,11 +52,11 @@ def run(cfg: RunConfig, *, run_dir: Path) -> Report:
         folder = corpus.output_dir or run_dir.absolute()
         check_writable(folder)
         with held(folder):
-            return _run_in(folder, cfg, corpus, data_config, run_dir=run_dir)
+            return _run_in(folder, cfg, corpus, data_config, run_dir=run_dir, stop=stop)
     todo = _audible(corpus)
     log.info("%d utterances in %s", len(corpus), cfg.input)
-    follower = _Follower(Tally(todo=len(todo)), fail_fast=cfg.fail_fast)
-    _embed(_model(cfg), todo, data_config, follower)
+    follower = _Follower(Tally(todo=len(todo)), stop if cfg.fail_fast else None)
+    _embed(_model(cfg), todo, data_config, follower, stop)
     return _report(cfg, corpus, follower.tally, None)
 
 
@@ -64,17 +64,22 @@ class _Follower:
     """Follow a model through a corpus: count, note whose embedding is there, keep failures.csv."""
 
     def __init__(
-        self, tally: Tally, *, fail_fast: bool, done: set[str] | None = None, failure_list: FailureList | None = None
+        self,
+        tally: Tally,
+        stop_at_failure: Stop | None,
+        *,
+        done: set[str] | None = None,
+        failure_list: FailureList | None = None,
     ) -> None:
         self.tally = tally
         self.done = set() if done is None else done
         self._failure_list = failure_list
-        self._fail_fast = fail_fast
+        self._stop_at_failure = stop_at_failure
 
     def planned(self, audio_seconds: float, *, upsampled: int) -> None:
         self.tally.planned(audio_seconds, upsampled=upsampled)
 
-    def embedded(self, utterance: "AnnotatedAudio", audio_seconds: float) -> None:
+    def embedded(self, utterance: Utterance, audio_seconds: float) -> None:
         self.done.add(utterance.id)
         self.tally.embedded(audio_seconds)
         if self._failure_list is not None:
@@ -85,12 +90,13 @@ class _Follower:
         self.tally.failed(failure)
         if self._failure_list is not None:
             self._failure_list.add(failure)
-        if self._fail_fast:
-            self._fail_fast = False  # what is in hand is finished, and may fail, too
-            raise FirstFailureError(f"{failure.id}: failed, and fail_fast=true.")
+        if self._stop_at_failure is not None:
+            self._stop_at_failure.set()
 
 
-def _run_in(folder: Path, cfg: RunConfig, corpus: Corpus, data_config: DataConfig, *, run_dir: Path) -> Report:
+def _run_in(
+    folder: Path, cfg: RunConfig, corpus: Corpus, data_config: DataConfig, *, run_dir: Path, stop: Stop
+) -> Report:
     """Run in a folder that is held, and leave its lists and its record true."""
     started = now()
     model_identity = identity(cfg.embeddings["model"], cfg.precision)
@@ -109,7 +115,7 @@ def _run_in(folder: Path, cfg: RunConfig, corpus: Corpus, data_config: DataConfi
     done = {utterance.id for utterance in corpus.utterances} - left
     tally = Tally(todo=len(todo))
     failure_list = FailureList(folder, corpus, done)
-    follower = _Follower(tally, fail_fast=cfg.fail_fast, done=done, failure_list=failure_list)
+    follower = _Follower(tally, stop if cfg.fail_fast else None, done=done, failure_list=failure_list)
     model = _model(cfg) if len(todo) else None
     facts = {"started": started, "corpus": corpus_facts(corpus, cfg.input), **({} if model is None else model.about())}
     facts |= {"vector_format": cfg.vector_format, "hydra": str(run_dir.absolute())}
@@ -124,9 +130,9 @@ def _run_in(folder: Path, cfg: RunConfig, corpus: Corpus, data_config: DataConfi
         if model is not None:
             at_the_end.callback(lambda: entry.update(model.how()))
             write_planned(folder, corpus, todo)
-            _embed(model, todo, data_config, follower, durations_file=folder / DURATIONS)
-        if cfg.fail_fast and tally.failures:
-            entry["exit"] = "stopped at the first failure"
+            _embed(model, todo, data_config, follower, stop, durations_file=folder / DURATIONS)
+        if stop.is_set():
+            entry["exit"] = f"interrupted by {stop.signal_name}" if stop.signal_name else "stopped at the first failure"
     return _report(cfg, corpus, tally, folder)
 
 
@@ -172,15 +178,18 @@ def _embed(
     todo: Corpus,
     data_config: DataConfig,
     follower: _Follower,
+    stop: Stop,
     *,
     durations_file: Path | None = None,
 ) -> None:
-    """Embed, and save where lengths are kept, too; what fail_fast stops ends like any other run."""
+    """Embed, and save where lengths are kept, too."""
     from balr.data.dataset import AudioDataset
 
     dataset, save = AudioDataset.of(todo), durations_file is not None
-    with follower.tally, suppress(FirstFailureError):
-        model.extract_embeddings(dataset, save, data_config, observer=follower, durations_file=durations_file)
+    with follower.tally:
+        model.extract_embeddings(
+            dataset, save, data_config, observer=follower, durations_file=durations_file, stop=stop
+        )
 
 
 @contextmanager
@@ -191,11 +200,10 @@ def _leaving_lists(
     tally = follower.tally
 
     def leave() -> None:
-        with held_back():  # a signal comes after the lists, which take seconds where there are millions
-            if force:
-                _let_go(corpus, follower.done, {failure.id for failure in tally.failures})
-            failure_list.write()
-            write_metadata(folder, corpus, follower.done)
+        if force:
+            _let_go(corpus, follower.done, {failure.id for failure in tally.failures})
+        failure_list.write()
+        write_metadata(folder, corpus, follower.done)
 
     try:
         yield

@@ -1,8 +1,10 @@
 """`python -m balr.main`: compose the configuration, check it, run. The one way in; `balr extract` comes here too."""
 
 import logging
+import multiprocessing
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +25,7 @@ from balr.config import config_dir
 from balr.errors import BalrError, one_line
 from balr.outside import refuse_foreign_code
 from balr.report import open_missing_streams, summary
-from balr.signals import JobStoppedError, StoppedError, ending_in_order, ending_with
+from balr.shutdown import Stop, end_with_process, stop_on_signals
 
 log = logging.getLogger(__name__)
 
@@ -48,18 +50,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     open_missing_streams()
     with _argv(argv), _whole_exceptions():
         try:
-            with ending_in_order():
-                refuse_foreign_code(sys.argv[1:], job)
-                hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
-        except (JobFailedError, JobStoppedError):
+            refuse_foreign_code(sys.argv[1:], job)
+            hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
+        except JobFailedError:
             return SOME_FAILED
         except (BalrError, HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
             sys.stderr.write(f"ERROR {one_line(_explain(error))}\n")
             return REFUSED
-        except KeyboardInterrupt as stop:
-            return stop.exit_code if isinstance(stop, StoppedError) else INTERRUPTED
-        except SystemExit as stop:
-            return stop.code if isinstance(stop.code, int) else DONE
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except SystemExit as ended:
+            return ended.code if isinstance(ended.code, int) else DONE
         except Exception as error:  # whatever else a value can make Hydra or a launcher raise
             sys.stderr.write(f"ERROR {type(error).__name__}: {one_line(error)}\n")
             return REFUSED
@@ -67,34 +68,42 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def job(cfg: DictConfig) -> None:
-    """Do one job of Hydra's. A lone job ends the process with its exit code; a job of a sweep raises JobFailedError."""
+    """Do one job of Hydra's and end the process with its exit code.
+
+    A job of a sweep raises JobFailedError instead, but for a signal in the process of the sweep, which ends it.
+    """
     register()  # again, as a job of a parallel sweep runs in a process of its own
-    with ending_with(HydraConfig.get().sweep.dir):
-        code = _run(cfg)
-    if code and HydraConfig.get().mode == RunMode.MULTIRUN:
+    is_elsewhere, sweep = multiprocessing.parent_process() is not None, os.getppid()
+    if is_elsewhere:
+        end_with_process(sweep, signal.SIGTERM)
+    with stop_on_signals() as stop:
+        code = _run(cfg, stop)
+    if is_elsewhere and os.getppid() != sweep:  # a launcher's process would wait for more work from nobody
+        os._exit(code)
+    is_stopped_here = stop.exit_code is not None and not is_elsewhere
+    if code and HydraConfig.get().mode == RunMode.MULTIRUN and not is_stopped_here:
         raise JobFailedError(f"exit code {code}")
     if code:
         raise SystemExit(code)
 
 
-def _run(cfg: DictConfig) -> int:
+def _run(cfg: DictConfig, stop: Stop) -> int:
     try:
         settings = check(cfg)
 
         from balr.extraction import run  # not for --help or --cfg
 
-        report = run(settings, run_dir=Path(HydraConfig.get().runtime.output_dir))
+        report = run(settings, run_dir=Path(HydraConfig.get().runtime.output_dir), stop=stop)
     except (BalrError, OmegaConfBaseException) as error:
         log.error("%s", one_line(error))
         return REFUSED
-    except KeyboardInterrupt as stop:
-        saved = "what was embedded until now is saved, and the same command goes on from there"
-        by = f" by {stop}" if str(stop) else ""
-        log.error("interrupted%s; %s.", by, saved if cfg.save_output else "nothing was to be saved")
-        raise
     except Exception as error:
         log.exception("unexpected %s: %s (traceback in %s)", type(error).__name__, one_line(error), _log_file())
         return REFUSED
+    if stop.exit_code is not None:
+        way_on = "the same command goes on from there" if cfg.save_output else "nothing was to be saved"
+        log.error("stopped by %s; %s\n%s", stop.signal_name, way_on, summary(report))
+        return stop.exit_code
     log.info("%s\n%s", "stopped at the first failure" if report.not_reached else "done", summary(report))
     if report.tolerated(str(settings.max_failures)):
         return DONE

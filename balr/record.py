@@ -15,7 +15,6 @@ from balr.config import DOWNLOADED_FROM, pinned_revision
 from balr.errors import BalrError, OutputError, one_line
 from balr.files import sha256, whole_file
 from balr.provenance import now
-from balr.signals import held_back
 
 RUN = "run.json"
 _NOT_ENDED = "unknown: killed, or its end could not be written"
@@ -82,11 +81,10 @@ class Record:
         self.write()
         try:
             yield entry
-            with held_back():
-                self.replacing = self.replacing and entry["counts"]["not_reached"] > 0
-                self._end(entry, entry["exit"] or "done")
+            self.replacing = self.replacing and entry["counts"]["not_reached"] > 0
+            self._end(entry, entry["exit"] or "done")
         except BaseException as error:
-            with suppress(OutputError), held_back():  # the disk is full, most likely, and that is what is being told
+            with suppress(OutputError):  # the disk is full, most likely, and that is what is being told
                 self._end(entry, _reason(error))
             raise
 

@@ -57,7 +57,9 @@ def test_each_run_adds_an_entry_and_says_how_it_ended(
     assert balr(f"input={corpus}", "save_dir=out") == 0
     assert balr(f"input={corpus}", "save_dir=out") == 0
     first, second, third = runs(tmp_path / "out")
-    assert first["exit"] == "interrupted" and first["counts"]["not_reached"] == 6 - first["counts"]["embedded"]
+    assert (
+        first["exit"] == "interrupted by SIGINT" and first["counts"]["not_reached"] == 6 - first["counts"]["embedded"]
+    )
     assert second["counts"]["already_there"] == first["counts"]["embedded"]
     assert third["counts"]["already_there"] == 6 and third["exit"] == "done" and "checkpoint" not in third
     assert first["corpus"] == second["corpus"] == third["corpus"]

@@ -12,14 +12,15 @@ OneLine = Callable[[], str]
 
 
 def test_interrupting_a_run_saves_its_lists_and_stops_a_sweep(
-    balr: Command, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_error_line: OneLine
+    balr: Command, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen = interrupt_at(monkeypatch, 3)
     assert balr("-m", f"input={corpus}", "embeddings.model.features.window_type=hamming,povey", "save_dir=out") == 130
     assert len(seen) == 3
     (listed,) = (tmp_path / "out").rglob("metadata.csv")
-    assert len(rows(listed)) == len(vectors(tmp_path / "out")) == 2
-    assert "interrupted; what was embedded until now is saved" in one_error_line()
+    assert len(rows(listed)) == len(vectors(tmp_path / "out")) == 3
+    told = capsys.readouterr().err
+    assert "ERROR stopped by SIGINT; the same command goes on from there" in told and "not reached    3" in told
 
 
 def test_a_sweep_over_anything_keeps_its_jobs_apart(balr: Command, corpus: Path, tmp_path: Path) -> None:

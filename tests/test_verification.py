@@ -122,7 +122,7 @@ def test_a_run_that_did_not_reach_all_is_not_complete(
         interrupt_at(patch, 3)
         assert balr(f"input={corpus}", "save_dir=out") == 130
     code, told = verify("out")
-    assert code == 1 and "last run: interrupted; it did not reach 4 utterances" in told
+    assert code == 1 and "last run: interrupted by SIGINT; it did not reach 3 utterances" in told
 
 
 def test_nothing_outside_of_the_folder_is_removed_whatever_its_lists_name(out: Path, tmp_path: Path) -> None:

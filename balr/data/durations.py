@@ -2,21 +2,23 @@
 
 import csv
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from balr.data.read_ahead import ReadAhead
 from balr.files import write_csv
+from balr.shutdown import Stop
 
 log = logging.getLogger(__name__)
 
 KEY_COLUMNS = ("audio", "bytes", "changed_ns")
 COLUMNS = (*KEY_COLUMNS, "seconds", "sample_rate_hz", "channels", "seeks")
 _READERS = 8  # they wait for disks
-_FILES_AT_ONCE = 64
+_FILES_EACH = 64  # fewer are not worth a process
 _MANY = 5000
 _AT_A_TIME = 1000  # what a pool is given at once stays in memory until all of it is done
 _LONGEST_SECONDS = 1e9
@@ -84,31 +86,19 @@ def read_header(path: Path) -> Header:
         return Header()
 
 
-@dataclass(frozen=True)
-class _Reader:
-    files: Sequence[Path]
-
-    def __call__(self, index: int) -> tuple[int, Header]:
-        return index, read_header(self.files[index])
-
-
 def _read_isolated(files: Sequence[Path], timeout_seconds: float) -> list[Header]:
-    from balr.data.workers import Loss, at_work
+    from balr.data.decoder_pool import DecoderPool
 
-    starts = range(0, len(files), _FILES_AT_ONCE)
-    plan = [tuple(range(start, min(start + _FILES_AT_ONCE, len(files)))) for start in starts]
     found = [Header()] * len(files)
-    number = min(_READERS, len(plan))
-    reader = _Reader(files)
-    with at_work(reader, number=number, timeout_seconds=timeout_seconds, quiet=lambda: None) as workers:
-        for read in workers.decoded(plan, ahead=2 * number):
-            if read is None:
-                continue
-            if isinstance(read, Loss):  # told when it is decoded, which ends in the same way
-                log.debug("%s: %s", files[read.index], read.reason)
-                continue
-            for index, header in read:
-                found[index] = header
+    plan = [(index,) for index in range(len(files))]
+    unbounded = ReadAhead([], [0.0] * len(files), most_seconds=math.inf)
+    processes = min(_READERS, -(-len(files) // _FILES_EACH))
+    with DecoderPool(read_header, processes=processes, timeout_seconds=timeout_seconds) as pool:
+        for (index,), (result,) in pool.results(plan, files, ahead=_AT_A_TIME, read_ahead=unbounded, stop=Stop()):
+            if isinstance(result, Exception):  # decoding it ends in the same way, and reports it
+                log.debug("%s: %s", files[index], result)
+            else:
+                found[index] = Header(*result)
     return found
 
 

@@ -18,14 +18,14 @@ class ReadAhead:
         self._seconds = seconds
         self._most_seconds = most_seconds
         self._on_the_way: dict[int, float] = {}
-        self._changed = threading.Lock()
+        self._changed = threading.Condition()
 
     def reserve(self, batch: Batch) -> bool:
         """Count a batch in and return True, or return False where there is no room for it now."""
         with self._changed:
-            new = {index: self._seconds[index] for index in batch if index not in self._on_the_way}
+            new = {index: self._seconds[index] for index in batch}
             total = sum(self._on_the_way.values())
-            if self._on_the_way and new and total + sum(new.values()) > self._most_seconds:
+            if self._on_the_way and total + sum(new.values()) > self._most_seconds:
                 return False
             self._on_the_way |= new
             return True
@@ -35,3 +35,9 @@ class ReadAhead:
         with self._changed:
             for id_ in ids:
                 self._on_the_way.pop(self._index[id_], None)
+            self._changed.notify_all()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until utterances are counted out, but not for long."""
+        with self._changed:
+            self._changed.wait(seconds)

@@ -1,12 +1,11 @@
-"""The loop that every model shares: utterances in, an embedding or a failure out for each, in the same order."""
+"""What every model shares: a corpus in, an embedding or a failure out for each utterance, in the same order."""
 
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import nullcontext
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,17 @@ import torch
 
 from balr.config import DataConfig
 from balr.data.dataset import AudioDataset
-from balr.data.loading import Decoded, decoded_batches, failure
+from balr.data.decoder_pool import DecoderPool
+from balr.data.decoding import Decoded, WaveformReader, decoded_batches, failure
 from balr.data.planning import Plan, plan_corpus
 from balr.data.read_ahead import ReadAhead
 from balr.data.vectors import Vector
-from balr.embeddings.devices import Loading, computing, device_name, on, suited
-from balr.embeddings.outcomes import Deliveries, Embedded, LoggingObserver, Observer, Outcome
+from balr.embeddings.devices import Loading, device_name, prepare_thread, shared_threads, suited
+from balr.embeddings.outcomes import Delivery, Embedded, LoggingObserver, Observer, Outcome
+from balr.embeddings.pipeline import run_pipeline
 from balr.embeddings.stages import Stages
-from balr.errors import FirstFailureError, OutputError, UtteranceError
-from balr.signals import held_back
+from balr.errors import UtteranceError
+from balr.shutdown import Stop
 
 log = logging.getLogger(__name__)
 
@@ -69,18 +70,17 @@ class EmbeddingsModel(ABC):
         *,
         observer: Observer | None = None,
         durations_file: Path | None = None,
+        stop: Stop | None = None,
     ) -> list[tuple[str, npt.NDArray[Any]]]:
         """Embed every utterance that has audio.
 
-        With `stream_save` embeddings `(dim,)` go to `dataset.vector_path(...)` as they are computed, a few at a time,
-        and the list is empty; without, (id, embedding) pairs are returned in the order of the dataset. A bad utterance
-        is told to the observer, or logged, and left out. `durations_file` remembers the lengths of files from one run
-        to the next. Raises OutputError where an embedding cannot be written.
+        With `stream_save` embeddings `(dim,)` go to `dataset.vector_path(...)` as they are computed and the list is
+        empty; without, (id, embedding) pairs are returned in the order of the dataset. A bad utterance is reported to
+        the observer, or logged, and left out. `durations_file` remembers the lengths of files from one run to the next.
+        Setting `stop` ends it early and in order. Raises OutputError where nothing more can be written.
         """
-        observer = observer or LoggingObserver()
-        audible = dataset.filter(lambda utterance: utterance.audio is not None).at_rate(
-            self.sample_rate_hz, max_audio_seconds=data_config.max_audio_seconds
-        )
+        observer, stop = observer or LoggingObserver(), stop or Stop()
+        audible = dataset.filter(lambda utterance: utterance.audio is not None)
         loading = suited(data_config, self.device)
         plan = plan_corpus(
             audible,
@@ -93,10 +93,10 @@ class EmbeddingsModel(ABC):
         )
         self._batching |= {**asdict(loading), "batches": len(plan.batches)}
         observer.planned(sum(length or 0.0 for length in plan.seconds), upsampled=plan.upsampled)
-        done = Deliveries(audible, observer, self.stages, stream_save=stream_save)
-        self._run(audible, plan, loading, data_config, done)
-        vectors = done.vectors
-        return [(utterance.id, vectors[utterance.id]) for utterance in audible.utterances if utterance.id in vectors]
+        delivery = Delivery(audible if stream_save else None, observer, self.stages)
+        self._run(audible, plan, loading, data_config, delivery, stop)
+        found = delivery.collected
+        return [(utterance.id, found[utterance.id]) for utterance in audible.utterances if utterance.id in found]
 
     def about(self) -> dict[str, Any]:
         """Say, for a record, what computes."""
@@ -106,82 +106,81 @@ class EmbeddingsModel(ABC):
         """Say, for a record and after a run, what was decided on the way and how long its stages took."""
         return {"batching": self._batching, "stage_seconds": self.stages.seconds()}
 
-    def _run(self, dataset: AudioDataset, plan: Plan, loading: Loading, config: DataConfig, done: Deliveries) -> None:
-        """Deliver what becomes of each utterance as it is done: this thread loads and delivers, others compute."""
-        at_once = min(loading.streams, max(1, len(plan.batches)))
+    def _run(
+        self, dataset: AudioDataset, plan: Plan, loading: Loading, config: DataConfig, delivery: Delivery, stop: Stop
+    ) -> None:
+        """Wire the stages: processes decode, threads compute, one thread saves."""
+        reader = WaveformReader(self.sample_rate_hz, config.max_audio_seconds)
+        threads = min(loading.streams, max(1, len(plan.batches)))
+        processes = min(loading.num_workers, len(dataset))
         read_ahead = plan.read_ahead(dataset, most_seconds=config.max_ahead_seconds)
-        running: set[Future[list[Outcome]]] = set()
-
-        def rest() -> None:
-            while running:
-                done.take_first(running)
-
-        batches = decoded_batches(
-            dataset,
-            plan.batches,
-            num_workers=min(loading.num_workers, len(plan.batches)),
-            prefetch_factor=loading.prefetch_factor,
-            timeout_seconds=config.decode_timeout_seconds,
-            read_ahead=read_ahead,
-            quiet=rest,
-            idle=lambda: done.take_done(running),
+        postponed: list[Decoded] = []
+        pool = (
+            DecoderPool(reader, processes=processes, timeout_seconds=config.decode_timeout_seconds)
+            if processes
+            else None
         )
-        with (
-            on(self.device),
-            closing(batches),
-            computing(at_once, self.device) as pool,
-            _saving_all(done, running, pool),
-        ):
-            for batch in self._waiting_for(batches):
-                if batch is None:
-                    done.take_first(running)
-                    continue
-                with held_back():
-                    running.add(self._submit(pool, batch, config, read_ahead))
-                if len(running) > at_once:  # one more than can run, so that none waits for a decoder
-                    done.take_first(running)
-            rest()
-            done.save()
-            for batch in done.postponed:
-                done.take(self._embed_batch(batch, config, alone=True))
-            done.save()
+        with pool or nullcontext(), shared_threads(threads, self.device):
+            batches = decoded_batches(
+                dataset,
+                plan.batches,
+                reader,
+                pool=pool,
+                ahead=processes * loading.prefetch_factor,
+                read_ahead=read_ahead,
+                stop=stop,
+            )
+            run_pipeline(
+                self._waiting_for(batches),
+                partial(self._embed_and_release, config=config, read_ahead=read_ahead, postponed=postponed),
+                delivery.deliver,
+                threads=threads,
+                prepare=partial(prepare_thread, self.device),
+                at_the_end=lambda: (self._embed_batch(batch, config)[0] for batch in postponed),
+                stop=stop,
+            )
 
-    def _submit(
-        self, pool: ThreadPoolExecutor, batch: Decoded, config: DataConfig, read_ahead: ReadAhead
-    ) -> Future[list[Outcome]]:
-        ready, ids = batch.pin_memory() if self.device.type == "cuda" else batch, batch.ids
-        future = pool.submit(self._embed_batch, ready, config)
-        future.add_done_callback(lambda _: read_ahead.release(ids))
-        return future
-
-    def _waiting_for(self, batches: Iterator[Decoded | None]) -> Iterator[Decoded | None]:
+    def _waiting_for(self, batches: Iterator[Decoded]) -> Iterator[Decoded]:
         while True:
             with self.stages.timed("decode_wait"):
-                try:
-                    batch = next(batches)
-                except StopIteration:
-                    return
-            yield batch
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch.pin_memory() if self.device.type == "cuda" else batch
 
-    def _embed_batch(self, batch: Decoded, config: DataConfig, *, alone: bool = False) -> list[Outcome]:
-        """Return what becomes of each utterance; one without room on the device waits until it is `alone` there."""
+    def _embed_and_release(
+        self, batch: Decoded, *, config: DataConfig, read_ahead: ReadAhead, postponed: list[Decoded]
+    ) -> list[Outcome]:
+        """Embed a batch among others; what has no room on the device is put off until nothing else is computed."""
+        try:
+            outcomes, without_room = self._embed_batch(batch, config, others_run=True)
+            postponed += without_room
+            return outcomes
+        finally:
+            read_ahead.release(batch.ids)
+
+    def _embed_batch(
+        self, batch: Decoded, config: DataConfig, *, others_run: bool = False
+    ) -> tuple[list[Outcome], list[Decoded]]:
+        """Return what becomes of each utterance, and those without room on the device while `others_run`."""
         outcomes: list[Outcome] = list(batch.failures)
+        without_room: list[Decoded] = []
         try:
             waveforms = batch.waveforms(self.device)
         except torch.OutOfMemoryError:
             waveforms = batch.waveforms(torch.device("cpu"))  # from where fewer at a time are taken
-        all_made = self._embed_or_tell(waveforms, config)
-        for utterance, waveform, made in zip(batch.utterances, waveforms, all_made, strict=True):
-            error = made if isinstance(made, Exception) else _flaw(made, waveform)
-            if isinstance(error, torch.OutOfMemoryError) and not alone:
-                outcomes.append(Decoded((utterance,), waveform.cpu(), (waveform.numel(),), ()))
+        results = self._embed_or_report(waveforms, config)
+        for utterance, waveform, result in zip(batch.utterances, waveforms, results, strict=True):
+            error = result if isinstance(result, Exception) else _flaw(result, waveform)
+            if isinstance(error, torch.OutOfMemoryError) and others_run:
+                without_room.append(Decoded((utterance,), waveform.cpu(), (waveform.numel(),)))
             elif error is not None:
-                outcomes.append(failure(utterance.id, utterance.audio_path, "embed", error))
-            elif not isinstance(made, Exception):
-                outcomes.append(Embedded(utterance, made, waveform.numel() / self.sample_rate_hz))
-        return outcomes
+                outcomes.append(failure(utterance, "embed", error))
+            elif not isinstance(result, Exception):
+                outcomes.append(Embedded(utterance, result, waveform.numel() / self.sample_rate_hz))
+        return outcomes, without_room
 
-    def _embed_or_tell(self, waveforms: Sequence[torch.Tensor], config: DataConfig) -> list[Vector | Exception]:
+    def _embed_or_report(self, waveforms: Sequence[torch.Tensor], config: DataConfig) -> list[Vector | Exception]:
         """Embed a batch; where that fails, by halves, so that it costs only the utterance that it is due to."""
         if not waveforms:
             return []
@@ -201,31 +200,13 @@ class EmbeddingsModel(ABC):
                 log.warning("out of memory with %d utterances at once: going on with half of that", len(waveforms))
         half = len(waveforms) // 2
         return [
-            *self._embed_or_tell(waveforms[:half], config),
-            *self._embed_or_tell(waveforms[half:], config),
+            *self._embed_or_report(waveforms[:half], config),
+            *self._embed_or_report(waveforms[half:], config),
         ]
 
 
-@contextmanager
-def _saving_all(done: Deliveries, running: set[Future[list[Outcome]]], pool: ThreadPoolExecutor) -> Iterator[None]:
-    """Save all there is of a run that ends early; one that is stopped finishes what is in hand, too."""
-    try:
-        yield
-    except (KeyboardInterrupt, FirstFailureError):
-        with held_back():
-            done.finish()
-            pool.shutdown(cancel_futures=True)
-            finished = [future for future in running if not future.cancelled() and future.exception() is None]
-            done.finish(outcome for future in finished for outcome in future.result())
-        raise
-    except BaseException:
-        with suppress(OutputError):  # one is being told
-            done.finish()
-        raise
-
-
-def _flaw(vector: Vector, waveform: torch.Tensor) -> UtteranceError | None:
-    if np.isfinite(vector).all():
-        return None if vector.any() else UtteranceError("the embedding is all zeros")
+def _flaw(embedding: Vector, waveform: torch.Tensor) -> UtteranceError | None:
+    if np.isfinite(embedding).all():
+        return None if embedding.any() else UtteranceError("the embedding is all zeros")
     silent = bool((waveform == waveform[0]).all())
     return UtteranceError(f"the embedding is not finite{' (digital silence)' if silent else ''}")

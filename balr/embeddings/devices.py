@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -73,28 +72,28 @@ def device_name(device: torch.device) -> str:
 
 
 @contextmanager
-def computing(streams: int, device: torch.device) -> Iterator[ThreadPoolExecutor]:
-    """Open a pool of threads that share torch's threads among them, on a GPU with a CUDA stream each."""
+def shared_threads(streams: int, device: torch.device) -> Iterator[None]:
+    """Share torch's threads out among those that compute, and keep tf32 off while they do."""
     threads = torch.get_num_threads()
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # the weights were put there on another stream
-    pool = ThreadPoolExecutor(streams, thread_name_prefix="embed", initializer=_use_own_stream, initargs=(device,))
     # For all threads, from here on: one that put tf32 back after its batch would let it into the batch of another.
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with _chosen(device), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         try:
             if device.type == "cpu":
                 torch.set_num_threads(max(1, threads // streams))
-            yield pool
+            yield
         finally:
-            pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
 
 
-def on(device: torch.device) -> AbstractContextManager[Any]:
+def prepare_thread(device: torch.device) -> None:
+    """Give the calling thread a CUDA stream of its own on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.cuda.set_stream(torch.cuda.Stream(device))
+
+
+def _chosen(device: torch.device) -> AbstractContextManager[Any]:
     """Make a GPU the one that is meant where none is named."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _use_own_stream(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_stream(torch.cuda.Stream(device))

@@ -3,8 +3,7 @@
 import itertools
 import logging
 import threading
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,12 @@ import torch
 from conftest import speechlike, wait_until, write_wav
 
 from balr.config import DataConfig
+from balr.data import decoding
 from balr.data.dataset import AudioDataset
-from balr.data.loading import Decoded
-from balr.embeddings import outcomes
+from balr.data.decoding import Decoded
 from balr.embeddings.base import EmbeddingsModel
 from balr.embeddings.devices import suited
-from balr.errors import OutputError
+from balr.shutdown import Stop
 
 LENGTHS = (1.0, 1.31, 1.02, 1.3, 1.01, 0.5, 1.29, 1.03)
 
@@ -122,89 +121,45 @@ def test_threads_are_shared_out_and_given_back(dataset: AudioDataset, monkeypatc
         torch.set_num_threads(before)
 
 
-def test_an_interrupted_run_keeps_what_was_computed(
-    dataset: AudioDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    computed = Statistics.embed
-    seen = []
+def test_a_stopped_run_saves_what_was_begun(dataset: AudioDataset, tmp_path: Path) -> None:
+    stop = Stop()
 
-    def third_interrupted(self: Statistics, waveforms: list[torch.Tensor], **limits: float) -> torch.Tensor:
-        if len(seen) < 3:
-            seen.append(waveforms)
-        if len(seen) == 3:  # and whatever was begun before that was heard of
-            raise KeyboardInterrupt
-        return computed(self, waveforms, **limits)
+    class Stopping(Statistics):
+        def embed(self, waveforms: Sequence[torch.Tensor], **limits: float | None) -> torch.Tensor:
+            if len(self.batches) == 2:
+                stop.set()
+            return super().embed(waveforms, **limits)
 
-    monkeypatch.setattr(Statistics, "embed", third_interrupted)
+    model = Stopping()
     dataset.set_output_dir(tmp_path / "out")
-    with pytest.raises(KeyboardInterrupt):
-        Statistics().extract_embeddings(dataset, True, config(streams=1))
-    assert len(seen) == 3 and len(list((tmp_path / "out").iterdir())) == 2
-
-
-def test_an_interrupt_while_saving_keeps_what_was_computed(
-    dataset: AudioDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save = AudioDataset.save_together
-    attempts = []
-
-    def first_interrupted(self: AudioDataset, vectors: Iterable[tuple[str, np.ndarray]]) -> list[OutputError | None]:
-        attempts.append(vectors)
-        if len(attempts) == 1:
-            raise KeyboardInterrupt
-        return save(self, vectors)
-
-    monkeypatch.setattr(AudioDataset, "save_together", first_interrupted)
-    dataset.set_output_dir(tmp_path / "out")
-    with pytest.raises(KeyboardInterrupt):
-        Statistics().extract_embeddings(dataset, True, config(batch_size=3))
-    assert len(attempts) == 2 and len(list((tmp_path / "out").iterdir())) == 7  # all but the one that cannot be
+    assert model.extract_embeddings(dataset, True, config(batch_size=1, streams=1), stop=stop) == []
+    assert len(model.batches) == len(list((tmp_path / "out").iterdir())) == 3
 
 
 @pytest.mark.parametrize("error", [RuntimeError, SystemExit])
 def test_what_was_computed_is_saved_whatever_ends_the_run(
     dataset: AudioDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    whole, seen = Statistics._embed_batch, []
+    seen: list[object] = []
 
-    def sixth_broken(self: Statistics, batch: Decoded, *args: DataConfig) -> list[object]:
-        seen.append(batch)
+    def sixth_broken(self: Decoded, device: torch.device) -> list[torch.Tensor]:
+        seen.append(self)
         if len(seen) == 6:
             raise error("broken")
-        return whole(self, batch, *args)
+        return list(torch.split(self.samples, list(self.lengths)))
 
-    monkeypatch.setattr(outcomes, "_SECONDS_UNSAVED", 60.0)
-    monkeypatch.setattr(Statistics, "_embed_batch", sixth_broken)
+    monkeypatch.setattr(Decoded, "waveforms", sixth_broken)
     dataset.set_output_dir(tmp_path / "out")
     with pytest.raises(error, match="broken"):
         Statistics().extract_embeddings(dataset, True, config(batch_size=1, streams=1, shuffle=False))
     assert len(list((tmp_path / "out").iterdir())) == 5
 
 
-def test_what_is_being_computed_when_a_run_is_stopped_is_saved(dataset: AudioDataset, tmp_path: Path) -> None:
-    class Stopped(Statistics):
-        def __init__(self) -> None:
-            super().__init__()
-            self.both = threading.Barrier(2, timeout=10)
-
-        def embed(self, waveforms: Sequence[torch.Tensor], **limits: float | None) -> torch.Tensor:
-            if self.both.wait() == 0:
-                raise KeyboardInterrupt
-            time.sleep(0.3)
-            self.both = threading.Barrier(1)
-            return super().embed(waveforms, **limits)
-
-    dataset.set_output_dir(tmp_path / "out")
-    with pytest.raises(KeyboardInterrupt):
-        Stopped().extract_embeddings(dataset, True, config(batch_size=1))
-    assert list((tmp_path / "out").iterdir())
-
-
 @pytest.mark.parametrize("what", ["computing", "reading"])
 def test_embeddings_are_saved_while_another_takes_long(
     dataset: AudioDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    read = AudioDataset.__getitem__
+    read = decoding.load_waveform
 
     def is_saved() -> bool:
         return all((tmp_path / "out" / name).exists() for name in ("1_emb.npy", "2_emb.npy"))
@@ -215,13 +170,12 @@ def test_embeddings_are_saved_while_another_takes_long(
                 wait_until(is_saved)
             return super().embed(waveforms, **limits)
 
-    def slow(self: AudioDataset, index: int) -> object:
-        if what == "reading" and index == 0:
+    def slow(path: Path, *arguments: object, **settings: object) -> object:
+        if what == "reading" and path.name == "0.wav":
             wait_until(is_saved)
-        return read(self, index)
+        return read(path, *arguments, **settings)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(outcomes, "_SECONDS_UNSAVED", 0.1)
-    monkeypatch.setattr(AudioDataset, "__getitem__", slow)
+    monkeypatch.setattr(decoding, "load_waveform", slow)
     dataset.set_output_dir(tmp_path / "out")
     workers = 1 if what == "reading" else 0
     few = dataset.filter(lambda utterance: utterance.id in ("0.wav", "1.wav", "2.wav"))

@@ -9,11 +9,11 @@ from conftest import rows, run_command, speechlike, vectors, write_wav
 
 from balr.main import main
 
-PROGRAM = """
-import ctypes, os, signal, sys, time
-from balr.data import dataset, durations
+# Read by every Python that starts, so that the processes of a fork server misbehave, too.
+SITECUSTOMIZE = """
+import ctypes, functools, os, signal, time
+from balr.data import decoding, durations
 
-whole_header, whole = durations.read_header, dataset.load_waveform
 faults = {
     "segfault": lambda: ctypes.string_at(0),
     "hang": lambda: time.sleep(3600),
@@ -22,18 +22,16 @@ faults = {
     "memory": lambda: bytearray(1 << 60),
 }
 
-def faulty(path, *arguments, **settings):
-    faults.get(path.stem, lambda: None)()
-    return whole(path, *arguments, **settings)
+def with_faults(whole, prefix):
+    @functools.wraps(whole)
+    def faulty(path, *arguments, **settings):
+        if path.stem.startswith(prefix):
+            faults.get(path.stem.removeprefix(prefix), lambda: None)()
+        return whole(path, *arguments, **settings)
+    return faulty
 
-def faulty_header(path):
-    if path.stem.startswith("header-"):
-        faults[path.stem.removeprefix("header-")]()
-    return whole_header(path)
-
-dataset.load_waveform, durations.read_header = faulty, faulty_header
-from balr.main import main
-sys.exit(main(sys.argv[1:]))
+decoding.load_waveform = with_faults(decoding.load_waveform, "")
+durations.read_header = with_faults(durations.read_header, "header-")
 """
 REASONS = {
     "exit": "exit code 7",
@@ -57,7 +55,9 @@ def faulty(tmp_path: Path, tiny_checkpoint: Path) -> Callable[..., "subprocess.C
     def run(*overrides: str) -> "subprocess.CompletedProcess[str]":
         model = [f"embeddings.model.model_dir={tiny_checkpoint}", "embeddings.model.model_name=avg_model.pt"]
         settings = ["input=corpus", "data.decode_timeout_seconds=1", *model, *overrides]
-        return run_command("python", "-c", PROGRAM, *settings, cwd=tmp_path)
+        (tmp_path / "faults").mkdir(exist_ok=True)
+        (tmp_path / "faults" / "sitecustomize.py").write_text(SITECUSTOMIZE)
+        return run_command("python", "-m", "balr.main", *settings, cwd=tmp_path, PYTHONPATH="faults")
 
     return run
 

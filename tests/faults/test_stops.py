@@ -69,7 +69,7 @@ def test_a_signal_ends_a_run_in_order_and_the_next_one_completes_it(
     send(process.pid, number)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 128 + number, told
-    assert f"interrupted by {signal.Signals(number).name}" in told and "Traceback" not in told
+    assert f"stopped by {signal.Signals(number).name}" in told and "Traceback" not in told
     there = vectors(tmp_path / "out")
     assert 2 <= len(there) < UTTERANCES
     assert len(rows(tmp_path / "out" / "metadata.csv")) == len(there)

@@ -1,0 +1,124 @@
+"""From a plan to decoded batches, read in this process or others; a bad utterance becomes a Failure."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from balr.data.audio import Cursor, load_waveform
+from balr.data.batching import Batch
+from balr.data.corpus import Corpus
+from balr.data.decoder_pool import DecoderPool
+from balr.data.read_ahead import ReadAhead
+from balr.errors import BalrError, Failure, Stage, one_line
+from balr.records import Part, Utterance
+from balr.shutdown import Stop
+
+_SECONDS_BETWEEN_LOOKS = 0.2
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Hold a batch: its utterances, their waveforms end to end in one tensor, and what failed."""
+
+    utterances: tuple[Utterance, ...]
+    samples: torch.Tensor
+    lengths: tuple[int, ...]
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def ids(self) -> list[str]:
+        """Return the ids of all utterances of the batch, failed ones too."""
+        return [*(item.id for item in self.utterances), *(failure.id for failure in self.failures)]
+
+    def pin_memory(self) -> Self:
+        """Return the same with the samples where a GPU copies them from while it computes."""
+        return replace(self, samples=self.samples.pin_memory())
+
+    def waveforms(self, device: torch.device) -> list[torch.Tensor]:
+        """Return the waveforms `(samples,)` on a device, which takes them in one copy."""
+        return list(torch.split(self.samples.to(device, non_blocking=True), list(self.lengths))) if self.lengths else []
+
+
+@dataclass(frozen=True)
+class WaveformReader:
+    """Decode the part of a file to a waveform `(samples,)` at one rate; a process keeps its place in a long file."""
+
+    sample_rate_hz: int
+    max_seconds: float
+    cursor: Cursor = field(default_factory=Cursor)
+
+    def __call__(self, task: tuple[str, Part]) -> npt.NDArray[np.float32]:
+        path, part = task
+        settings: dict[str, Any] = {"part": part, "max_seconds": self.max_seconds, "cursor": self.cursor}
+        waveform: npt.NDArray[np.float32] = load_waveform(Path(path), self.sample_rate_hz, **settings).numpy()
+        return waveform
+
+
+def decoded_batches(
+    corpus: Corpus,
+    plan: Sequence[Batch],
+    reader: WaveformReader,
+    *,
+    pool: DecoderPool | None,
+    ahead: int,
+    read_ahead: ReadAhead,
+    stop: Stop,
+) -> Iterator[Decoded]:
+    """Decode the batches of a plan in the processes of a pool, `ahead` batches at most, or in this one without.
+
+    With processes, an utterance that crashes one or takes too long becomes a Failure like any other. Ends early when
+    `stop` is set.
+    """
+    tasks = [(str(utterance.audio), utterance.part) for utterance in corpus.utterances]
+    if pool is None:
+        results = _read_here(plan, tasks, reader, read_ahead=read_ahead, stop=stop)
+    else:
+        results = pool.results(plan, tasks, ahead=ahead, read_ahead=read_ahead, stop=stop)
+    for batch, found in results:
+        yield _together([corpus.utterances[index] for index in batch], found)
+
+
+def failure(utterance: Utterance, stage: Stage, error: Exception) -> Failure:
+    """Say of an utterance where and why it failed."""
+    reason = str(error) if isinstance(error, BalrError) else f"{type(error).__name__}: {one_line(error)[:300]}"
+    return Failure(utterance.id, str(utterance.audio), stage, reason)
+
+
+def _read_here(
+    plan: Sequence[Batch],
+    tasks: Sequence[tuple[str, Part]],
+    reader: WaveformReader,
+    *,
+    read_ahead: ReadAhead,
+    stop: Stop,
+) -> Iterator[tuple[Batch, list[Any]]]:
+    for batch in plan:
+        while not read_ahead.reserve(batch):
+            read_ahead.wait(_SECONDS_BETWEEN_LOOKS)
+        if stop.is_set():
+            return
+        yield batch, [_read_or_error(reader, tasks[index]) for index in batch]
+
+
+def _read_or_error(reader: WaveformReader, task: tuple[str, Part]) -> npt.NDArray[np.float32] | Exception:
+    try:
+        return reader(task)
+    except Exception as error:
+        return error
+
+
+def _together(utterances: Sequence[Utterance], found: Sequence[Any]) -> Decoded:
+    pairs = list(zip(utterances, found, strict=True))
+    good = [(utterance, result) for utterance, result in pairs if not isinstance(result, Exception)]
+    waveforms = [torch.from_numpy(result) for _, result in good]
+    return Decoded(
+        utterances=tuple(utterance for utterance, _ in good),
+        samples=waveforms[0] if len(waveforms) == 1 else torch.cat([torch.empty(0), *waveforms]),
+        lengths=tuple(waveform.numel() for waveform in waveforms),
+        failures=tuple(failure(one, "decode", error) for one, error in pairs if isinstance(error, Exception)),
+    )

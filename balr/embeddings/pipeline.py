@@ -1,0 +1,113 @@
+"""From decoded batches to saved embeddings: threads that compute, one that saves, bounded queues between them.
+
+The thread that calls this decodes. Everything ends in order when the stop flag is set, which is looked at between
+batches: what is being computed is finished and saved. An error of any thread sets the flag and is raised at the end.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from balr.shutdown import Stop
+
+_Batch = TypeVar("_Batch")
+_Outcome = TypeVar("_Outcome")
+
+_MOST_UNSAVED = 64  # batches that wait for the thread that saves
+SAVED_TOGETHER = 32  # each flush costs the less the more there are; each file is open until then
+
+
+@dataclass
+class _Threads(Generic[_Batch, _Outcome]):
+    embed: Callable[[_Batch], Sequence[_Outcome]]
+    deliver: Callable[[Sequence[_Outcome]], None]
+    stop: Stop
+    todo: "queue.Queue[_Batch | None]" = field(default_factory=lambda: queue.Queue(1))
+    done: "queue.Queue[Sequence[_Outcome] | None]" = field(default_factory=lambda: queue.Queue(_MOST_UNSAVED))
+    errors: list[BaseException] = field(default_factory=list)
+
+    def fail(self, error: BaseException) -> None:
+        self.errors.append(error)
+        self.stop.set()
+
+    def compute(self, prepare: Callable[[], None]) -> None:
+        try:
+            prepare()
+        except BaseException as error:
+            self.fail(error)
+        while (batch := self.todo.get()) is not None:
+            try:
+                if not self.stop.is_set():
+                    self.done.put(self.embed(batch))
+            except BaseException as error:
+                self.fail(error)
+
+    def save(self) -> None:
+        is_last, can_save = False, True
+        while not is_last:
+            outcomes, is_last = self._next_to_save()
+            if not can_save:
+                continue
+            try:
+                self.deliver(outcomes)
+            except BaseException as error:
+                can_save = False
+                self.fail(error)
+
+    def _next_to_save(self) -> tuple[list[_Outcome], bool]:
+        """Wait for the outcomes of a batch, and take with them what else is there: it is saved in one go."""
+        outcomes: list[_Outcome] = []
+        found = self.done.get()
+        while found is not None:
+            outcomes += found
+            if len(outcomes) >= SAVED_TOGETHER:
+                return outcomes, False
+            try:
+                found = self.done.get_nowait()
+            except queue.Empty:
+                return outcomes, False
+        return outcomes, True
+
+
+def run_pipeline(
+    batches: Iterable[_Batch],
+    embed: Callable[[_Batch], Sequence[_Outcome]],
+    deliver: Callable[[Sequence[_Outcome]], None],
+    *,
+    threads: int,
+    prepare: Callable[[], None],
+    at_the_end: Callable[[], Iterable[Sequence[_Outcome]]],
+    stop: Stop,
+) -> None:
+    """Embed batches in several threads and deliver what becomes of them in one, in the order in which they are done.
+
+    `prepare` is called first in each thread that computes. `at_the_end` gives what can only be computed when all of
+    these rest. Raises the first error of any thread, when what could be saved is saved.
+    """
+    work = _Threads(embed, deliver, stop)
+    computing = [threading.Thread(target=work.compute, args=(prepare,), name=f"embed-{n}") for n in range(threads)]
+    saving = threading.Thread(target=work.save, name="save")
+    for thread in (*computing, saving):
+        thread.start()
+    try:
+        for batch in batches:
+            if stop.is_set():
+                break
+            work.todo.put(batch)
+    except BaseException as error:
+        work.fail(error)
+    for _ in computing:
+        work.todo.put(None)
+    for thread in computing:
+        thread.join()
+    try:
+        for outcomes in at_the_end() if not stop.is_set() else ():
+            work.done.put(outcomes)
+    except BaseException as error:
+        work.fail(error)
+    work.done.put(None)
+    saving.join()
+    if work.errors:
+        raise work.errors[0]

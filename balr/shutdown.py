@@ -1,0 +1,75 @@
+"""The stop flag: the first signal asks a run to end in order, a second one ends the process at once.
+
+Nothing is raised out of a handler while a run works: the pipeline looks at the flag between batches.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")  # SLURM sends the last before a time limit, where it is told to
+_PR_SET_PDEATHSIG = 1
+
+
+class Stop:
+    """Hold whether, and by which signal, a run is asked to end. `set` asks for it without a signal."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self.number: int | None = None
+
+    def set(self) -> None:
+        """Ask the run to end after the batches that are being computed."""
+        self._event.set()
+
+    def is_set(self) -> bool:
+        """Return whether the run is to end."""
+        return self._event.is_set()
+
+    @property
+    def signal_name(self) -> str | None:
+        """Return the name of the signal that asked for it, None where none did."""
+        return None if self.number is None else signal.Signals(self.number).name
+
+    @property
+    def exit_code(self) -> int | None:
+        """Return 128 and the number of the signal, as shells have it, None where none came."""
+        return None if self.number is None else 128 + self.number
+
+    def handle(self, number: int, _: FrameType | None) -> None:
+        """Take a signal: set the flag, or end the process where it is set by one already."""
+        if self.number is not None:
+            os._exit(128 + number)
+        self.number = number
+        self._event.set()
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Give a flag that SIGINT, SIGTERM and SIGUSR1 set; in a thread that gets no signals, one that nobody sets."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in numbers}
+    for number in numbers:
+        signal.signal(number, stop.handle)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end_with_process(parent: int | None, number: int) -> None:
+    """Have this process sent a signal when the one that started it ends, where the system can do that."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+        if os.getppid() != parent:  # it was too late to ask for it
+            os.kill(os.getpid(), number)

@@ -1,0 +1,134 @@
+"""Whatever becomes of a process that decodes, every task comes back once, read or blamed, in the batch it is of."""
+
+import math
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Sequence
+
+import faulty
+import numpy as np
+import pytest
+from conftest import wait_until
+
+from balr.data.decoder_pool import DecoderPool
+from balr.data.read_ahead import ReadAhead
+from balr.errors import ConfigError, UtteranceError
+from balr.shutdown import Stop
+
+PLAN = [(0, 1, 2), (3,), (4, 5, 6, 7), (8, 9)]
+Task = tuple[str, int]
+
+
+def waveforms() -> list[Task]:
+    return [("waveform", number * 300_000 + 1) for number in range(10)]
+
+
+def results(
+    tasks: Sequence[Task],
+    *,
+    processes: int = 2,
+    timeout_seconds: float = 30.0,
+    ahead: int = 4,
+    stop: Stop | None = None,
+) -> list[object]:
+    """Return what became of each task, and hold the pool to batches that come back once and whole."""
+    room = ReadAhead([], [0.0] * len(tasks), most_seconds=math.inf)
+    found: dict[int, object] = {}
+    with DecoderPool(faulty.read, processes=processes, timeout_seconds=timeout_seconds) as pool:
+        for batch, results in pool.results(PLAN, tasks, ahead=ahead, read_ahead=room, stop=stop or Stop()):
+            assert batch in PLAN and not set(batch) & set(found)
+            found |= dict(zip(batch, results, strict=True))
+    return [found[index] for index in sorted(found)]
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("ahead", [1, 8])
+def test_waveforms_come_back_bit_for_bit_in_their_batches(processes: int, ahead: int) -> None:
+    for (_, samples), waveform in zip(waveforms(), results(waveforms(), processes=processes, ahead=ahead), strict=True):
+        assert isinstance(waveform, np.ndarray) and waveform.dtype == np.float32
+        assert waveform.shape == (samples,) and (waveform == samples).all()
+
+
+@pytest.mark.parametrize(
+    ("task", "reason"),
+    [
+        (("signal", signal.SIGSEGV), "ended by SIGSEGV: the file crashes its decoder"),
+        (("signal", signal.SIGKILL), r"ended by SIGKILL \(out of memory\?\)"),
+        (("exit", 7), "ended with exit code 7"),
+        (("memory", 0), "^MemoryError"),
+        (("sleep", 60), "took over 1 s"),
+        (("bad", 0), "^bad audio$"),
+        (("broken", 3), "^KeyError: 3$"),
+    ],
+)
+def test_a_task_costs_itself_and_the_others_come_back(task: Task, reason: str) -> None:
+    tasks = waveforms()
+    tasks[1] = tasks[5] = task
+    found = results(tasks, processes=2, timeout_seconds=1.0 if task[0] == "sleep" else 30.0)
+    for index, result in enumerate(found):
+        if index in (1, 5):
+            with pytest.raises(UtteranceError, match=reason):
+                raise result  # type: ignore[misc]
+        else:
+            assert isinstance(result, np.ndarray) and result.size == tasks[index][1]
+
+
+def test_other_results_come_back_as_json_has_them() -> None:
+    assert results([("value", number) for number in range(10)]) == [[number, None] for number in range(10)]
+
+
+def test_each_process_may_be_lost_and_the_pool_goes_on() -> None:
+    found = results([("signal", signal.SIGSEGV)] * 10, processes=2)
+    assert len(found) == 10 and all(isinstance(result, UtteranceError) for result in found)
+
+
+def test_a_task_that_waits_behind_a_slow_one_has_its_whole_time() -> None:
+    tasks: list[Task] = [("sleep", 1)] * 10
+    assert all(isinstance(result, np.ndarray) for result in results(tasks, processes=1, timeout_seconds=1.7))
+
+
+def test_a_set_flag_ends_it_early_and_no_process_is_left() -> None:
+    stop = Stop()
+    room = ReadAhead([], [0.0] * 10, most_seconds=math.inf)
+    with DecoderPool(faulty.read, processes=2, timeout_seconds=30.0) as pool:
+        began = time.monotonic()
+        for number, _ in enumerate(
+            pool.results(PLAN, [("value", 0)] * 9 + [("sleep", 20)], ahead=4, read_ahead=room, stop=stop)
+        ):
+            if number == 2:
+                stop.set()
+        assert time.monotonic() - began < 10
+    assert not multiprocessing.active_children()
+
+
+def test_the_bound_of_what_is_read_ahead_is_kept() -> None:
+    room = ReadAhead([str(index) for index in range(10)], [10.0] * 10, most_seconds=45.0)
+    with DecoderPool(faulty.read, processes=3, timeout_seconds=30.0) as pool:
+        begun = 0
+        for batch, _ in pool.results(PLAN, waveforms(), ahead=8, read_ahead=room, stop=Stop()):
+            begun += 1
+            assert sum(room._on_the_way.values()) <= 45.0
+            room.release([str(index) for index in batch])
+        assert begun == len(PLAN)
+
+
+def test_processes_take_no_signal_of_the_run_and_end_with_their_pool() -> None:
+    with DecoderPool(faulty.read, processes=2, timeout_seconds=30.0) as pool:
+        children = [child.pid for child in multiprocessing.active_children()]
+        for pid in children:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                os.kill(int(pid or 0), number)
+        room = ReadAhead([], [0.0] * 10, most_seconds=math.inf)
+        assert len(list(pool.results(PLAN, waveforms(), ahead=4, read_ahead=room, stop=Stop()))) == len(PLAN)
+    wait_until(lambda: not [child for child in multiprocessing.active_children() if child.pid in children])
+
+
+def test_processes_that_cannot_be_started_are_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> int:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refused)
+    with pytest.raises(ConfigError, match=r"data.num_workers=0 decodes in this one"):
+        DecoderPool(faulty.read, processes=2, timeout_seconds=1.0)

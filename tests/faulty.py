@@ -1,0 +1,29 @@
+"""What processes of a decoder pool do in tests: importable, so that processes of a fork server find it, too."""
+
+import faulthandler
+import os
+import time
+
+import numpy as np
+
+from balr.errors import UtteranceError
+
+
+def read(task: tuple[str, int]) -> object:
+    """Give a waveform of so many samples, or do what is told."""
+    what, number = task
+    faulthandler.disable()  # pytest's
+    if what == "signal":
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+    if what == "exit":
+        os._exit(number)
+    if what == "sleep":
+        time.sleep(number)
+    if what == "bad":
+        raise UtteranceError("bad audio")
+    if what == "broken":
+        raise KeyError(number)
+    if what == "memory":
+        raise MemoryError
+    return [number, None] if what == "value" else np.full(number, number, np.float32)

@@ -1,0 +1,51 @@
+"""The first signal sets a flag and raises nothing; the second one ends the process at once."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from balr.shutdown import Stop, stop_on_signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_sets_the_flag_and_handlers_are_as_before(number: int) -> None:
+    before = signal.getsignal(number)
+    with stop_on_signals() as stop:
+        assert not stop.is_set() and stop.exit_code is None
+        os.kill(os.getpid(), number)
+        assert stop.is_set() and stop.exit_code == 128 + number
+        assert stop.signal_name == signal.Signals(number).name
+    assert signal.getsignal(number) is before
+
+
+def test_a_flag_may_be_set_without_a_signal() -> None:
+    stop = Stop()
+    stop.set()
+    assert stop.is_set() and stop.exit_code is None and stop.signal_name is None
+
+
+def test_a_second_signal_ends_the_process_at_once() -> None:
+    program = (
+        "import os, signal, time\nfrom balr.shutdown import stop_on_signals\n"
+        "with stop_on_signals():\n    os.kill(os.getpid(), signal.SIGTERM)\n    print('on', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(30)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGINT, "on\n", "")
+
+
+def test_a_thread_without_signals_gets_a_flag_that_nobody_sets() -> None:
+    found: list[bool] = []
+
+    def use() -> None:
+        with stop_on_signals() as stop:
+            found.append(stop.is_set())
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert found == [False]
