@@ -3,27 +3,25 @@
 import logging
 import multiprocessing
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from balr.composition import check, register
 from balr.config import config_dir
 from balr.errors import BalrError, one_line
-from balr.outside import refuse_foreign_code
+from balr.hydra_errors import explain, refuse_odd_arguments
 from balr.report import open_missing_streams, summary
 from balr.shutdown import Stop, end_with_process, stop_on_signals
 
@@ -50,12 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     open_missing_streams()
     with _argv(argv), _whole_exceptions():
         try:
-            refuse_foreign_code(sys.argv[1:], job)
+            refuse_odd_arguments(*_flags_and_overrides(sys.argv[1:]))
             hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
         except JobFailedError:
             return SOME_FAILED
         except (BalrError, HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
-            sys.stderr.write(f"ERROR {one_line(_explain(error))}\n")
+            sys.stderr.write(f"ERROR {one_line(explain(error))}\n")
             return REFUSED
         except KeyboardInterrupt:
             return INTERRUPTED
@@ -115,53 +113,6 @@ def _log_file() -> Path:
     return Path(HydraConfig.get().runtime.output_dir) / f"{HydraConfig.get().job.name}.log"
 
 
-def _explain(error: Exception) -> str:
-    """Put Hydra's messages, often several lines, into one that names near alternatives."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        options = [str(option) for option in error.options if not str(option).startswith("_")]
-        near = get_close_matches(name, options, n=3, cutoff=0.4)
-        choice = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(options)}."
-        return f"{group}={name}: no such config; {choice}"
-    if isinstance(error, ConfigCompositionException):
-        reason = one_line(error.__cause__ or error)
-        if "is not in struct" in reason or "not in 'RunConfig'" in reason:
-            return _unknown_key(str(error), reason)
-        return one_line(f"{error}: {str(error.__cause__ or '').partition('full_key')[0]}").rstrip(": ")
-    if isinstance(error, OverrideParseException):
-        expected = "after the one input, KEY=VALUE is expected, with quotes around special characters"
-        return f"{error.override!r}: not an override; {expected}."
-    if isinstance(error, OSError):
-        where = error.filename or "what is printed, or config and log of this run"
-        way_out = "hydra.run.dir=DIR puts config and log of a run elsewhere, in a sweep hydra.sweep.dir=DIR"
-        return f"{where}: {error.strerror or error}; {way_out}."
-    return one_line(error)
-
-
-def _unknown_key(message: str, reason: str) -> str:
-    key = message.partition("'")[2].partition("'")[0] or reason
-    keys = _keys()
-    same_end = [known for known in keys if re.split(r"[./]", known)[-1] == key]
-    near = same_end or get_close_matches(key, keys, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else "--cfg job shows all keys."
-    return f"{key}: no such key; {hint}"
-
-
-def _keys() -> list[str]:
-    """Return what can be overridden: keys, and groups from which a config is chosen."""
-    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-        tree = OmegaConf.to_container(hydra.compose("config"), resolve=False)
-    found = sorted({path.parent.relative_to(config_dir()).as_posix() for path in config_dir().glob("*/**/*.yaml")})
-    nodes = [("", tree)]
-    while nodes:
-        prefix, node = nodes.pop()
-        if isinstance(node, dict):
-            nodes.extend((f"{prefix}{name!s}.", child) for name, child in node.items() if not str(name).startswith("_"))
-        else:
-            found.append(str(prefix).rstrip("."))
-    return found
-
-
 @contextmanager
 def _argv(argv: Sequence[str] | None) -> Iterator[None]:
     kept = sys.argv
@@ -174,14 +125,19 @@ def _argv(argv: Sequence[str] | None) -> Iterator[None]:
 
 def _flags_first(argv: Sequence[str]) -> list[str]:
     """Let Hydra's flags stand anywhere among the overrides; its own parser wants the overrides in one piece."""
+    flags, overrides = _flags_and_overrides(argv)
+    if {"-m", "--multirun"} & set(flags):
+        overrides += _name_what_is_swept(overrides)
+    return [*flags, *overrides]
+
+
+def _flags_and_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     flags: list[str] = []
     overrides: list[str] = []
     for number, word in enumerate(argv):
         takes_next = number > 0 and argv[number - 1] in _FLAGS_WITH_VALUE
         (flags if takes_next or word.startswith("-") else overrides).append(word)
-    if {"-m", "--multirun"} & set(flags):
-        overrides += _name_what_is_swept(overrides)
-    return [*flags, *overrides]
+    return flags, overrides
 
 
 def _name_what_is_swept(overrides: Sequence[str]) -> list[str]:

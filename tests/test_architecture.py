@@ -12,7 +12,7 @@ import balr
 PACKAGE = Path(balr.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
-    {"errors", "records", "files", "shutdown", "config", "composition", "outside"},
+    {"errors", "records", "files", "shutdown", "config", "composition", "hydra_errors"},
     {"data"},
     {"embeddings"},
     {"extraction", "report", "lists", "record", "provenance", "verification"},

@@ -1,0 +1,93 @@
+"""What Hydra says in many lines or not at all, in one line that names near alternatives."""
+
+import os
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from itertools import pairwise
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+
+from balr.config import config_dir
+from balr.errors import ConfigError, one_line
+
+
+def refuse_odd_arguments(flags: Sequence[str], overrides: Sequence[str]) -> None:
+    """Refuse what Hydra would take without a word that helps, or unpickle. Raises ConfigError.
+
+    Raises Hydra's own error where an override cannot be parsed.
+    """
+    for flag, value in pairwise([*flags, ""]):
+        name, _, joined = flag.partition("=")
+        if name == "--experimental-rerun":
+            raise ConfigError("--experimental-rerun: refused, as it unpickles a file.")
+        folder = os.path.expanduser(joined or value)
+        if name in ("--config-dir", "-cd") and not os.path.isdir(folder):
+            raise ConfigError(f"--config-dir {joined or value}: no such folder.")
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        _refuse_no_name(override)
+
+
+def _refuse_no_name(override: Override) -> None:
+    """Refuse what is not the name of a config where one is chosen by its name; Hydra would not say where."""
+    group = override.key_or_group
+    folder = config_dir() / group
+    if override.is_delete() or override.is_sweep_override() or ".." in group or not folder.is_dir():
+        return
+    names = sorted(path.stem for path in folder.glob("[!_]*.yaml"))
+    if not names and not override.is_add():
+        groups = [f"{group}/{path.name}=NAME" for path in sorted(folder.iterdir())]
+        raise ConfigError(f"{override.input_line}: no such choice; did you mean {' or '.join(groups)}?")
+    if not isinstance(override.value(), str):
+        raise ConfigError(f"{override.input_line}: a config is chosen by its name; there are {', '.join(names)}.")
+
+
+def explain(error: Exception) -> str:
+    """Put Hydra's messages, often several lines, into one that names near alternatives."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        options = [str(option) for option in error.options if not str(option).startswith("_")]
+        near = get_close_matches(name, options, n=3, cutoff=0.4)
+        choice = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(options)}."
+        return f"{group}={name}: no such config; {choice}"
+    if isinstance(error, ConfigCompositionException):
+        reason = one_line(error.__cause__ or error)
+        if "is not in struct" in reason or "not in 'RunConfig'" in reason:
+            return _unknown_key(str(error), reason)
+        return one_line(f"{error}: {str(error.__cause__ or '').partition('full_key')[0]}").rstrip(": ")
+    if isinstance(error, OverrideParseException):
+        expected = "after the one input, KEY=VALUE is expected, with quotes around special characters"
+        return f"{error.override!r}: not an override; {expected}."
+    if isinstance(error, OSError):
+        where = error.filename or "what is printed, or config and log of this run"
+        way_out = "hydra.run.dir=DIR puts config and log of a run elsewhere, in a sweep hydra.sweep.dir=DIR"
+        return f"{where}: {error.strerror or error}; {way_out}."
+    return one_line(error)
+
+
+def _unknown_key(message: str, reason: str) -> str:
+    key = message.partition("'")[2].partition("'")[0] or reason
+    keys = _keys()
+    same_end = [known for known in keys if re.split(r"[./]", known)[-1] == key]
+    near = same_end or get_close_matches(key, keys, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "--cfg job shows all keys."
+    return f"{key}: no such key; {hint}"
+
+
+def _keys() -> list[str]:
+    """Return what can be overridden: keys, and groups from which a config is chosen."""
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        tree = OmegaConf.to_container(hydra.compose("config"), resolve=False)
+    found = sorted({path.parent.relative_to(config_dir()).as_posix() for path in config_dir().glob("*/**/*.yaml")})
+    nodes = [("", tree)]
+    while nodes:
+        prefix, node = nodes.pop()
+        if isinstance(node, dict):
+            nodes.extend((f"{prefix}{name!s}.", child) for name, child in node.items() if not str(name).startswith("_"))
+        else:
+            found.append(str(prefix).rstrip("."))
+    return found

@@ -1,0 +1,53 @@
+"""A folder given by --config-dir is trusted like a Makefile, but a model of it is still a class of balr."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Command, rows
+
+from balr.main import main
+
+MODEL = """
+embeddings:
+  model:
+    {_target_: os.system, command: touch MARKER, model_repo: a/b, model_name: x, config_name: y, features: {}}
+"""
+
+
+@pytest.fixture
+def config_dir(tmp_path: Path) -> Path:
+    """Return a folder with two models: one of a class that is not balr's, one that overrides a setting."""
+    folder = tmp_path / "conf" / "embeddings" / "model"
+    folder.mkdir(parents=True)
+    foreign = MODEL.replace("MARKER", str(tmp_path / "marker"))
+    (folder / "foreign.yaml").write_text(f"# @package _global_\n{foreign}\n")
+    mine = "# @package embeddings\ndefaults: [_wespeaker, _self_]\nmodel:\n  features:\n    window_type: povey\n"
+    (folder / "mine.yaml").write_text(mine)
+    return tmp_path / "conf"
+
+
+def test_a_model_is_a_class_of_balr(
+    corpus: Path, tmp_path: Path, config_dir: Path, one_error_line: Callable[[], str]
+) -> None:
+    assert main([f"input={corpus}", "--config-dir", str(config_dir), "embeddings/model=foreign"]) == 2
+    assert "_target_=os.system: not a class of balr" in one_error_line() and not (tmp_path / "marker").exists()
+
+
+def test_a_model_of_one_s_own_is_as_good_as_those_that_ship(
+    balr: Command, corpus: Path, tmp_path: Path, config_dir: Path
+) -> None:
+    command = [f"input={corpus}", "--config-dir", str(config_dir), "embeddings/model=mine"]
+    assert balr(*command, "save_dir=out") == 0
+    assert len(rows(tmp_path / "out" / "metadata.csv")) == 6
+    assert balr(*command, "-m", "precision=fp32") == 0
+
+
+def test_a_folder_that_is_not_there_is_blamed_itself(one_error_line: Callable[[], str]) -> None:
+    assert main(["input=x", "--config-dir", "nope", "embeddings/model=mine"]) == 2
+    assert "--config-dir nope: no such folder" in one_error_line()
+
+
+def test_a_run_that_would_be_unpickled_is_refused(one_error_line: Callable[[], str]) -> None:
+    assert main(["input=x", "--experimental-rerun", "x.pickle"]) == 2
+    assert "unpickles" in one_error_line()
