@@ -15,7 +15,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from balr.config import config_dir, published_checkpoints
+from balr.checkpoints import published_checkpoints
+from balr.config import config_dir
 from balr.errors import one_line
 from balr.report import as_text, open_missing_streams
 

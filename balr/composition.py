@@ -19,7 +19,8 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
-from balr.config import FeaturesConfig, RunConfig, published_checkpoints
+from balr.checkpoints import published_checkpoints
+from balr.config import FeaturesConfig, RunConfig
 from balr.errors import BalrError, ConfigError
 
 _T = TypeVar("_T")

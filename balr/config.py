@@ -1,21 +1,17 @@
-"""The configuration: where its tree is, the schema of a run, and the checkpoints that ship with it.
+"""The configuration: where its tree is, and the schema of a run.
 
 Imports no torch: `--help`, `--cfg job` and `balr models` rest on this module alone.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import yaml
 from omegaconf import MISSING
 
 from balr.errors import ConfigError
-
-DOWNLOADED_FROM = ".downloaded-from"  # in a model_dir: the repository and revision of its files
 
 WINDOWS = ("hamming", "hanning", "povey", "rectangular", "blackman")  # as torchaudio.compliance.kaldi names them
 _RANGES: Mapping[str, tuple[int, int]] = MappingProxyType(
@@ -117,21 +113,6 @@ class FeaturesConfig:
                 raise ConfigError(f"features.{name}={value}: must be {legal}.")
 
 
-@dataclass(frozen=True)
-class PublishedCheckpoint:
-    """Describe a checkpoint that ships as `conf/embeddings/model/<name>.yaml`; EERs are on VoxCeleb1-O, -E, -H."""
-
-    name: str
-    model_repo: str
-    revision: str
-    architecture: str
-    embedding_dim: int
-    parameters_millions: float
-    trained_on: str
-    eer_percent: tuple[float, ...] | None
-    licence: str
-
-
 def legal_feature(name: str, value: object) -> str | None:
     """Say what a setting of the features must be, where a value is not that."""
     if name == "window_type":
@@ -150,22 +131,3 @@ def config_dir() -> Path:
     package = Path(__file__).resolve().parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
-
-
-@cache
-def published_checkpoints() -> Mapping[str, PublishedCheckpoint]:
-    """Return the shipped checkpoints by repository id, ordered by name."""
-    found = {}
-    for path in sorted((config_dir() / "embeddings" / "model").glob("[!_]*.yaml")):
-        for repo, facts in yaml.safe_load(path.read_text(encoding="utf-8"))["published"].items():
-            eer = facts.pop("eer_percent")
-            found[repo] = PublishedCheckpoint(
-                name=path.stem, model_repo=repo, eer_percent=tuple(eer) if eer else None, **facts
-            )
-    return found
-
-
-def pinned_revision(model_repo: str) -> str:
-    """Return the revision that balr ships for a repository, `main` for one it does not know."""
-    known = published_checkpoints().get(model_repo)
-    return known.revision if known else "main"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from balr.config import DOWNLOADED_FROM, pinned_revision
+from balr.checkpoints import DOWNLOADED_FROM, pinned_revision
 from balr.errors import BalrError, OutputError, one_line
 from balr.files import sha256, whole_file
 from balr.provenance import now

@@ -12,7 +12,7 @@ import balr
 PACKAGE = Path(balr.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
-    {"errors", "records", "files", "shutdown", "config", "composition", "hydra_errors"},
+    {"errors", "records", "files", "shutdown", "config", "checkpoints", "composition", "hydra_errors"},
     {"data"},
     {"embeddings"},
     {"extraction", "report", "lists", "record", "provenance", "verification"},
@@ -37,8 +37,9 @@ def imports(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_module_imports_only_its_own_layer_and_those_below(path: Path) -> None:
     name = ".".join(("balr", *path.relative_to(PACKAGE).with_suffix("").parts))
-    if path.name == "__init__.py":
-        assert not imports(path)
+    if path.name == "__init__.py":  # but for type checkers
+        statements = ast.parse(path.read_text()).body
+        assert not [one for one in statements if isinstance(one, ast.ImportFrom) and str(one.module).startswith("balr")]
         return
     assert all(layer(imported) <= layer(name) for imported in imports(path))
 

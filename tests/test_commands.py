@@ -15,7 +15,7 @@ from conftest import REPOSITORY, SAMPLE, TINY, run_command
 from fake_hub import FakeHub
 from untrained_checkpoint import write_checkpoint
 
-from balr.config import published_checkpoints
+from balr.checkpoints import published_checkpoints
 
 RESNET34 = "Wespeaker/wespeaker-voxceleb-resnet34-LM"
 RESNET293 = "Wespeaker/wespeaker-voxceleb-resnet293-LM"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from balr.data.decoders import Channels, OpenAudio, open_audio
@@ -95,6 +96,31 @@ def load_waveform(
     if waveform.numel() == 0:
         raise UtteranceError("no samples: the file holds no audio")
     return waveform
+
+
+def as_waveform(samples: npt.ArrayLike | torch.Tensor, rate_hz: int, *, target_hz: int) -> torch.Tensor:
+    """Turn samples `(samples,)` or `(channels, samples)` into a float32 waveform `(samples,)` at another rate.
+
+    Floats are in [-1, 1], integers are scaled by what their type holds, channels are averaged. Raises UtteranceError.
+    """
+    array = samples.detach().cpu().numpy() if isinstance(samples, torch.Tensor) else np.asarray(samples)
+    if array.dtype.kind not in "fiu":
+        raise UtteranceError(f"samples of type {array.dtype}: floats in [-1, 1] or integers are expected")
+    if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[0] > array.shape[1]):
+        raise UtteranceError(f"samples of shape {array.shape}: (samples,) or (channels, samples) is expected")
+    if array.size == 0:
+        raise UtteranceError("no samples: the waveform is empty")
+    if isinstance(rate_hz, bool) or not isinstance(rate_hz, int | np.integer) or rate_hz < 1:
+        raise UtteranceError(f"sample_rate_hz={rate_hz}: a whole number of Hz is expected")
+    scaled = array.astype(np.float32)
+    if array.dtype.kind == "u":
+        scaled = scaled / np.float32(1 << 8 * array.dtype.itemsize - 1) - 1
+    elif array.dtype.kind == "i":
+        scaled = scaled / np.float32(1 << 8 * array.dtype.itemsize - 1)
+    waveform = torch.from_numpy(np.ascontiguousarray(scaled if array.ndim == 1 else scaled.mean(axis=0)))
+    if not waveform.isfinite().all():
+        raise UtteranceError("samples that are not numbers (NaN or infinity)")
+    return waveform if rate_hz == target_hz else _resampler(int(rate_hz), target_hz)(waveform)
 
 
 def _refuse_reversed(part: Part) -> None:

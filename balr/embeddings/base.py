@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from balr.config import DataConfig
+from balr.data.audio import as_waveform, load_waveform
 from balr.data.dataset import AudioDataset
 from balr.data.decoder_pool import DecoderPool
 from balr.data.decoding import Decoded, WaveformReader, decoded_batches, failure
@@ -25,6 +26,7 @@ from balr.embeddings.outcomes import Delivery, Embedded, LoggingObserver, Observ
 from balr.embeddings.pipeline import run_pipeline
 from balr.embeddings.stages import Stages
 from balr.errors import UtteranceError
+from balr.records import WHOLE, Part
 from balr.shutdown import Stop
 
 log = logging.getLogger(__name__)
@@ -64,21 +66,23 @@ class EmbeddingsModel(ABC):
 
     def extract_embeddings(
         self,
-        dataset: AudioDataset,
-        stream_save: bool,
-        data_config: DataConfig,
+        dataset: AudioDataset | str | Path,
+        stream_save: bool = False,
+        data_config: DataConfig = DataConfig(),
         *,
         observer: Observer | None = None,
         durations_file: Path | None = None,
         stop: Stop | None = None,
     ) -> list[tuple[str, npt.NDArray[Any]]]:
-        """Embed every utterance that has audio.
+        """Embed every utterance of a dataset, or of what a path leads to, that has audio.
 
         With `stream_save` embeddings `(dim,)` go to `dataset.vector_path(...)` as they are computed and the list is
         empty; without, (id, embedding) pairs are returned in the order of the dataset. A bad utterance is reported to
         the observer, or logged, and left out. `durations_file` remembers the lengths of files from one run to the next.
         Setting `stop` ends it early and in order. Raises OutputError where nothing more can be written.
         """
+        if not isinstance(dataset, AudioDataset):
+            dataset = AudioDataset.from_path(dataset)
         observer, stop = observer or LoggingObserver(), stop or Stop()
         audible = dataset.filter(lambda utterance: utterance.audio is not None)
         loading = suited(data_config, self.device)
@@ -97,6 +101,27 @@ class EmbeddingsModel(ABC):
         self._run(audible, plan, loading, data_config, delivery, stop)
         found = delivery.collected
         return [(utterance.id, found[utterance.id]) for utterance in audible.utterances if utterance.id in found]
+
+    def embed_file(self, path: str | Path, *, part: Part = WHOLE) -> Vector:
+        """Embed an audio file, or a part of it, to `(dim,)`. Raises UtteranceError."""
+        return self._embed_one(load_waveform(Path(path).expanduser(), self.sample_rate_hz, part=part))
+
+    def embed_waveform(self, waveform: npt.ArrayLike | torch.Tensor, sample_rate_hz: int) -> Vector:
+        """Embed samples `(samples,)` or `(channels, samples)` of any rate to `(dim,)`.
+
+        Floats are in [-1, 1]; integers are scaled by what their type holds; channels are averaged. Raises
+        UtteranceError where they are no such samples.
+        """
+        return self._embed_one(as_waveform(waveform, sample_rate_hz, target_hz=self.sample_rate_hz))
+
+    def _embed_one(self, waveform: torch.Tensor) -> Vector:
+        config = DataConfig()
+        limits = {"chunk_seconds": config.chunk_seconds, "max_whole_seconds": config.max_whole_seconds}
+        embedding: Vector = self.embed([waveform], **limits)[0].cpu().numpy()
+        flaw = _flaw(embedding, waveform)
+        if flaw is not None:
+            raise flaw
+        return embedding
 
     def about(self) -> dict[str, Any]:
         """Say, for a record, what computes."""

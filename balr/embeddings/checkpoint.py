@@ -13,7 +13,7 @@ from zipfile import ZipFile
 import torch
 import yaml
 
-from balr.config import DOWNLOADED_FROM, pinned_revision
+from balr.checkpoints import DOWNLOADED_FROM, pinned_revision
 from balr.embeddings.hub import download, holding
 from balr.errors import CheckpointError, one_line
 

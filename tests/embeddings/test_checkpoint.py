@@ -15,7 +15,8 @@ from conftest import TINY
 from fake_hub import FakeHub
 from untrained_checkpoint import write_checkpoint
 
-from balr.config import FeaturesConfig, published_checkpoints
+from balr.checkpoints import published_checkpoints
+from balr.config import FeaturesConfig
 from balr.embeddings.architectures import ARCHITECTURES, build_network
 from balr.embeddings.checkpoint import find_checkpoint, pinned_revision
 from balr.embeddings.wespeaker import WespeakerModel
