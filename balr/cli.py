@@ -104,7 +104,8 @@ def _names(group: str) -> list[str]:
 )
 def extract(
     corpus: Annotated[
-        str | None, typer.Argument(metavar="INPUT", help="A csv, a folder, an audio file or a Kaldi wav.scp.")
+        str | None,
+        typer.Argument(metavar="INPUT", help="A csv, a folder, an audio file, a wav.scp or a .txt of paths."),
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -172,6 +173,9 @@ def extract(
     if corpus is not None and _is_override(corpus):
         rest.insert(0, corpus)
         corpus = None
+    twice = [word for word in rest if corpus is not None and word.startswith("input=")]
+    if twice:
+        raise typer.BadParameter(f"{corpus!r} and {twice[0]!r}: one input at a time.", param_hint="INPUT")
     flags: dict[str, Any] = {
         "input": corpus,
         "force": force,
@@ -219,7 +223,7 @@ def verify(
     [bold]balr verify outputs/embeddings/voxceleb2/resnet34_lm voxceleb2/metadata.csv[/bold]
     """
     from balr.data.corpus import Corpus
-    from balr.data.readers import AUDIO_FORMATS
+    from balr.data.folders import AUDIO_FORMATS
     from balr.errors import BalrError
     from balr.verification import repair as repaired
     from balr.verification import verify as verdict_of

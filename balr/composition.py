@@ -148,11 +148,17 @@ def _mappings_with_targets(nodes: Iterable[object]) -> Iterator[Mapping[str, Any
 
 
 def corpus_name(path: str) -> str:
-    """Name a corpus after its folder, or its list and the list's folder: `voxceleb2`, `voxceleb2-metadata`."""
-    resolved = Path(os.path.realpath(os.path.expanduser(path)))
-    if os.path.isdir(resolved):  # unlike Path's, it takes a name that is too long for any file
-        return _as_folder_name(resolved.name or "root")
-    return _as_folder_name(f"{resolved.parent.name}-{resolved.stem}")
+    """Name a corpus after its path below the current folder, `A-wav`, or else after its last two parts.
+
+    A list goes without its suffix, so `voxceleb2/metadata.csv` is `voxceleb2-metadata`; one in the current folder is
+    named after that, too.
+    """
+    resolved, here = Path(os.path.realpath(os.path.expanduser(path))), Path(os.path.realpath(os.curdir))
+    is_folder = os.path.isdir(resolved)  # unlike Path's, it takes a name that is too long for any file
+    whole = resolved if is_folder else resolved.with_suffix("")
+    below = whole.relative_to(here).parts if whole.is_relative_to(here) else ()
+    parts = below if len(below) >= (1 if is_folder else 2) else whole.parts[1:][-2:]
+    return _as_folder_name("-".join(parts) or "root")
 
 
 def job_label(choice: str, overrides: Sequence[str], swept: Collection[str]) -> str:

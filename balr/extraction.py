@@ -101,6 +101,7 @@ def _run_in(
     started = now()
     model_identity = identity(cfg.embeddings["model"], cfg.precision)
     record = Record.of(folder)
+    record.refuse_another_corpus(corpus.root_dir)
     refuse_foreign_lists(folder, cfg.input)
     refuse_names_of_lists(folder, corpus)
     corpus.refuse_foreign_folders()
@@ -123,7 +124,7 @@ def _run_in(
     if model is not None:
         for utterance in stale:
             remove(corpus.vector_path(utterance))
-        record.made_by(model_identity, embedding_dim=model.embedding_dim)
+        record.made_by(model_identity, embedding_dim=model.embedding_dim, root=corpus.root_dir)
     with record.of_run(facts) as entry, ExitStack() as at_the_end:
         at_the_end.callback(lambda: entry.update(_report(cfg, corpus, tally, folder).facts()))
         at_the_end.enter_context(_leaving_lists(folder, corpus, follower, failure_list, force=cfg.force))

@@ -15,6 +15,14 @@ from omegaconf import OmegaConf
 from balr.config import config_dir
 from balr.errors import ConfigError, one_line
 
+FLAGS_WITH_VALUE = frozenset(
+    {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info"}
+)
+_FLAGS = FLAGS_WITH_VALUE | frozenset(
+    {"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "-i"}
+    | {"--shell-completion", "-sc", "--experimental-rerun"}
+)
+
 
 def refuse_odd_arguments(flags: Sequence[str], overrides: Sequence[str]) -> None:
     """Refuse what Hydra would take without a word that helps, or unpickle. Raises ConfigError.
@@ -23,6 +31,10 @@ def refuse_odd_arguments(flags: Sequence[str], overrides: Sequence[str]) -> None
     """
     for flag, value in pairwise([*flags, ""]):
         name, _, joined = flag.partition("=")
+        if flag.startswith("-") and name not in _FLAGS:
+            raise ConfigError(f"{flag}: no such flag; --hydra-help shows all.")
+        if name in ("--cfg", "-c") and (joined or value) not in ("job", "hydra", "all"):
+            raise ConfigError(f"{name} {joined or value}: job, hydra or all is expected.")
         if name == "--experimental-rerun":
             raise ConfigError("--experimental-rerun: refused, as it unpickles a file.")
         folder = os.path.expanduser(joined or value)

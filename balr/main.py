@@ -21,15 +21,11 @@ from yaml import YAMLError
 from balr.composition import check, register
 from balr.config import config_dir
 from balr.errors import BalrError, one_line
-from balr.hydra_errors import explain, refuse_odd_arguments
+from balr.hydra_errors import FLAGS_WITH_VALUE, explain, refuse_odd_arguments
 from balr.report import open_missing_streams, summary
 from balr.shutdown import Stop, end_with_process, stop_on_signals
 
 log = logging.getLogger(__name__)
-
-_FLAGS_WITH_VALUE = frozenset(
-    {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info"}
-)
 
 DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -135,7 +131,7 @@ def _flags_and_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     flags: list[str] = []
     overrides: list[str] = []
     for number, word in enumerate(argv):
-        takes_next = number > 0 and argv[number - 1] in _FLAGS_WITH_VALUE
+        takes_next = number > 0 and argv[number - 1] in FLAGS_WITH_VALUE
         (flags if takes_next or word.startswith("-") else overrides).append(word)
     return flags, overrides
 

@@ -24,13 +24,17 @@ Facts = dict[str, Any]
 
 @dataclass
 class Record:
-    """Hold run.json: the identity of the model, the size of its embeddings, whether another's are being replaced."""
+    """Hold run.json: the identity of the model, the size of its embeddings, whether another's are being replaced.
+
+    `corpus_root` is the folder of the corpus, by whatever links it was reached.
+    """
 
     folder: Path
     model: Facts = field(default_factory=dict)
     embedding_dim: int | None = None
     replacing: bool = False
     runs: list[Facts] = field(default_factory=list)
+    corpus_root: str | None = None
 
     @classmethod
     def of(cls, folder: Path) -> Self:
@@ -42,12 +46,25 @@ class Record:
             kept = json.loads(path.read_text(encoding="utf-8"))
             dim = kept.get("embedding_dim")
             runs = [{str(name): fact for name, fact in run.items()} for run in kept.get("runs", [])]
-            return cls(folder, dict(kept["model"]), None if dim is None else int(dim), bool(kept["replacing"]), runs)
+            root = kept.get("corpus_root")
+            root = None if root is None else str(root)
+            return cls(
+                folder, dict(kept["model"]), None if dim is None else int(dim), bool(kept["replacing"]), runs, root
+            )
         except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise OutputError(
                 f"{path}: not balr's record of runs ({type(error).__name__}: {one_line(error)[:80]}); choose another "
                 "save_dir, or remove it and make all again with force=true."
             ) from error
+
+    def refuse_another_corpus(self, root: Path) -> None:
+        """Refuse a folder that holds embeddings of a corpus in another folder. Raises OutputError."""
+        here = os.path.realpath(root)
+        if self.corpus_root not in (None, here):
+            raise OutputError(
+                f"{self.folder}: holds embeddings of another corpus, in {self.corpus_root}, and this one is in {here}; "
+                "choose another save_dir."
+            )
 
     def refuse_another_model(self, model: Mapping[str, Any]) -> None:
         """Refuse a folder that was made with another model or other features. Raises OutputError with what differs."""
@@ -66,8 +83,9 @@ class Record:
                 "embed again."
             )
 
-    def made_by(self, model: Mapping[str, Any], *, embedding_dim: int | None) -> None:
-        """Note which model makes the embeddings from now on, and whether it replaces those of another."""
+    def made_by(self, model: Mapping[str, Any], *, embedding_dim: int | None, root: Path) -> None:
+        """Note which model makes the embeddings of which corpus from now on, and whether it replaces another's."""
+        self.corpus_root = os.path.realpath(root)
         self.replacing = self.replacing or bool(self.model and self.model != dict(model))
         self.model, self.embedding_dim = dict(model), embedding_dim
 
@@ -90,7 +108,7 @@ class Record:
 
     def write(self) -> None:
         """Keep the record as it is now. Raises OutputError."""
-        kept = {name: getattr(self, name) for name in ("model", "embedding_dim", "replacing", "runs")}
+        kept = {name: getattr(self, name) for name in ("model", "embedding_dim", "corpus_root", "replacing", "runs")}
         with whole_file(self.folder / RUN) as file:
             file.write(json.dumps(kept, indent=2).encode() + b"\n")
 

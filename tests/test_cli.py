@@ -132,3 +132,8 @@ def test_overrides_are_completed_in_the_shell(typed: str, offered: list[str]) ->
     environment = {**os.environ, "_BALR_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": f"balr extract a {typed}"}
     result = CliRunner().invoke(cli.app, [], prog_name="balr", env=environment)
     assert all(value in result.output for value in offered), result.output
+
+
+def test_two_inputs_are_refused() -> None:
+    done = CliRunner().invoke(cli.app, ["extract", "recordings/", "input=other"])
+    assert done.exit_code == 2 and "one input" in done.output

@@ -59,7 +59,7 @@ def test_the_first_example_works_as_written_and_again_without_the_hub(hub: FakeH
     command = ("balr", "extract", "resources/data/voxceleb2/metadata.csv")
     done = run_command(*command, cwd=project, **environment(hub, project))
     assert done.returncode == 0, done.stderr
-    out = project / "outputs" / "embeddings" / "voxceleb2-metadata" / "resnet34_lm"
+    out = project / "outputs" / "embeddings" / "resources-data-voxceleb2-metadata" / "resnet34_lm"
     files = sorted(out.rglob("*_emb.npy"))
     assert len(files) == 2 and np.load(files[0]).shape == (256,)
     assert {request.rpartition("/")[2] for request in hub.requests} == {"avg_model", "config.yaml"}

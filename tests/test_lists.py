@@ -136,7 +136,7 @@ def test_force_does_not_leave_two_models_in_one_folder(
     assert balr(f"input={corpus}", "save_dir=out") == 0
     write_wav(tmp_path / "other" / "x.wav", speechlike(1.0))
     assert balr("input=other", "save_dir=out", *povey) == 2
-    assert "6 embeddings of another list" in capsys.readouterr().err
+    assert "holds embeddings of another corpus" in capsys.readouterr().err
     (corpus / "bad.wav").write_text("no audio, and first, as nobody knows its length")
     assert balr(f"input={corpus}", "save_dir=out", *povey, "fail_fast=true") == 1
     assert balr(f"input={corpus}", "save_dir=out", povey[0]) == 2
@@ -151,3 +151,22 @@ def test_a_model_dir_that_was_downloaded_to_is_the_same_model_the_next_time(tmp_
     assert identity({**model, "model_dir": str(tmp_path)}, "fp32") != before, "files of unknown origin"
     (tmp_path / ".downloaded-from").write_text("me/mine@main")
     assert identity({**model, "model_dir": str(tmp_path)}, "fp32") == before
+
+
+def test_two_corpora_with_other_ids_do_not_meet_in_one_folder_either(
+    balr: Command, corpus: Path, tmp_path: Path, one_error_line: OneLine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_wav(tmp_path / "other" / "another.wav", speechlike(1.0, seed=99))
+    assert balr(f"input={corpus}", "save_dir=out") == 0
+    for force in ("force=false", "force=true"):
+        capsys.readouterr()
+        assert balr("input=other", "save_dir=out", force) == 2
+        assert f"holds embeddings of another corpus, in {corpus}" in one_error_line()
+
+
+def test_folders_of_one_name_get_save_dirs_of_their_own(balr: Command, tmp_path: Path) -> None:
+    for name in ("A", "D"):
+        write_wav(tmp_path / name / "wav" / f"{name}.wav", speechlike(1.0))
+        assert balr(f"input={name}/wav") == 0
+    found = sorted(path.name for path in (tmp_path / "outputs" / "embeddings").iterdir())
+    assert found == ["A-wav", "D-wav"]

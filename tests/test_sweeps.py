@@ -36,7 +36,7 @@ def test_a_sweep_over_anything_keeps_its_jobs_apart(balr: Command, corpus: Path,
 def test_a_sweep_over_corpora_keeps_them_apart(balr: Command, corpus: Path, tmp_path: Path) -> None:
     assert balr("-m", f"input={corpus / 'spk0'},{corpus / 'spk1'}", "save_dir=out", "device=cpu") == 0
     found = {path.parent.parent.name: len(rows(path)) for path in (tmp_path / "out").rglob("metadata.csv")}
-    assert found == {"spk0": 3, "spk1": 3}
+    assert found == {"corpus-spk0": 3, "corpus-spk1": 3}
 
 
 def test_a_sweep_gives_every_job_its_own_results(balr: Command, corpus: Path, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from typing import Any, Self
 
 import numpy.typing as npt
 
+from balr.data.folders import AUDIO_FORMATS, read_dir
 from balr.data.places import folded, stored_names
-from balr.data.readers import AUDIO_FORMATS, read_csv, read_dir, read_scp
+from balr.data.readers import read_csv, read_scp, read_txt
 from balr.data.vectors import Vector, flaw_of_vector, read_vector, write_vector, write_vectors
 from balr.errors import InputError, OutputError
 from balr.files import is_of_a_run
@@ -54,7 +55,7 @@ class Corpus:
         audio_formats: Sequence[str] = AUDIO_FORMATS,
         channel: int | None = None,
     ) -> Self:
-        """Read a folder, a csv, a wav.scp or a single audio file, told apart by what the path is.
+        """Read a folder, a csv, a wav.scp, a list of paths (.txt) or an audio file, told apart by what the path is.
 
         `channel` (from 0) is taken of each file for which a list chooses none. Raises InputError.
         """
@@ -65,6 +66,8 @@ class Corpus:
             corpus = cls.from_csv(path, root_dir=root_dir)
         elif path.suffix.lower() == ".scp":
             corpus = cls.from_scp(path, root_dir=root_dir)
+        elif path.suffix.lower() == ".txt":
+            corpus = cls.from_txt(path, root_dir=root_dir)
         else:
             corpus = cls.from_file(path)
         return corpus if channel is None else corpus._on_channel(channel)
@@ -86,6 +89,15 @@ class Corpus:
         """
         path, root = _list_and_root(path, root_dir)
         return cls(read_scp(path, root), root)
+
+    @classmethod
+    def from_txt(cls, path: str | Path, *, root_dir: str | Path | None = None) -> Self:
+        """Read a list of audio paths, one a line, which are the ids. Raises InputError.
+
+        Relative paths start at `root_dir`, or where the list is.
+        """
+        path, root = _list_and_root(path, root_dir)
+        return cls(read_txt(path, root), root)
 
     @classmethod
     def from_dir(cls, path: str | Path, *, audio_formats: Sequence[str] = AUDIO_FORMATS) -> Self:

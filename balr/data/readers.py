@@ -1,4 +1,4 @@
-"""Read what a corpus consists of: a csv, a folder, a single file or Kaldi lists become a list of utterances.
+"""Read what a corpus consists of: a csv, Kaldi lists or a list of paths becomes a list of utterances.
 
 The invariant kept here: ids are unique, files exist, and no path leads out of the corpus folder. All problems of a kind
 are counted and the first is shown, before any model is loaded.
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 _LONGEST_LINE = 1 << 20
 _LONGEST_ID = 100_000  # the lists of a run are read with csv's limit
-AUDIO_FORMATS = ("flac", "mp3", "m4a", "ogg", "opus", "wav", "wma")
+_MEANT_AS_AUDIO = frozenset({"wav", "path", "file", "filename", "audio_path", "filepath", "wav_path"})
 _COLUMNS = frozenset({"id", "audio", "speaker", "embedding", "start", "end", "channel"})
 
 
@@ -64,6 +64,12 @@ def read_scp(path: Path, root_dir: Path) -> list[Utterance]:
     return _read_segments(segments, recordings) if segments.is_file() else recordings
 
 
+def read_txt(path: Path, root_dir: Path) -> list[Utterance]:
+    """Read a list of audio paths, one a line; the path as written is the id."""
+    lines = _numbered_lines(path)
+    return _checked(path, [(n, Utterance(text, _path(f"{path}:{n}", text, root_dir))) for n, text in lines])
+
+
 def _read_segments(path: Path, recordings: Sequence[Utterance]) -> list[Utterance]:
     """Read a Kaldi segments file, `id recording start end [channel]` on each line; an end of -1 is that of the file."""
     audio = {recording.id: recording.audio for recording in recordings}
@@ -79,29 +85,6 @@ def _read_segments(path: Path, recordings: Sequence[Utterance]) -> list[Utteranc
         found.append((number, Utterance(id_, audio[recording], part=part)))
     log.info("%s: %d segments of %d recordings", path, len(found), len(recordings))
     return _checked(path, found)
-
-
-def read_dir(folder: Path, audio_formats: Sequence[str] = AUDIO_FORMATS) -> list[Utterance]:
-    """Find audio files below a folder, linked folders included; ids are POSIX paths relative to it, with suffix."""
-    suffixes = tuple({f".{name.strip().lower().lstrip('.')}" for name in audio_formats})
-    hidden = broken = 0
-    found = []
-    start = len(os.path.join(folder, ""))
-    for file in _walk(os.fspath(folder)):
-        name = os.path.basename(file)
-        if os.path.splitext(name)[1].lower() not in suffixes:
-            continue
-        if name.startswith("."):
-            hidden += 1
-        elif not os.path.isfile(file):
-            broken += 1
-        else:
-            found.append(Utterance(file[start:].replace(os.sep, "/"), Path(file)))
-    if hidden or broken:
-        log.warning("%s: skipped %d hidden files and %d broken links.", folder, hidden, broken)
-    if not found:
-        raise InputError(f"{folder}: no audio files; searched for {', '.join(sorted(suffixes))} (see audio_formats).")
-    return found
 
 
 def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -129,40 +112,11 @@ def _line(path: Path, file: TextIO) -> str:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}.") from error
 
 
-def _walk(top: str) -> Iterator[str]:
-    """Yield the files below a folder in order; with a stack of its own, as folders may be nested by the thousand."""
-    left: list[tuple[str, bool, tuple[str, ...]]] = [(top, True, (os.path.realpath(top),))]
-    while left:
-        path, is_folder, chain = left.pop()
-        if not is_folder:
-            yield path
-            continue
-        for name, is_inner, is_link in reversed(_entries(path)):
-            inner = os.path.join(path, name)
-            if not is_inner:
-                left.append((inner, False, chain))
-            elif not name.startswith("."):
-                target = os.path.realpath(inner) if is_link else os.path.join(chain[-1], name)
-                if not is_link or target not in chain:  # a link to a folder above would never end
-                    left.append((inner, True, (*chain, target)))
-
-
-def _entries(folder: str) -> list[tuple[str, bool, bool]]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted((entry.name, _is_dir(entry), entry.is_symlink()) for entry in entries)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read: {error.strerror or error}.") from error
-
-
-def _is_dir(entry: os.DirEntry[str]) -> bool:
-    """Tell a folder; a link that leads to itself, which `entry` raises at, is none."""
-    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
-
-
 def _check_columns(path: Path, columns: Sequence[str]) -> None:
     if not {"audio", "embedding"} & set(columns):
         hint = " Are cells separated by something other than a comma?" if len(columns) == 1 else ""
+        meant = [name for name in columns if name.lower() in _MEANT_AS_AUDIO]
+        hint = f" Is {meant[0]!r} meant as 'audio'? Rename it." if meant else hint
         if any("\udcff" in name or "\0" in name for name in columns):
             hint = " Is it UTF-8?"
         names = ", ".join(name if name.isprintable() else ascii(name) for name in columns)

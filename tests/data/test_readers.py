@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from balr.data.corpus import Corpus
 from balr.data.dataset import AudioDataset
-from balr.data.readers import read_dir
+from balr.data.folders import read_dir
 from balr.errors import InputError
 
 
@@ -206,4 +206,21 @@ def test_what_is_wrong_with_a_list_is_said_in_words(tmp_path: Path, name: str, c
 def test_a_list_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "list.csv").symlink_to("/proc/self/mem")
     with pytest.raises(InputError, match="cannot be read"):
+        Corpus.from_path(tmp_path / "list.csv")
+
+
+def test_a_txt_is_a_list_of_paths_one_a_line(corpus: Path) -> None:
+    (corpus / "list.txt").write_text("spk0/utt0.wav\n\nspk1/utt1.wav \n")
+    utterances = Corpus.from_path(corpus / "list.txt").utterances
+    assert [u.id for u in utterances] == ["spk0/utt0.wav", "spk1/utt1.wav"]
+    assert utterances[1].audio == corpus / "spk1" / "utt1.wav"
+    (corpus / "list.txt").write_text("spk0/utt0.wav\nnowhere.wav\n")
+    with pytest.raises(InputError, match=r"list.txt:2: 1 utterances whose file does not exist"):
+        Corpus.from_path(corpus / "list.txt")
+
+
+@pytest.mark.parametrize("column", ["wav", "path", "File"])
+def test_a_column_that_is_meant_as_audio_is_suggested(tmp_path: Path, column: str) -> None:
+    (tmp_path / "list.csv").write_text(f"id,{column}\na,a.wav\n")
+    with pytest.raises(InputError, match=f"Is '{column}' meant as 'audio'"):
         Corpus.from_path(tmp_path / "list.csv")

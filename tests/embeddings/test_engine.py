@@ -15,10 +15,13 @@ from untrained_checkpoint import seeded_network, write_checkpoint
 
 from balr.config import DataConfig
 from balr.data.dataset import AudioDataset
+from balr.embeddings.architectures import build_network
 from balr.embeddings.engine import CompiledNetwork
 from balr.embeddings.wespeaker import WespeakerModel
 from balr.errors import ConfigError
 
+BF16 = any(torch.cpu.get_capabilities().get(unit) for unit in ("amx_bf16", "avx512_bf16"))
+needs_bf16 = pytest.mark.skipif(not BF16, reason="this processor has no bf16 units")
 SLOW = (
     ("ResNet34", {"feat_dim": 80, "pooling_func": "TSTP"}),
     ("ECAPA_TDNN_GLOB_c512", {"feat_dim": 80, "pooling_func": "ASTP"}),
@@ -64,6 +67,31 @@ def test_architectures_run_with_the_same_embeddings(tmp_path: Path, architecture
     engines = [WespeakerModel("", "avg_model.pt", model_dir=folder, engine=name) for name in ("torch", "openvino")]
     expected, made = (engine.embed(waveforms) for engine in engines)
     assert (made - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@needs_bf16
+@pytest.mark.slow
+def test_audio_too_short_for_16_bits_is_left_to_torch_in_fp32(tmp_path: Path) -> None:
+    args = {"in_planes": 16, "embed_dim": 64}
+    folder = write_checkpoint(tmp_path / "c", "SimAM_ResNet34_ASP", args)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save(build_network("SimAM_ResNet34_ASP", args).state_dict(), folder / "avg_model.pt")
+    fp32 = WespeakerModel("", "avg_model.pt", model_dir=folder)
+    bf16 = WespeakerModel("", "avg_model.pt", model_dir=folder, engine="openvino", precision="bf16")
+    assert bf16._compiled is not None
+    assert bf16.about()["shortest_in_16_bits_seconds"] > 0.1
+    lowest_in_16_bits = 1.0
+    for seconds in (0.06, 0.1, 0.13, 0.2, 1.0):
+        waveforms = [torch.from_numpy(speechlike(seconds, seed=seed)) for seed in range(4)]
+        for waveform in waveforms:
+            waveform[: waveform.numel() // 3] *= 0.003
+        features = torch.stack(fp32._frontend.compute(waveforms))
+        for each in zip(fp32.embed(waveforms), bf16.embed(waveforms), bf16._compiled(features), strict=True):
+            expected, made, in_16_bits = (one.numpy() for one in each)
+            assert cosine(made, expected) > 0.9999
+            lowest_in_16_bits = min(lowest_in_16_bits, cosine(in_16_bits, expected))
+    assert lowest_in_16_bits < 0.9999  # what this is for
 
 
 def test_threads_do_not_meet_in_the_engine(model: WespeakerModel) -> None:

@@ -9,7 +9,9 @@ from conftest import Command, speechlike
 from reference import cosine
 from untrained_checkpoint import seeded_network, write_checkpoint
 
-from balr.embeddings.precision import checked_precision, lower_trunk
+from balr.embeddings.architectures import run_network
+from balr.embeddings.fbank import FbankSettings, fbank
+from balr.embeddings.precision import LEAST_COSINE, checked_precision, lower_trunk
 from balr.embeddings.wespeaker import WespeakerModel
 from balr.errors import ConfigError
 
@@ -25,6 +27,88 @@ CASES = (
     ("SimAM_ResNet34_ASP", {"in_planes": 16}, 0.9999),
     ("ReDimNetB0", {"feat_dim": 60, "pooling_func": "ASTP"}, 0.9999),
 )
+
+
+SIMAM = {"in_planes": 16, "embed_dim": 64}
+
+
+def speech_that_breaks_off(seconds: float, *, seed: int = 0) -> torch.Tensor:
+    """Make speech that jumps in level and ends in digital silence, as a file cut out of another may."""
+    waveform = torch.from_numpy(speechlike(seconds, seed=seed))
+    waveform[: waveform.numel() // 3] *= 0.003
+    waveform[waveform.numel() * 3 // 4 :] = 0.0
+    return waveform
+
+
+@pytest.fixture(scope="module")
+def centred_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a SimAM whose batch norms lean to the statistics of speech: what speech has in common, they take out.
+
+    What is left is small, so that rounding shows.
+    """
+    folder = write_checkpoint(tmp_path_factory.mktemp("centred") / "c", "SimAM_ResNet34_ASP", SIMAM)
+    network = seeded_network("SimAM_ResNet34_ASP", SIMAM, {}, 0)
+    norms = [one for one in network.modules() if isinstance(one, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_parameters()
+        norm.momentum = None  # the mean of all batches
+        norm.train()
+    speech = [fbank(torch.from_numpy(speechlike(1.0, seed=seed)), FbankSettings()) for seed in range(16)]
+    with torch.inference_mode():
+        network(torch.stack(speech))
+        for norm in norms:
+            norm.running_mean *= 0.75
+            norm.running_var.mul_(0.75).add_(0.25)
+    torch.save(network.state_dict(), folder / "avg_model.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def centred(centred_checkpoint: Path) -> tuple[WespeakerModel, WespeakerModel]:
+    """Return that network in fp32 and in bf16."""
+    fp32, bf16 = (
+        WespeakerModel("", "avg_model.pt", model_dir=centred_checkpoint, precision=precision)
+        for precision in ("fp32", "bf16")
+    )
+    return fp32, bf16
+
+
+@needs_bf16
+def test_audio_too_short_for_16_bits_is_embedded_in_fp32(centred: tuple[WespeakerModel, WespeakerModel]) -> None:
+    fp32, bf16 = centred
+    limit = bf16.about()["shortest_in_16_bits_seconds"]
+    assert "shortest_in_16_bits_seconds" not in fp32.about() and 0.1 < limit < 3.0
+    lowest_in_16_bits = 1.0
+    for seconds in (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 2 * limit):
+        clips = [speech_that_breaks_off(seconds, seed=seed) for seed in range(4)]
+        for clip in clips:
+            expected = fp32.embed([clip])[0].numpy()
+            assert cosine(bf16.embed([clip])[0].numpy(), expected) > LEAST_COSINE
+            with torch.inference_mode():
+                (features,) = fp32._frontend.compute([clip])
+                made = run_network(bf16._network, features.unsqueeze(0))[0].numpy()
+            lowest_in_16_bits = min(lowest_in_16_bits, cosine(made, expected))
+    assert lowest_in_16_bits < LEAST_COSINE  # what this is for
+
+
+@needs_bf16
+def test_short_and_long_audio_in_one_batch_is_embedded_as_alone(centred: tuple[WespeakerModel, WespeakerModel]) -> None:
+    fp32, bf16 = centred
+    limit = bf16.about()["shortest_in_16_bits_seconds"]
+    lengths = (3 * limit, 0.05, 0.2, 2 * limit, 0.2, 3.1 * limit)
+    waveforms = [speech_that_breaks_off(seconds, seed=seed) for seed, seconds in enumerate(lengths)]
+    for settings in ({}, {"chunk_seconds": 0.15}):
+        together = bf16.embed(waveforms, **settings)
+        for seconds, waveform, made in zip(lengths, waveforms, together, strict=True):
+            alone = (fp32 if seconds < limit else bf16).embed([waveform])[0]
+            assert (made - alone).abs().max() < (1e-5 if seconds < limit else 2e-2) * alone.abs().max()
+
+
+@needs_bf16
+def test_no_fp32_copy_is_kept_of_a_network_that_16_bits_suit_at_any_length(tiny_checkpoint: Path) -> None:
+    model = WespeakerModel("", "avg_model.pt", model_dir=tiny_checkpoint, precision="bf16")
+    assert model.about()["shortest_in_16_bits_seconds"] == model.shortest_seconds
+    assert model._exact is model._network
 
 
 @needs_bf16

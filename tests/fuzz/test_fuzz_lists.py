@@ -20,6 +20,7 @@ from balr.files import write_csv
 from balr.main import main
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+OURS = ("id", "audio", "speaker", "embedding", "start", "end", "channel")
 TOKENS = ("audio", "id", "speaker", "embedding", ",", ",", "\n", "\n", "\r", '"', "a.wav", "b.wav", "..", "/", "|", " ")
 TOKENS += ("\0", "\ufeff", "\x1a", "\t", "\u2028", "\x85", ";", "x" * 140_000)
 CSV_LINES = ("a.wav,x\n", "b.wav,y\r\n", 'b.wav,"y\nz"\n', "a.wav,\0\n", "a.wav,|\r", ",\n", "\n")
@@ -142,11 +143,11 @@ def test_a_pipe_in_a_list_is_refused_and_nothing_is_run(tmp_path: Path, examples
 @few_or_many
 def test_a_csv_that_balr_writes_is_read_back_exactly(tmp_path: Path, examples: int) -> None:
     (tmp_path / "a.wav").touch()
-    names = st.lists(CELL.map(str.strip), max_size=3, unique=True)
+    names = st.lists(CELL.map(str.strip).filter(lambda name: name not in OURS), max_size=3, unique=True)
     lines = st.lists(st.tuples(CELL.filter(str.strip), *[CELL] * 4), min_size=1, unique_by=lambda line: line[0])
 
     def check(names: list[str], lines: list[tuple[str, ...]]) -> None:
-        columns = ["id", "audio", "speaker", *(name for name in names if name not in ("id", "audio", "speaker"))]
+        columns = ["id", "audio", "speaker", *names]
         written = [dict(zip(columns, (id_, "a.wav", *cells), strict=False)) for id_, *cells in lines]
         write_csv(tmp_path / "list.csv", columns, written)
         found = Corpus.from_csv(tmp_path / "list.csv").utterances
