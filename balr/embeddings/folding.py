@@ -48,6 +48,14 @@ def fold(network: nn.Module, example: torch.Tensor) -> None:
             network.set_submodule(name, module)
 
 
+def channels_last(network: nn.Module) -> nn.Module:
+    """Lay out the weights of two-dimensional convolutions in place, as their fast implementations want them."""
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return network
+
+
 def _pairs(network: nn.Module, example: torch.Tensor) -> list[tuple[str, str]]:
     """Name the (layer, norm) pairs where both run once and the norm is all that reads the layer's output.
 

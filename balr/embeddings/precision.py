@@ -1,8 +1,8 @@
 """Reduced precision: the trunk in 16 bits, where nearly all the work is, pooling and what follows in fp32."""
 
 import logging
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -43,6 +43,13 @@ def checked_precision(precision: str, device: torch.device) -> torch.dtype:
     if lacks:
         raise ConfigError(f"precision={precision}: {lacks}.")
     return _TYPES[precision]
+
+
+@contextmanager
+def exact_kernels() -> Iterator[None]:
+    """Keep tf32 out of convolutions, where torch lets it in: fp32 means fp32."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
 
 
 def lower_trunk(network: nn.Module, dtype: torch.dtype, example: torch.Tensor) -> None:

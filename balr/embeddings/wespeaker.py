@@ -1,9 +1,8 @@
 """`WespeakerModel`: a published WeSpeaker checkpoint as an embeddings model."""
 
 import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from copy import deepcopy
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,25 @@ from balr.embeddings.checkpoint import find_checkpoint, load_weights, read_confi
 from balr.embeddings.chunks import Trunk, cuttable
 from balr.embeddings.devices import select_device, suited
 from balr.embeddings.engine import CompiledNetwork, check_engine
-from balr.embeddings.folding import fold
+from balr.embeddings.folding import channels_last, fold
 from balr.embeddings.frontend import build_with_frontend
+from balr.embeddings.groups import by_group, of_equal_length
 from balr.embeddings.lengths import LARGEST_RELATIVE_DIFFERENCE, RaggedNetwork
-from balr.embeddings.precision import checked_precision, lower_trunk
+from balr.embeddings.precision import checked_precision, exact_kernels, lower_trunk
 from balr.embeddings.room import Room
+from balr.embeddings.shortest import (
+    EXAMPLE_SECONDS,
+    LONGEST_SHORTEST_SECONDS,
+    Run,
+    embedder,
+    shortest_near,
+    shortest_seconds,
+    white_noise,
+)
 from balr.errors import CheckpointError, UtteranceError
 from balr.files import sha256
 
 log = logging.getLogger(__name__)
-
-_LONGEST_SHORTEST_SECONDS = 1.0
-_EXAMPLE_SECONDS = 0.7
 
 
 class WespeakerModel(EmbeddingsModel):
@@ -41,6 +47,9 @@ class WespeakerModel(EmbeddingsModel):
     of a checkpoint that ships with balr, else `main`. `precision` is `fp32`, or `bf16` or `fp16` for the layers before
     the pooling; `engine` is `torch`, or `openvino` on a CPU. Raises CheckpointError or ConfigError.
     """
+
+    _fewest_frames = 0
+    _shortest_in_16_bits: float | None = None
 
     def __init__(
         self,
@@ -56,8 +65,7 @@ class WespeakerModel(EmbeddingsModel):
         engine: str = "torch",
     ) -> None:
         self.device = select_device(device)
-        self.precision = precision
-        self.engine = engine
+        self.precision, self.engine = precision, engine
         dtype = checked_precision(precision, self.device)
         check_engine(engine, self.device)
         self.files = find_checkpoint(
@@ -71,15 +79,15 @@ class WespeakerModel(EmbeddingsModel):
             raise CheckpointError(f"{self.files.config}: {error}") from error
         self.sample_rate_hz = self._frontend.sample_rate_hz
         load_weights(network, self.files.weights)
-        example = self._frontend.compute([_noise(_EXAMPLE_SECONDS, self.sample_rate_hz)])[0].unsqueeze(0)
+        example = self._frontend.compute([white_noise(EXAMPLE_SECONDS, self.sample_rate_hz)])[0].unsqueeze(0)
         fold(network, example)
         attend_in_blocks(network, example)
         with torch.inference_mode():
             self.embedding_dim = run_network(network, example).shape[-1]
-        self._network = _channels_last(network.to(self.device))
+        self._network = self._exact = channels_last(network.to(self.device))
         self._compiled = self._compile(engine, dtype)
         if dtype != torch.float32:
-            lower_trunk(self._network, dtype, example.to(self.device))
+            self._lower(dtype, example.to(self.device))
         self._ragged = RaggedNetwork(self._network, time_dim=self._frontend.time_dim)
         self._room = Room()
         self._largest_difference = LARGEST_RELATIVE_DIFFERENCE[dtype]
@@ -101,10 +109,11 @@ class WespeakerModel(EmbeddingsModel):
         """
         for waveform in waveforms:
             self._refuse_short(waveform)
-        is_long = [chunk_seconds is not None and self._seconds(waveform) > chunk_seconds for waveform in waveforms]
+        longest = float("inf") if chunk_seconds is None else max(chunk_seconds, self._shortest_in_16_bits or 0.0)
+        is_long = [self._seconds(waveform) > longest for waveform in waveforms]
         if any(is_long):
             self._refuse_long(waveforms, max_whole_seconds)
-        with _exact_kernels():
+        with exact_kernels():
             with self.stages.timed("features", self.device):
                 features = self._frontend.compute([waveform.to(self.device) for waveform in waveforms])
             with self.stages.timed("forward", self.device):
@@ -122,15 +131,20 @@ class WespeakerModel(EmbeddingsModel):
                 return torch.cat(rows).float()
 
     def _embed_features(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        run = self._compiled or partial(run_network, self._network)
+        short = self._short(features)
+        if short and len(short) < len(features):
+            rest = sorted({*range(len(features))} - {*short})
+            return by_group(features, [short, rest], self._embed_features)
+        run = self._exactly if short else self._forward
         if len(features) == 1:
             return run(features[0].unsqueeze(0))
-        if self.takes_ragged_batches:
-            return _by_group(features, alike(self._frames(features)), self._ragged)
-        rows_of: dict[int, list[int]] = {}
-        for row, frames in enumerate(self._frames(features)):
-            rows_of.setdefault(frames, []).append(row)
-        return _by_group(features, list(rows_of.values()), lambda group: run(torch.stack(list(group))))
+        if not short and self.takes_ragged_batches:
+            return by_group(features, alike(self._frames(features)), self._ragged)
+        return by_group(features, of_equal_length(self._frames(features)), lambda group: run(torch.stack(list(group))))
+
+    def _short(self, features: Sequence[torch.Tensor]) -> list[int]:
+        """Return the rows of what is too short for 16 bits."""
+        return [row for row, frames in enumerate(self._frames(features)) if frames < self._fewest_frames]
 
     def _frames(self, features: Sequence[torch.Tensor]) -> list[int]:
         return [one.shape[self._frontend.time_dim - 1] for one in features]
@@ -140,7 +154,7 @@ class WespeakerModel(EmbeddingsModel):
         """Tell whether utterances of different lengths go into one batch exactly, on this device, by trying it."""
         if self._compiled is not None:
             return False
-        with torch.inference_mode(), _exact_kernels():
+        with torch.inference_mode(), exact_kernels():
             moved = self._ragged.difference_from_alone(self._noise_features)
         exact = moved < self._largest_difference
         if exact:
@@ -161,6 +175,7 @@ class WespeakerModel(EmbeddingsModel):
             },
             "features": dict(self._frontend.settings),
             "precision": self.precision,
+            "shortest_in_16_bits_seconds": self._shortest_in_16_bits,
             "engine": self.engine,
             "embedding_dim": self.embedding_dim,
         }
@@ -179,15 +194,32 @@ class WespeakerModel(EmbeddingsModel):
 
     @cached_property
     def shortest_seconds(self) -> float:
-        """Find the shortest audio that this network can embed, by trying noise frame by frame."""
-        noise = _noise(_LONGEST_SHORTEST_SECONDS, self.sample_rate_hz)
-        step = self.sample_rate_hz // 200
-        lengths = range(step, noise.numel() + 1, step)
-        low, high = 0, len(lengths) - 1
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self._can_embed(noise[: lengths[middle]]) else (middle + 1, high)
-        return lengths[low] / self.sample_rate_hz
+        """Find the shortest audio that this network can embed."""
+        return shortest_seconds(embedder(self._exactly, self._frontend, self.device), self.sample_rate_hz)
+
+    def _lower(self, dtype: torch.dtype, example: torch.Tensor) -> None:
+        """Go to 16 bits, but hold the network in fp32 for what is too short for them, if there is any."""
+        self._exact = deepcopy(self._network)
+        lower_trunk(self._network, dtype, example)
+        lowered, exact = (embedder(run, self._frontend, self.device) for run in (self._forward, self._exactly))
+        near = shortest_near(lowered, exact, self.sample_rate_hz, shortest=self.shortest_seconds)
+        if self._compiled:
+            self._compiled.left_to_torch = 0
+        log.info("16 bits from %.3f s of audio on", near)
+        if near > self.shortest_seconds:
+            noise = white_noise(near, self.sample_rate_hz).to(self.device)
+            (self._fewest_frames,) = self._frames(self._frontend.compute([noise]))
+        else:
+            self._exact = self._network
+        self._shortest_in_16_bits = round(near, 3)
+
+    @property
+    def _forward(self) -> Run:
+        return self._compiled or partial(run_network, self._network)
+
+    @property
+    def _exactly(self) -> Run:
+        return partial(run_network, self._exact)
 
     def _compile(self, engine: str, dtype: torch.dtype) -> CompiledNetwork | None:
         if engine == "torch":
@@ -196,18 +228,9 @@ class WespeakerModel(EmbeddingsModel):
         streams = suited(DataConfig(), self.device).streams
         return CompiledNetwork(self._network, mels=mels, time_dim=time_dim, dtype=dtype, streams=streams)
 
-    def _can_embed(self, waveform: torch.Tensor) -> bool:
-        with torch.inference_mode(), _exact_kernels(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the variance of a single frame; the result is checked
-            try:
-                features = self._frontend.compute([waveform.to(self.device)])[0]
-                return bool(run_network(self._network, features.unsqueeze(0)).isfinite().all())
-            except (RuntimeError, IndexError, UtteranceError):  # such as a convolution wider than its input
-                return False
-
     def _refuse_short(self, waveform: torch.Tensor) -> None:
         seconds = self._seconds(waveform)
-        if seconds < _LONGEST_SHORTEST_SECONDS and seconds < self.shortest_seconds:
+        if seconds < LONGEST_SHORTEST_SECONDS and seconds < self.shortest_seconds:
             raise UtteranceError(f"too short: {seconds:.3f} s, {self.architecture} needs {self.shortest_seconds:.3f} s")
 
     def _refuse_long(self, waveforms: Sequence[torch.Tensor], max_whole_seconds: float | None) -> None:
@@ -228,36 +251,5 @@ class WespeakerModel(EmbeddingsModel):
     @cached_property
     def _trunk(self) -> Trunk | None:
         """Return the network as one that takes long utterances in parts, or None where it has to see them whole."""
-        with torch.inference_mode(), _exact_kernels():
+        with torch.inference_mode(), exact_kernels():
             return cuttable(self._network, self._frontend.mels) if self._frontend.time_dim == 1 else None
-
-
-@contextmanager
-def _exact_kernels() -> Iterator[None]:
-    """Keep tf32 out of convolutions, where torch lets it in: fp32 means fp32."""
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        yield
-
-
-def _by_group(
-    features: Sequence[torch.Tensor],
-    groups: Sequence[Sequence[int]],
-    run: Callable[[Sequence[torch.Tensor]], torch.Tensor],
-) -> torch.Tensor:
-    """Return the rows that a function makes of each group of features, in the order of the features."""
-    made = torch.cat([run([features[row] for row in group]) for group in groups])
-    order = torch.tensor([row for group in groups for row in group])
-    return made[order.argsort().to(made.device, non_blocking=True)] if len(groups) > 1 else made
-
-
-def _channels_last(network: torch.nn.Module) -> torch.nn.Module:
-    """Lay out the weights of two-dimensional convolutions as their fast implementations want them."""
-    for parameter in network.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    return network
-
-
-def _noise(seconds: float, sample_rate_hz: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(int(seconds * sample_rate_hz), generator=generator) * 0.1
