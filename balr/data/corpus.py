@@ -195,13 +195,11 @@ class Corpus:
                 folder = os.path.dirname(folder)
 
     def _on_channel(self, channel: int) -> Self:
-        chosen = (
-            utterance
-            if utterance.part.channel is not None
-            else replace(utterance, part=replace(utterance.part, channel=channel))
-            for utterance in self.utterances
+        chosen = tuple(
+            replace(one, part=replace(one.part, channel=channel)) if one.part.channel is None else one
+            for one in self.utterances
         )
-        changed = self._changed(utterances=tuple(chosen))
+        changed = self._changed(utterances=chosen)
         changed._refuse_shared_names()
         return changed
 

@@ -6,6 +6,7 @@ batches: what is being computed is finished and saved. An error of any thread se
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -16,6 +17,7 @@ _Batch = TypeVar("_Batch")
 _Outcome = TypeVar("_Outcome")
 
 _MOST_UNSAVED = 64  # batches that wait for the thread that saves
+_SECONDS_TO_GATHER = 0.25
 SAVED_TOGETHER = 32  # each flush costs the less the more there are; each file is open until then
 
 
@@ -57,15 +59,17 @@ class _Threads(Generic[_Batch, _Outcome]):
                 self.fail(error)
 
     def _next_to_save(self) -> tuple[list[_Outcome], bool]:
-        """Wait for the outcomes of a batch, and take with them what else is there: it is saved in one go."""
+        """Wait for the outcomes of a batch, and take with them what comes within a moment: it is saved in one go."""
         outcomes: list[_Outcome] = []
         found = self.done.get()
+        deadline = time.monotonic() + _SECONDS_TO_GATHER
         while found is not None:
             outcomes += found
-            if len(outcomes) >= SAVED_TOGETHER:
+            left = deadline - time.monotonic()
+            if len(outcomes) >= SAVED_TOGETHER or left <= 0:
                 return outcomes, False
             try:
-                found = self.done.get_nowait()
+                found = self.done.get(timeout=left)
             except queue.Empty:
                 return outcomes, False
         return outcomes, True
