@@ -25,7 +25,7 @@ from balr.embeddings.devices import Loading, device_name, prepare_thread, shared
 from balr.embeddings.outcomes import Delivery, Embedded, LoggingObserver, Observer, Outcome
 from balr.embeddings.pipeline import run_pipeline
 from balr.embeddings.stages import Stages
-from balr.errors import UtteranceError
+from balr.errors import Failure, UtteranceError
 from balr.records import WHOLE, Part
 from balr.shutdown import Stop
 
@@ -160,6 +160,7 @@ class EmbeddingsModel(ABC):
                 partial(self._embed_and_release, config=config, read_ahead=read_ahead, postponed=postponed),
                 delivery.deliver,
                 threads=threads,
+                is_urgent=lambda outcome: isinstance(outcome, Failure),
                 prepare=partial(prepare_thread, self.device),
                 at_the_end=lambda: (self._embed_batch(batch, config)[0] for batch in postponed),
                 stop=stop,

@@ -23,6 +23,7 @@ class Work:
     def __init__(self, *, embed_fails_at: int | None = None, deliver_fails_at: int | None = None) -> None:
         self.embed_fails_at = embed_fails_at
         self.deliver_fails_at = deliver_fails_at
+        self.urgent: int | None = None
         self.embedded: list[int] = []
         self.delivered: list[int] = []
         self.savers: set[int] = set()
@@ -47,6 +48,7 @@ class Work:
             self.embed,
             self.deliver,
             threads=threads,
+            is_urgent=lambda square: square == self.urgent,
             prepare=lambda: None,
             at_the_end=lambda: ([number] for number in last),
             stop=stop or Stop(),
@@ -111,6 +113,20 @@ def test_what_is_ready_together_is_saved_together() -> None:
     work.deliver = slow  # type: ignore[method-assign]
     work.run(iter(range(100)))
     assert sum(calls) == 100 and len(calls) < 30
+
+
+def test_what_is_urgent_is_delivered_before_the_next_is_embedded_long_after() -> None:
+    work, stop = Work(), Stop()
+    work.urgent = 4
+    work.deliver = lambda squares: stop.set() if 4 in squares else None  # type: ignore[assignment, method-assign]
+
+    def numbers() -> Iterator[int]:
+        for number in range(100):
+            yield number
+            time.sleep(0.01)
+
+    work.run(numbers(), stop=stop, threads=1)
+    assert len(work.embedded) < 15
 
 
 class Noting:
