@@ -22,7 +22,7 @@ from untrained_checkpoint import write_checkpoint
 
 from balr.data.corpus import Corpus
 from balr.data.vectors import Vector
-from balr.embeddings.outcomes import SAVED_TOGETHER
+from balr.embeddings.pipeline import SAVED_TOGETHER
 from balr.errors import OutputError
 from balr.lists import write_metadata
 from balr.main import main as balr
