@@ -111,6 +111,8 @@ class DecoderPool:
                 if len(begun[number]) == len(plan[number]):
                     found = begun.pop(number)
                     yield plan[number], [found[index] for index in plan[number]]
+                    del found
+                del result
 
     def _hand_out(self, waiting: deque[tuple[int, int]], tasks: Sequence[Any]) -> None:
         for depth in range(1, _TASKS_EACH + 1):

@@ -173,6 +173,7 @@ class EmbeddingsModel(ABC):
             if batch is None:
                 return
             yield batch.pin_memory() if self.device.type == "cuda" else batch
+            del batch  # or its memory would be held while the next one is decoded
 
     def _embed_and_release(
         self, batch: Decoded, *, config: DataConfig, read_ahead: ReadAhead, postponed: list[Decoded]

@@ -46,6 +46,7 @@ class _Threads(Generic[_Batch, _Outcome]):
                     self.done.put(self.embed(batch))
             except BaseException as error:
                 self.fail(error)
+            del batch  # or its memory would be held while the next one is waited for
 
     def save(self) -> None:
         is_last, can_save = False, True
@@ -103,6 +104,7 @@ def run_pipeline(
             if stop.is_set():
                 break
             work.todo.put(batch)
+            del batch
     except BaseException as error:
         work.fail(error)
     for _ in computing:
