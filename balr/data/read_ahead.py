@@ -18,23 +18,27 @@ class ReadAhead:
         self._seconds = seconds
         self._most_seconds = most_seconds
         self._on_the_way: dict[int, float] = {}
+        self._total = 0.0
         self._changed = threading.Condition()
 
     def reserve(self, batch: Batch) -> bool:
         """Count a batch in and return True, or return False where there is no room for it now."""
         with self._changed:
             new = {index: self._seconds[index] for index in batch}
-            total = sum(self._on_the_way.values())
-            if self._on_the_way and total + sum(new.values()) > self._most_seconds:
+            seconds = sum(new.values())
+            if self._on_the_way and self._total + seconds > self._most_seconds:
                 return False
             self._on_the_way |= new
+            self._total += seconds
             return True
 
     def release(self, ids: Iterable[str]) -> None:
         """Count utterances out."""
         with self._changed:
             for id_ in ids:
-                self._on_the_way.pop(self._index[id_], None)
+                self._total -= self._on_the_way.pop(self._index[id_], 0.0)
+            if not self._on_the_way:
+                self._total = 0.0  # rounding does not add up
             self._changed.notify_all()
 
     def wait(self, seconds: float) -> None:
