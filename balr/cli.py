@@ -18,10 +18,10 @@ from rich.table import Table
 from balr.checkpoints import published_checkpoints
 from balr.config import config_dir
 from balr.errors import one_line
-from balr.report import as_text, open_missing_streams
+from balr.runs.progress import as_text, open_missing_streams
 
 if TYPE_CHECKING:
-    from balr.verification import Verdict
+    from balr.runs.verify import Verdict
 
 _FULL_WIDTH = 160
 _SHOWN_OF_A_KIND = 20
@@ -225,8 +225,8 @@ def verify(
     from balr.data.corpus import Corpus
     from balr.data.folders import AUDIO_FORMATS
     from balr.errors import BalrError
-    from balr.verification import repair as repaired
-    from balr.verification import verify as verdict_of
+    from balr.runs.verify import repair as repaired
+    from balr.runs.verify import verify as verdict_of
 
     folder = Path(save_dir).expanduser()
     formats = _split(audio_formats) or AUDIO_FORMATS

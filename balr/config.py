@@ -54,19 +54,19 @@ class DataConfig:
     """Say how utterances are loaded and put into batches; None leaves a choice to the device and the cores there are.
 
     `batch_size` utterances at most, of nearly equal length, go through the network at once, and `max_batch_seconds` of
-    audio, padding included; `streams` batches are computed at a time. `num_workers` processes decode ahead (0: none),
-    each at most `prefetch_factor` batches.
-    `shuffle` takes batches in a drawn order, not the longest first. Audio longer than `chunk_seconds` goes through the
-    network in parts of half that, where it does not change the embedding; where it would, audio longer than
-    `max_whole_seconds` is refused. At most `max_ahead_seconds` of audio are decoded and not embedded yet, or one batch
-    that is longer. A file that holds more than `max_audio_seconds`, or that takes a process more than
+    audio, padding included; `concurrent_batches` batches are computed at a time. `num_workers` processes decode ahead
+    (0: none), each at most `prefetch_factor` batches. `shuffle` takes batches in a drawn order, not the longest first.
+    Audio longer than `chunk_seconds` goes through the network in parts of half that, where it does not change the
+    embedding; where it would, audio longer than `max_whole_seconds` is refused. At most `max_ahead_seconds` of audio
+    are decoded and not embedded yet, or one batch that is longer. A file that holds more than `max_audio_seconds`, or
+    that takes a process more than
     `decode_timeout_seconds`, is a failure. No choice here changes an embedding.
     """
 
     batch_size: int | None = None
     max_batch_seconds: float | None = None
     shuffle: bool = False
-    streams: int | None = None
+    concurrent_batches: int | None = None
     num_workers: int | None = None
     prefetch_factor: int | None = None
     chunk_seconds: float = 20.0
@@ -76,7 +76,7 @@ class DataConfig:
     decode_timeout_seconds: float = 120.0
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("streams", 1), ("num_workers", 0), ("prefetch_factor", 1)):
+        for name, least in (("batch_size", 1), ("concurrent_batches", 1), ("num_workers", 0), ("prefetch_factor", 1)):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < least):
                 raise ConfigError(f"data.{name}={value}: must be a whole number, {least} or more.")

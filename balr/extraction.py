@@ -7,12 +7,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from balr.atomic import check_writable, locked, remove
 from balr.composition import build
 from balr.config import DataConfig, RunConfig
 from balr.data.corpus import Corpus
-from balr.data.vectors import MISSING
 from balr.errors import Failure, OutputError, one_line
-from balr.files import check_writable, held, remove
 from balr.lists import (
     DURATIONS,
     FailureList,
@@ -23,11 +22,12 @@ from balr.lists import (
     write_metadata,
     write_planned,
 )
-from balr.provenance import corpus_facts, machine, now, software
-from balr.record import Record, identity
 from balr.records import Utterance
-from balr.report import Report, Tally, shown, tracked
+from balr.runs.progress import Report, Tally, shown, tracked
+from balr.runs.provenance import corpus_facts, machine, now, software
+from balr.runs.record import Record, identity
 from balr.shutdown import Stop
+from balr.stores.embedding_files import MISSING
 
 if TYPE_CHECKING:  # a finished corpus needs no torch
     from balr.embeddings.base import EmbeddingsModel
@@ -51,7 +51,7 @@ def run(cfg: RunConfig, *, run_dir: Path, stop: Stop) -> Report:
     if cfg.save_output:
         folder = corpus.output_dir or run_dir.absolute()
         check_writable(folder)
-        with held(folder):
+        with locked(folder):
             return _run_in(folder, cfg, corpus, data_config, run_dir=run_dir, stop=stop)
     todo = _audible(corpus)
     log.info("%d utterances in %s", len(corpus), cfg.input)
@@ -118,7 +118,11 @@ def _run_in(
     failure_list = FailureList(folder, corpus, done)
     follower = _Follower(tally, stop if cfg.fail_fast else None, done=done, failure_list=failure_list)
     model = _model(cfg) if len(todo) else None
-    facts = {"started": started, "corpus": corpus_facts(corpus, cfg.input), **({} if model is None else model.about())}
+    facts = {
+        "started": started,
+        "corpus": corpus_facts(corpus, cfg.input),
+        **({} if model is None else model.describe()),
+    }
     facts |= {"vector_format": cfg.vector_format, "hydra": str(run_dir.absolute())}
     facts |= {"software": software(), "machine": machine()}
     if model is not None:
@@ -129,7 +133,7 @@ def _run_in(
         at_the_end.callback(lambda: entry.update(_report(cfg, corpus, tally, folder).facts()))
         at_the_end.enter_context(_leaving_lists(folder, corpus, follower, failure_list, force=cfg.force))
         if model is not None:
-            at_the_end.callback(lambda: entry.update(model.how()))
+            at_the_end.callback(lambda: entry.update(model.execution_facts()))
             write_planned(folder, corpus, todo)
             _embed(model, todo, data_config, follower, stop, durations_file=folder / DURATIONS)
         if stop.is_set():

@@ -11,12 +11,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import astuple, fields
 from pathlib import Path
 
-from balr.data import durations
+from balr.atomic import remove, write_csv
+from balr.data import headers
 from balr.data.corpus import Corpus
 from balr.errors import Failure, OutputError
-from balr.files import remove, write_csv
-from balr.record import RUN
 from balr.records import WHOLE, Utterance
+from balr.runs.record import RUN
 
 METADATA, FAILURES, DURATIONS = "metadata.csv", "failures.csv", "durations.csv"
 PLANNED = ".balr.planned.csv"
@@ -34,7 +34,7 @@ def refuse_foreign_lists(folder: Path, source: str) -> None:
         (METADATA, COLUMNS),
         (PLANNED, COLUMNS),
         (FAILURES, _FAILURE_COLUMNS),
-        (DURATIONS, durations.KEY_COLUMNS),
+        (DURATIONS, headers.KEY_COLUMNS),
     )
     for name, columns in kinds:
         if os.path.isfile(source) and (folder / name).is_file() and (folder / name).samefile(source):

@@ -22,7 +22,7 @@ from balr.composition import check, register
 from balr.config import config_dir
 from balr.errors import BalrError, one_line
 from balr.hydra_errors import FLAGS_WITH_VALUE, explain, refuse_odd_arguments
-from balr.report import open_missing_streams, summary
+from balr.runs.progress import open_missing_streams, summary
 from balr.shutdown import Stop, end_with_process, stop_on_signals
 
 log = logging.getLogger(__name__)

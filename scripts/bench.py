@@ -31,8 +31,8 @@ from untrained_checkpoint import seeded_network, write_checkpoint
 from balr.config import DataConfig
 from balr.data.audio import load_waveform
 from balr.data.dataset import AudioDataset
+from balr.embeddings.exact.precision import checked_precision
 from balr.embeddings.fbank import FbankSettings, fbank
-from balr.embeddings.precision import checked_precision
 from balr.embeddings.wespeaker import WespeakerModel
 from balr.errors import ConfigError
 

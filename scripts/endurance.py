@@ -21,11 +21,11 @@ import soundfile
 from untrained_checkpoint import write_checkpoint
 
 from balr.data.corpus import Corpus
-from balr.data.vectors import Vector
 from balr.embeddings.pipeline import SAVED_TOGETHER
 from balr.errors import OutputError
 from balr.lists import write_metadata
 from balr.main import main as balr
+from balr.stores.embedding_files import Vector
 
 RATE_HZ = 16_000
 LINKS_OF_A_FILE = 50_000

@@ -88,7 +88,7 @@ def one_error_line(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
 
 
 def speechlike(seconds: float, *, seed: int = 0, rate_hz: int = 16_000) -> npt.NDArray[np.float32]:
-    """Make noise with a moving pitch and level, in [-1, 1]: no two frames alike."""
+    """Make noise with a moving pitch and level, in [-1, 1]: no two frames group_by_length."""
     generator = np.random.default_rng(seed)
     time = np.arange(int(seconds * rate_hz)) / rate_hz
     pitch = 120 + 60 * np.sin(2 * np.pi * (0.7 + 0.1 * seed) * time)

@@ -12,10 +12,11 @@ import balr
 PACKAGE = Path(balr.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
-    {"errors", "records", "files", "shutdown", "config", "checkpoints", "composition", "hydra_errors"},
+    {"errors", "records", "config", "atomic", "shutdown", "logs", "checkpoints", "hub", "composition", "hydra_errors"},
+    {"stores"},
     {"data"},
-    {"embeddings"},
-    {"extraction", "report", "lists", "record", "provenance", "verification"},
+    {"embeddings", "runs", "lists"},
+    {"extraction"},
     {"main"},
     {"cli"},
 )

@@ -92,7 +92,7 @@ def test_a_tenth_of_bad_files_costs_that_tenth(balr: Command, tmp_path: Path, to
         is_bad = number % 10 == 7
         path.write_bytes(kinds[number // 10 % 3] if is_bad else good[number % 9])
         bad |= {path.relative_to(folder).as_posix()} if is_bad else set()
-    assert balr(f"input={folder}", "save_dir=out", "data.num_workers=1", "data.streams=2") == 1
+    assert balr(f"input={folder}", "save_dir=out", "data.num_workers=1", "data.concurrent_batches=2") == 1
     failed = [row["id"] for row in rows(tmp_path / "out" / "failures.csv")]
     assert sorted(failed) == sorted(bad) and len(bad) == total // 10
     listed = [row["id"] for row in rows(tmp_path / "out" / "metadata.csv")]

@@ -9,7 +9,7 @@ from conftest import TINY, Command, interrupt_at, rows, speechlike, vectors, wri
 from untrained_checkpoint import write_checkpoint
 
 from balr.main import main
-from balr.record import identity
+from balr.runs.record import identity
 
 OneLine = Callable[[], str]
 

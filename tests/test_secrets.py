@@ -9,7 +9,7 @@ from conftest import Command
 
 from balr.errors import redacted
 from balr.main import main
-from balr.report import PlainFormatter
+from balr.runs.progress import PlainFormatter
 
 TOKEN = "hf_ThisIsASecretTokenOfTheHub0123456789"
 

@@ -20,7 +20,7 @@ def padded_frames(frames: int) -> int:
     return max(frames, math.floor(2 ** (step / _LENGTHS_PER_DOUBLING)))
 
 
-def alike(frames: Sequence[int]) -> list[Batch]:
+def group_by_length(frames: Sequence[int]) -> list[Batch]:
     """Group utterances by their frames so that padding stays small, all in one group where it does already.
 
     A plan rests on headers, and a header can be wrong.

@@ -12,13 +12,13 @@ from typing import Any, Self
 
 import numpy.typing as npt
 
+from balr.atomic import is_of_a_run
 from balr.data.folders import AUDIO_FORMATS, read_dir
 from balr.data.places import folded, stored_names
 from balr.data.readers import read_csv, read_scp, read_txt
-from balr.data.vectors import Vector, flaw_of_vector, read_vector, write_vector, write_vectors
 from balr.errors import InputError, OutputError
-from balr.files import is_of_a_run
 from balr.records import WHOLE, Utterance
+from balr.stores.embedding_files import Vector, flaw_of_vector, read_vector, write_vector, write_vectors
 
 
 class Corpus:

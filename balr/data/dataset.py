@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 
 from balr.data.audio import Cursor, load_waveform
 from balr.data.corpus import Corpus
-from balr.data.vectors import read_vector
 from balr.records import Part, Utterance
+from balr.stores.embedding_files import read_vector
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from balr.config import DataConfig
 from balr.data.batching import Batch, plan_batches, plan_passes
 from balr.data.corpus import Corpus
-from balr.data.durations import Header, headers
+from balr.data.headers import Header, headers
 from balr.data.read_ahead import ReadAhead
 from balr.records import Utterance
 

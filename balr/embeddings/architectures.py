@@ -94,7 +94,7 @@ def find_pooling(network: torch.nn.Module) -> torch.nn.Module | None:
     return next((module for module in network.modules() if _is_pooling(module)), None)
 
 
-def sees_all_time(module: torch.nn.Module) -> tuple[str, int] | None:
+def has_global_context(module: torch.nn.Module) -> tuple[str, int] | None:
     """Return the method by which a layer looks at a whole utterance and the dimension of time in what it is given."""
     if _is_pooling(module):
         return "forward", -1

@@ -20,14 +20,14 @@ from balr.data.decoder_pool import DecoderPool
 from balr.data.decoding import Decoded, WaveformReader, decoded_batches, failure
 from balr.data.planning import Plan, plan_corpus
 from balr.data.read_ahead import ReadAhead
-from balr.data.vectors import Vector
-from balr.embeddings.devices import Loading, device_name, prepare_thread, shared_threads, suited
+from balr.embeddings.devices import Loading, device_name, prepare_thread, resolve_loading, shared_threads
 from balr.embeddings.outcomes import Delivery, Embedded, LoggingObserver, Observer, Outcome
 from balr.embeddings.pipeline import run_pipeline
-from balr.embeddings.stages import Stages
+from balr.embeddings.stage_timer import StageTimer
 from balr.errors import Failure, UtteranceError
 from balr.records import WHOLE, Part
 from balr.shutdown import Stop
+from balr.stores.embedding_files import Vector
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +41,9 @@ class EmbeddingsModel(ABC):
     _most_samples: float = float("inf")
 
     @cached_property
-    def stages(self) -> Stages:
+    def stages(self) -> StageTimer:
         """Add up how long decoding keeps this waiting, and how long features, forward passes and writing take."""
-        return Stages()
+        return StageTimer()
 
     @cached_property
     def _batching(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class EmbeddingsModel(ABC):
             dataset = AudioDataset.from_path(dataset)
         observer, stop = observer or LoggingObserver(), stop or Stop()
         audible = dataset.filter(lambda utterance: utterance.audio is not None)
-        loading = suited(data_config, self.device)
+        loading = resolve_loading(data_config, self.device)
         plan = plan_corpus(
             audible,
             data_config,
@@ -123,11 +123,11 @@ class EmbeddingsModel(ABC):
             raise flaw
         return embedding
 
-    def about(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Say, for a record, what computes."""
         return {"device": device_name(self.device)}
 
-    def how(self) -> dict[str, Any]:
+    def execution_facts(self) -> dict[str, Any]:
         """Say, for a record and after a run, what was decided on the way and how long its stages took."""
         return {"batching": self._batching, "stage_seconds": self.stages.seconds()}
 
@@ -136,7 +136,7 @@ class EmbeddingsModel(ABC):
     ) -> None:
         """Wire the stages: processes decode, threads compute, one thread saves."""
         reader = WaveformReader(self.sample_rate_hz, config.max_audio_seconds)
-        threads = min(loading.streams, max(1, len(plan.batches)))
+        threads = min(loading.concurrent_batches, max(1, len(plan.batches)))
         processes = min(loading.num_workers, len(dataset))
         read_ahead = plan.read_ahead(dataset, most_seconds=config.max_ahead_seconds)
         postponed: list[Decoded] = []

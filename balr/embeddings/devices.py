@@ -12,7 +12,7 @@ import torch
 from balr.config import DataConfig
 from balr.errors import ConfigError
 
-_MOST_STREAMS = 8
+_MOST_CONCURRENT = 8
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Loading:
 
     batch_size: int
     max_batch_seconds: float
-    streams: int
+    concurrent_batches: int
     num_workers: int
     prefetch_factor: int
 
 
-def suited(config: DataConfig, device: torch.device) -> Loading:
+def resolve_loading(config: DataConfig, device: torch.device) -> Loading:
     """Choose what a config leaves open by the device and the cores there are.
 
     On a CPU, as many utterances at a time as there are cores (8 at most), each with its share of the threads: batches
@@ -36,9 +36,9 @@ def suited(config: DataConfig, device: torch.device) -> Loading:
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     if device.type == "cpu":
         threads = torch.get_num_threads()
-        threads_each = -(-threads // _MOST_STREAMS)
-        streams = max(1, threads // threads_each)
-        usual = Loading(1, 120.0, streams, max(1, streams // 2), 4)
+        threads_each = -(-threads // _MOST_CONCURRENT)
+        concurrent_batches = max(1, threads // threads_each)
+        usual = Loading(1, 120.0, concurrent_batches, max(1, concurrent_batches // 2), 4)
     else:
         usual = Loading(64, 600.0, 2 if device.type == "cuda" else 1, min(8, cores), 2)
     said = {option.name: getattr(config, option.name) for option in fields(Loading)}
@@ -72,7 +72,7 @@ def device_name(device: torch.device) -> str:
 
 
 @contextmanager
-def shared_threads(streams: int, device: torch.device) -> Iterator[None]:
+def shared_threads(concurrent_batches: int, device: torch.device) -> Iterator[None]:
     """Share torch's threads out among those that compute, and keep tf32 off while they do."""
     threads = torch.get_num_threads()
     if device.type == "cuda":
@@ -81,7 +81,7 @@ def shared_threads(streams: int, device: torch.device) -> Iterator[None]:
     with _chosen(device), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         try:
             if device.type == "cpu":
-                torch.set_num_threads(max(1, threads // streams))
+                torch.set_num_threads(max(1, threads // concurrent_batches))
             yield
         finally:
             torch.set_num_threads(threads)

@@ -10,10 +10,10 @@ from typing import Protocol
 
 from balr.data.dataset import AudioDataset
 from balr.data.decoding import failure
-from balr.data.vectors import Vector
-from balr.embeddings.stages import Stages
+from balr.embeddings.stage_timer import StageTimer
 from balr.errors import Failure, OutputError, PlaceError, one_line
 from balr.records import Utterance
+from balr.stores.embedding_files import Vector
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Delivery:
     Once nothing more can be written, an OutputError is raised when all that was saved is reported.
     """
 
-    def __init__(self, dataset: AudioDataset | None, observer: Observer, stages: Stages) -> None:
+    def __init__(self, dataset: AudioDataset | None, observer: Observer, stages: StageTimer) -> None:
         self.collected: dict[str, Vector] = {}
         self._dataset = dataset
         self._observer = observer

@@ -9,22 +9,22 @@ from typing import Any
 
 import torch
 
+from balr.atomic import sha256
 from balr.config import DataConfig, FeaturesConfig
-from balr.data.batching import alike
+from balr.data.batching import group_by_length
 from balr.embeddings.architectures import run_network
-from balr.embeddings.attention import attend_in_blocks
+from balr.embeddings.audio_budget import AudioBudget
 from balr.embeddings.base import EmbeddingsModel
 from balr.embeddings.checkpoint import find_checkpoint, load_weights, read_config
-from balr.embeddings.chunks import Trunk, cuttable
-from balr.embeddings.devices import select_device, suited
-from balr.embeddings.engine import CompiledNetwork, check_engine
-from balr.embeddings.folding import channels_last, fold
-from balr.embeddings.frontend import build_with_frontend
-from balr.embeddings.groups import by_group, of_equal_length
-from balr.embeddings.lengths import LARGEST_RELATIVE_DIFFERENCE, RaggedNetwork
-from balr.embeddings.precision import checked_precision, exact_kernels, lower_trunk
-from balr.embeddings.room import Room
-from balr.embeddings.shortest import (
+from balr.embeddings.devices import resolve_loading, select_device
+from balr.embeddings.exact.attention import attend_in_blocks
+from balr.embeddings.exact.chunking import ChunkedNetwork, make_chunked
+from balr.embeddings.exact.folding import channels_last, fold
+from balr.embeddings.exact.grouping import by_group, of_equal_length
+from balr.embeddings.exact.openvino import CompiledNetwork, check_engine
+from balr.embeddings.exact.padding import LARGEST_RELATIVE_DIFFERENCE, RaggedNetwork
+from balr.embeddings.exact.precision import checked_precision, exact_kernels, lower_trunk
+from balr.embeddings.exact.probe import (
     EXAMPLE_SECONDS,
     LONGEST_SHORTEST_SECONDS,
     Run,
@@ -33,8 +33,8 @@ from balr.embeddings.shortest import (
     shortest_seconds,
     white_noise,
 )
+from balr.embeddings.frontend import build_with_frontend
 from balr.errors import CheckpointError, UtteranceError
-from balr.files import sha256
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class WespeakerModel(EmbeddingsModel):
         if dtype != torch.float32:
             self._lower(dtype, example.to(self.device))
         self._ragged = RaggedNetwork(self._network, time_dim=self._frontend.time_dim)
-        self._room = Room()
+        self._budget = AudioBudget()
         self._largest_difference = LARGEST_RELATIVE_DIFFERENCE[dtype]
         log.info("%s from %s on %s", self.architecture, self.files.source, self.device)
 
@@ -120,7 +120,7 @@ class WespeakerModel(EmbeddingsModel):
                 if not any(is_long):
                     return self._embed_features(features).float()
                 if self._trunk is None:
-                    with self._room.taken(sum(map(self._seconds, waveforms)), of=max_whole_seconds or float("inf")):
+                    with self._budget.reserve(sum(map(self._seconds, waveforms)), of=max_whole_seconds or float("inf")):
                         return self._embed_features(features).float()
                 assert chunk_seconds is not None
                 frames = int(chunk_seconds / 2 * self._frontend.frames_per_second)
@@ -139,7 +139,7 @@ class WespeakerModel(EmbeddingsModel):
         if len(features) == 1:
             return run(features[0].unsqueeze(0))
         if not short and self.takes_ragged_batches:
-            return by_group(features, alike(self._frames(features)), self._ragged)
+            return by_group(features, group_by_length(self._frames(features)), self._ragged)
         return by_group(features, of_equal_length(self._frames(features)), lambda group: run(torch.stack(list(group))))
 
     def _short(self, features: Sequence[torch.Tensor]) -> list[int]:
@@ -163,10 +163,10 @@ class WespeakerModel(EmbeddingsModel):
             log.warning("a batch of different lengths would move embeddings by %.1e: lengths are not mixed", moved)
         return exact
 
-    def about(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Say, for a record, which checkpoint computes, by its content, and from which features."""
         return {
-            **super().about(),
+            **super().describe(),
             "checkpoint": {
                 "source": self.files.source,
                 "architecture": self.architecture,
@@ -180,9 +180,9 @@ class WespeakerModel(EmbeddingsModel):
             "embedding_dim": self.embedding_dim,
         }
 
-    def how(self) -> dict[str, Any]:
+    def execution_facts(self) -> dict[str, Any]:
         """Say, after a run, how batches and long audio were worked through."""
-        found = super().how()
+        found = super().execution_facts()
         tried = vars(self).get("takes_ragged_batches")
         lengths = {None: "one utterance each", True: "different, exact by trial", False: "equal frame counts"}
         found["batching"] |= {"lengths": lengths[tried]}
@@ -225,8 +225,8 @@ class WespeakerModel(EmbeddingsModel):
         if engine == "torch":
             return None
         mels, time_dim = self._frontend.mels, self._frontend.time_dim
-        streams = suited(DataConfig(), self.device).streams
-        return CompiledNetwork(self._network, mels=mels, time_dim=time_dim, dtype=dtype, streams=streams)
+        requests = resolve_loading(DataConfig(), self.device).concurrent_batches
+        return CompiledNetwork(self._network, mels=mels, time_dim=time_dim, dtype=dtype, requests=requests)
 
     def _refuse_short(self, waveform: torch.Tensor) -> None:
         seconds = self._seconds(waveform)
@@ -249,7 +249,7 @@ class WespeakerModel(EmbeddingsModel):
         return torch.randn(shape, generator=torch.Generator().manual_seed(frames)).to(self.device)
 
     @cached_property
-    def _trunk(self) -> Trunk | None:
+    def _trunk(self) -> ChunkedNetwork | None:
         """Return the network as one that takes long utterances in parts, or None where it has to see them whole."""
         with torch.inference_mode(), exact_kernels():
-            return cuttable(self._network, self._frontend.mels) if self._frontend.time_dim == 1 else None
+            return make_chunked(self._network, self._frontend.mels) if self._frontend.time_dim == 1 else None

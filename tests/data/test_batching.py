@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balr.data.batching import alike, padded_frames, plan_batches
+from balr.data.batching import group_by_length, padded_frames, plan_batches
 
 LENGTHS = st.lists(st.none() | st.floats(0.0, 4000.0), max_size=80)
 
@@ -74,7 +74,7 @@ def test_the_smallest_corpora_have_a_plan(seconds: list[float | None]) -> None:
 
 @given(st.lists(st.integers(1, 5_000), min_size=1, max_size=30))
 def test_what_headers_had_wrong_is_grouped_anew(frames: list[int]) -> None:
-    groups = alike(frames)
+    groups = group_by_length(frames)
     assert sorted(row for group in groups for row in group) == list(range(len(frames)))
     for group in groups:
         lengths = [frames[row] for row in group]
@@ -82,5 +82,5 @@ def test_what_headers_had_wrong_is_grouped_anew(frames: list[int]) -> None:
 
 
 def test_what_headers_had_right_stays_together() -> None:
-    assert alike([800, 790, 805, 781]) == [(0, 1, 2, 3)]
-    assert alike([800, 60_000, 790]) == [(1,), (0, 2)]
+    assert group_by_length([800, 790, 805, 781]) == [(0, 1, 2, 3)]
+    assert group_by_length([800, 60_000, 790]) == [(1,), (0, 2)]

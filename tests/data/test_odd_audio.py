@@ -15,8 +15,8 @@ import torch
 from conftest import Command, rows, speechlike, vectors, write_wav
 
 from balr.data.audio import load_waveform
-from balr.data.vectors import read_vector
 from balr.errors import UtteranceError
+from balr.stores.embedding_files import read_vector
 
 Samples = npt.NDArray[np.float32]
 

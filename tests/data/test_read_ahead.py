@@ -42,7 +42,12 @@ def test_a_run_holds_no_more_audio_at_a_time_than_the_bound(
         return found
 
     monkeypatch.setattr(ReadAhead, "reserve", noted)
-    options = ("data.batch_size=2", f"data.num_workers={workers}", "data.streams=2", "data.prefetch_factor=4")
+    options = (
+        "data.batch_size=2",
+        f"data.num_workers={workers}",
+        "data.concurrent_batches=2",
+        "data.prefetch_factor=4",
+    )
     assert balr("input=corpus", "save_dir=out", "data.max_ahead_seconds=6", *options) == 0
     assert len(vectors(tmp_path / "out")) == 12
     assert 4.0 < max(reserved) <= 6.0
@@ -66,6 +71,6 @@ def test_a_run_whose_every_batch_is_over_the_bound_ends(
                 at_once[0] -= 1
 
     monkeypatch.setattr(WespeakerModel, "embed", counted)
-    options = ("data.num_workers=2", "data.streams=2", "data.max_ahead_seconds=1")
+    options = ("data.num_workers=2", "data.concurrent_batches=2", "data.max_ahead_seconds=1")
     assert balr("input=corpus", "save_dir=out", *options) == 0
     assert len(vectors(tmp_path / "out")) == 5 and most[0] == 1

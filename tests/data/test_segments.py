@@ -14,9 +14,9 @@ from encoding import encode
 from balr.data import audio, decoders
 from balr.data.audio import Cursor, load_waveform
 from balr.data.corpus import Corpus
-from balr.data.vectors import read_vector
 from balr.errors import InputError, UtteranceError
 from balr.records import Part
+from balr.stores.embedding_files import read_vector
 
 SEGMENTS = ((0.0, 0.5), (0.4, 1.1), (1.0, 2.5), (2.25, 2.75), (2.25, 2.75), (3.0, None))
 

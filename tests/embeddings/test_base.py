@@ -16,7 +16,7 @@ from balr.data import decoding
 from balr.data.dataset import AudioDataset
 from balr.data.decoding import Decoded
 from balr.embeddings.base import EmbeddingsModel
-from balr.embeddings.devices import suited
+from balr.embeddings.devices import resolve_loading
 from balr.shutdown import Stop
 
 LENGTHS = (1.0, 1.31, 1.02, 1.3, 1.01, 0.5, 1.29, 1.03)
@@ -59,7 +59,7 @@ def dataset(tmp_path: Path) -> AudioDataset:
 
 
 def config(**settings: object) -> DataConfig:
-    return DataConfig(**{"num_workers": 0, "max_batch_seconds": 60.0, "streams": 2, **settings})
+    return DataConfig(**{"num_workers": 0, "max_batch_seconds": 60.0, "concurrent_batches": 2, **settings})
 
 
 def test_batches_workers_and_order_change_no_embedding_and_lose_none(dataset: AudioDataset) -> None:
@@ -112,10 +112,12 @@ def test_threads_are_shared_out_and_given_back(dataset: AudioDataset, monkeypatc
     model = Statistics()
     torch.set_num_threads(4)
     try:
-        model.extract_embeddings(dataset, False, config(streams=4))
+        model.extract_embeddings(dataset, False, config(concurrent_batches=4))
         assert model.threads == {1} and torch.get_num_threads() == 4
         model.threads.clear()
-        model.extract_embeddings(dataset.filter(lambda utterance: utterance.id == "0.wav"), False, config(streams=4))
+        model.extract_embeddings(
+            dataset.filter(lambda utterance: utterance.id == "0.wav"), False, config(concurrent_batches=4)
+        )
         assert model.threads == {4} and torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(before)
@@ -132,7 +134,7 @@ def test_a_stopped_run_saves_what_was_begun(dataset: AudioDataset, tmp_path: Pat
 
     model = Stopping()
     dataset.set_output_dir(tmp_path / "out")
-    assert model.extract_embeddings(dataset, True, config(batch_size=1, streams=1), stop=stop) == []
+    assert model.extract_embeddings(dataset, True, config(batch_size=1, concurrent_batches=1), stop=stop) == []
     assert len(model.batches) == len(list((tmp_path / "out").iterdir())) == 3
 
 
@@ -151,7 +153,7 @@ def test_what_was_computed_is_saved_whatever_ends_the_run(
     monkeypatch.setattr(Decoded, "waveforms", sixth_broken)
     dataset.set_output_dir(tmp_path / "out")
     with pytest.raises(error, match="broken"):
-        Statistics().extract_embeddings(dataset, True, config(batch_size=1, streams=1, shuffle=False))
+        Statistics().extract_embeddings(dataset, True, config(batch_size=1, concurrent_batches=1, shuffle=False))
     assert len(list((tmp_path / "out").iterdir())) == 5
 
 
@@ -179,7 +181,7 @@ def test_embeddings_are_saved_while_another_takes_long(
     dataset.set_output_dir(tmp_path / "out")
     workers = 1 if what == "reading" else 0
     few = dataset.filter(lambda utterance: utterance.id in ("0.wav", "1.wav", "2.wav"))
-    settings = config(batch_size=1, streams=1, num_workers=workers, shuffle=False)
+    settings = config(batch_size=1, concurrent_batches=1, num_workers=workers, shuffle=False)
     Slow().extract_embeddings(few, True, settings)
     assert len(list((tmp_path / "out").iterdir())) == 3
 
@@ -196,15 +198,17 @@ def test_an_utterance_without_room_is_tried_again_when_nothing_else_runs(dataset
     assert [id_ for id_, _ in pairs] == [f"{number}.wav" for number in range(8) if number != 5]
 
 
-@pytest.mark.parametrize(("threads", "streams"), [(1, 1), (2, 2), (8, 8), (12, 6), (15, 7), (64, 8)])
-def test_streams_leave_hardly_a_thread_idle(monkeypatch: pytest.MonkeyPatch, threads: int, streams: int) -> None:
+@pytest.mark.parametrize(("threads", "batches"), [(1, 1), (2, 2), (8, 8), (12, 6), (15, 7), (64, 8)])
+def test_concurrent_batches_leave_hardly_a_thread_idle(
+    monkeypatch: pytest.MonkeyPatch, threads: int, batches: int
+) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert suited(DataConfig(), torch.device("cpu")).streams == streams
+    assert resolve_loading(DataConfig(), torch.device("cpu")).concurrent_batches == batches
 
 
 def test_what_is_left_open_goes_by_the_device_and_what_is_said_stays() -> None:
-    on_cpu, on_gpu = (suited(DataConfig(), torch.device(name)) for name in ("cpu", "cuda"))
+    on_cpu, on_gpu = (resolve_loading(DataConfig(), torch.device(name)) for name in ("cpu", "cuda"))
     assert on_cpu.batch_size == 1 and on_gpu.batch_size > 1
-    assert on_cpu.streams <= torch.get_num_threads() and on_gpu.streams == 2
-    said = {"batch_size": 3, "max_batch_seconds": 7.0, "num_workers": 0, "streams": 5, "prefetch_factor": 1}
-    assert vars(suited(DataConfig(**said), torch.device("cuda"))) == said
+    assert on_cpu.concurrent_batches <= torch.get_num_threads() and on_gpu.concurrent_batches == 2
+    said = {"batch_size": 3, "max_batch_seconds": 7.0, "num_workers": 0, "concurrent_batches": 5, "prefetch_factor": 1}
+    assert vars(resolve_loading(DataConfig(**said), torch.device("cuda"))) == said

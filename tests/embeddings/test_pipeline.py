@@ -11,7 +11,7 @@ import pytest
 from balr.data.dataset import AudioDataset
 from balr.embeddings.outcomes import Delivery, Embedded, Outcome
 from balr.embeddings.pipeline import run_pipeline
-from balr.embeddings.stages import Stages
+from balr.embeddings.stage_timer import StageTimer
 from balr.errors import Failure, OutputError
 from balr.records import Utterance
 from balr.shutdown import Stop
@@ -155,13 +155,13 @@ def outcomes(dataset: AudioDataset) -> list[Outcome]:
 
 def test_what_is_saved_is_reported_and_lies_in_its_place(dataset: AudioDataset, tmp_path: Path) -> None:
     noting = Noting()
-    Delivery(dataset, noting, Stages()).deliver([*outcomes(dataset), Failure("x", "x.wav", "decode", "bad")])
+    Delivery(dataset, noting, StageTimer()).deliver([*outcomes(dataset), Failure("x", "x.wav", "decode", "bad")])
     assert noting.embedded_ids == [str(number) for number in range(6)] and len(noting.failures) == 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{n}_emb.npy" for n in range(6)]
 
 
 def test_what_is_collected_is_written_nowhere(dataset: AudioDataset, tmp_path: Path) -> None:
-    delivery = Delivery(None, Noting(), Stages())
+    delivery = Delivery(None, Noting(), StageTimer())
     delivery.deliver(outcomes(dataset))
     assert len(delivery.collected) == 6 and not (tmp_path / "out").exists()
 
@@ -169,7 +169,7 @@ def test_what_is_collected_is_written_nowhere(dataset: AudioDataset, tmp_path: P
 def test_a_place_that_is_taken_costs_its_utterance_alone(dataset: AudioDataset, tmp_path: Path) -> None:
     (tmp_path / "out" / "2_emb.npy").mkdir(parents=True)
     noting = Noting()
-    Delivery(dataset, noting, Stages()).deliver(outcomes(dataset))
+    Delivery(dataset, noting, StageTimer()).deliver(outcomes(dataset))
     assert noting.embedded_ids == ["0", "1", "3", "4", "5"]
     assert [(failure.id, failure.stage) for failure in noting.failures] == [("2", "write")]
 
@@ -181,5 +181,5 @@ def test_what_was_saved_before_a_disk_failed_is_reported_and_the_error_raised(
     monkeypatch.setattr(dataset, "save_together", lambda pairs: [None, None, *[full] * (len(list(pairs)) - 2)])
     noting = Noting()
     with pytest.raises(OutputError, match="full"):
-        Delivery(dataset, noting, Stages()).deliver([*outcomes(dataset), Failure("x", "x.wav", "decode", "bad")])
+        Delivery(dataset, noting, StageTimer()).deliver([*outcomes(dataset), Failure("x", "x.wav", "decode", "bad")])
     assert noting.embedded_ids == ["0", "1"] and [failure.id for failure in noting.failures] == ["x"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import Command, vectors
 
-from balr.data.vectors import flaw_of_vector, write_vector
+from balr.stores.embedding_files import flaw_of_vector, write_vector
 
 
 def spoilt(content: bytes) -> dict[str, bytes]:

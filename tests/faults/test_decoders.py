@@ -12,7 +12,7 @@ from balr.main import main
 # Read by every Python that starts, so that the processes of a fork server misbehave, too.
 SITECUSTOMIZE = """
 import ctypes, functools, os, signal, time
-from balr.data import decoding, durations
+from balr.data import decoding, headers
 
 faults = {
     "segfault": lambda: ctypes.string_at(0),
@@ -31,7 +31,7 @@ def with_faults(whole, prefix):
     return faulty
 
 decoding.load_waveform = with_faults(decoding.load_waveform, "")
-durations.read_header = with_faults(durations.read_header, "header-")
+headers.read_header = with_faults(headers.read_header, "header-")
 """
 REASONS = {
     "exit": "exit code 7",

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import Command, rows, speechlike, vectors, write_wav
 
-from balr.data.vectors import flaw_of_vector
 from balr.main import main
-from balr.report import Tally
+from balr.runs.progress import Tally
+from balr.stores.embedding_files import flaw_of_vector
 
 OneLine = Callable[[], str]
 

@@ -14,9 +14,9 @@ from conftest import Command, rows, speechlike, write_wav
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from balr.atomic import write_csv
 from balr.data.corpus import Corpus
 from balr.errors import InputError
-from balr.files import write_csv
 from balr.main import main
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))

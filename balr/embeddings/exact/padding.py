@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from balr.data.batching import padded_frames
-from balr.embeddings.architectures import run_network, sees_all_time
+from balr.embeddings.architectures import has_global_context, run_network
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class RaggedNetwork:
         if isinstance(module, nn.Conv1d | nn.Conv2d) and _span(module) != (1, 1, 0, 0):
             module.register_forward_pre_hook(self._clear_tails)
             module.register_forward_hook(self._learn_lengths)
-        if (seen := sees_all_time(module)) is not None:
+        if (seen := has_global_context(module)) is not None:
             method, time_dim = seen
             setattr(module, method, self._by_length(getattr(module, method), time_dim))
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from balr.atomic import sha256, whole_file
 from balr.checkpoints import DOWNLOADED_FROM, pinned_revision
 from balr.errors import BalrError, OutputError, one_line
-from balr.files import sha256, whole_file
-from balr.provenance import now
+from balr.runs.provenance import now
 
 RUN = "run.json"
 _NOT_ENDED = "unknown: killed, or its end could not be written"

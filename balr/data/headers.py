@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from balr.atomic import write_csv
 from balr.data.read_ahead import ReadAhead
-from balr.files import write_csv
 from balr.shutdown import Stop
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
-from balr.embeddings.architectures import find_pooling, run_network, sees_all_time
+from balr.embeddings.architectures import find_pooling, has_global_context, run_network
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _LARGEST_RELATIVE_DIFFERENCE_IN_16_BITS = 2e-2
 Change = Callable[[torch.Tensor], torch.Tensor]
 
 
-class Trunk:
+class ChunkedNetwork:
     """Hold a network whose trunk can be cut: frames in for each frame out (stride), and how far it looks (halo).
 
     Threads may share it: what the pooling is given is changed only in the thread that asks for that.
@@ -91,18 +91,18 @@ class Trunk:
         return None if change is None else (change(given[0]),)
 
 
-def cuttable(network: nn.Module, mels: int) -> Trunk | None:
+def make_chunked(network: nn.Module, mels: int) -> ChunkedNetwork | None:
     """Return the network as one whose trunk can be cut into chunks, or None where that would change the embedding.
 
     How far the trunk looks is added up over its convolutions as if each followed the one before, which is never too
     little; whether it looks at more than convolutions see is tried on noise.
     """
     pooling = find_pooling(network)
-    if pooling is None or any(sees_all_time(module) for module in network.modules() if module is not pooling):
+    if pooling is None or any(has_global_context(module) for module in network.modules() if module is not pooling):
         return None
     generator = torch.Generator().manual_seed(0)
     device = next(network.parameters()).device
-    trunk = Trunk(network, pooling)
+    trunk = ChunkedNetwork(network, pooling)
     trunk.stride, trunk.halo = _reach(trunk, torch.randn(1, _PROBE_FRAMES, mels, generator=generator).to(device))
     total = 2 * trunk.halo + 3 * _PROBE_FRAMES + 5
     louder = torch.linspace(0.1, 5.0, total).reshape(1, total, 1)  # what looks at all time sees chunks apart
@@ -140,7 +140,7 @@ def _with_moments_of(chunks: Iterator[torch.Tensor]) -> torch.Tensor:
     return torch.stack((mean - spread, mean + spread), dim=-1).to(chunk.device, torch.float32)
 
 
-def _reach(trunk: Trunk, probe: torch.Tensor) -> tuple[int, int]:
+def _reach(trunk: ChunkedNetwork, probe: torch.Tensor) -> tuple[int, int]:
     """Return the trunk's stride and the frames that it can look to one side, a multiple of the stride."""
     left = right = 0
     this_thread = threading.get_ident()

@@ -12,7 +12,7 @@ from conftest import Command, interrupt_at, rows, run_command, speechlike, vecto
 from typer.testing import CliRunner
 
 from balr.cli import app
-from balr.data.vectors import read_vector, write_vector
+from balr.stores.embedding_files import read_vector, write_vector
 
 
 def verify(*arguments: object) -> tuple[int, str]:
@@ -190,7 +190,7 @@ def test_what_cannot_be_read_is_told_and_never_removed(out: Path, monkeypatch: p
         return os.open(path, flags)
 
     with monkeypatch.context() as patch:
-        patch.setattr("balr.data.vectors._open_at_once", refuse)
+        patch.setattr("balr.stores.embedding_files._open_at_once", refuse)
         code, told = verify(out, "--repair")
     assert code == 1 and "unreadable: spk0/utt0.wav" in told and "nothing to repair" in told
     assert vectors(out) == before

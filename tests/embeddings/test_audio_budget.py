@@ -1,17 +1,17 @@
-"""Room: what threads hold at once stays within the limit, and what is longer than it goes alone."""
+"""AudioBudget: what threads hold at once stays within the limit, and what is longer than it goes alone."""
 
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from balr.embeddings.room import Room
+from balr.embeddings.audio_budget import AudioBudget
 
 
 def test_threads_never_hold_more_than_the_limit_but_for_one_alone() -> None:
-    room, lock, held, seen = Room(), threading.Lock(), [], []
+    budget, lock, held, seen = AudioBudget(), threading.Lock(), [], []
 
     def hold(seconds: float) -> None:
-        with room.taken(seconds, of=10.0):
+        with budget.reserve(seconds, of=10.0):
             with lock:
                 held.append(seconds)
                 seen.append(list(held))

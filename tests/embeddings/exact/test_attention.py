@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from untrained_checkpoint import seeded_network
 
 from balr.embeddings.architectures import run_network
-from balr.embeddings.attention import attend_in_blocks
+from balr.embeddings.exact.attention import attend_in_blocks
 
 ARGS = {"feat_dim": 60, "embed_dim": 24, "pooling_func": "ASTP"}
 

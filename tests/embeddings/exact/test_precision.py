@@ -10,8 +10,8 @@ from reference import cosine
 from untrained_checkpoint import seeded_network, write_checkpoint
 
 from balr.embeddings.architectures import run_network
+from balr.embeddings.exact.precision import LEAST_COSINE, checked_precision, lower_trunk
 from balr.embeddings.fbank import FbankSettings, fbank
-from balr.embeddings.precision import LEAST_COSINE, checked_precision, lower_trunk
 from balr.embeddings.wespeaker import WespeakerModel
 from balr.errors import ConfigError
 
@@ -76,8 +76,8 @@ def centred(centred_checkpoint: Path) -> tuple[WespeakerModel, WespeakerModel]:
 @needs_bf16
 def test_audio_too_short_for_16_bits_is_embedded_in_fp32(centred: tuple[WespeakerModel, WespeakerModel]) -> None:
     fp32, bf16 = centred
-    limit = bf16.about()["shortest_in_16_bits_seconds"]
-    assert fp32.about()["shortest_in_16_bits_seconds"] is None and 0.1 < limit < 3.0
+    limit = bf16.describe()["shortest_in_16_bits_seconds"]
+    assert fp32.describe()["shortest_in_16_bits_seconds"] is None and 0.1 < limit < 3.0
     lowest_in_16_bits = 1.0
     for seconds in (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 2 * limit):
         clips = [speech_that_breaks_off(seconds, seed=seed) for seed in range(4)]
@@ -94,7 +94,7 @@ def test_audio_too_short_for_16_bits_is_embedded_in_fp32(centred: tuple[Wespeake
 @needs_bf16
 def test_short_and_long_audio_in_one_batch_is_embedded_as_alone(centred: tuple[WespeakerModel, WespeakerModel]) -> None:
     fp32, bf16 = centred
-    limit = bf16.about()["shortest_in_16_bits_seconds"]
+    limit = bf16.describe()["shortest_in_16_bits_seconds"]
     lengths = (3 * limit, 0.05, 0.2, 2 * limit, 0.2, 3.1 * limit)
     waveforms = [speech_that_breaks_off(seconds, seed=seed) for seed, seconds in enumerate(lengths)]
     for settings in ({}, {"chunk_seconds": 0.15}):
@@ -107,7 +107,7 @@ def test_short_and_long_audio_in_one_batch_is_embedded_as_alone(centred: tuple[W
 @needs_bf16
 def test_no_fp32_copy_is_kept_of_a_network_that_16_bits_suit_at_any_length(tiny_checkpoint: Path) -> None:
     model = WespeakerModel("", "avg_model.pt", model_dir=tiny_checkpoint, precision="bf16")
-    assert model.about()["shortest_in_16_bits_seconds"] == round(model.shortest_seconds, 3)
+    assert model.describe()["shortest_in_16_bits_seconds"] == round(model.shortest_seconds, 3)
     assert model._exact is model._network
 
 

@@ -10,10 +10,9 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
+from balr.atomic import files_of, is_leftover, locked, remove
 from balr.data.corpus import Corpus
-from balr.data.vectors import MISSING, read_vector, whole_vector
 from balr.errors import InputError, OutputError, one_line
-from balr.files import files_of, held, is_leftover, remove
 from balr.lists import (
     COLUMNS,
     FAILURES,
@@ -28,8 +27,9 @@ from balr.lists import (
     source,
     write_rows,
 )
-from balr.record import RUN, Record
-from balr.report import tracked
+from balr.runs.progress import tracked
+from balr.runs.record import RUN, Record
+from balr.stores.embedding_files import MISSING, read_vector, whole_vector
 
 Kind = Literal["missing", "extra", "broken", "unreadable", "contradiction", "unfinished"]
 
@@ -122,7 +122,7 @@ def repair(folder: Path, verdict: Verdict) -> int:
             f"{folder / RUN}: does not fit the embeddings, which is not repaired; force=true makes all anew."
         )
     wrong = {finding.id for finding in verdict.findings if finding.kind in ("missing", "broken")}
-    with held(folder):
+    with locked(folder):
         known = known_rows(folder)
         gone = [row for row in known if row["id"] in wrong and row["audio"] and _is_of(folder, row["embedding"])]
         for row in gone:

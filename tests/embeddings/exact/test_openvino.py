@@ -16,7 +16,7 @@ from untrained_checkpoint import seeded_network, write_checkpoint
 from balr.config import DataConfig
 from balr.data.dataset import AudioDataset
 from balr.embeddings.architectures import build_network
-from balr.embeddings.engine import CompiledNetwork
+from balr.embeddings.exact.openvino import CompiledNetwork
 from balr.embeddings.wespeaker import WespeakerModel
 from balr.errors import ConfigError
 
@@ -80,7 +80,7 @@ def test_audio_too_short_for_16_bits_is_left_to_torch_in_fp32(tmp_path: Path) ->
     fp32 = WespeakerModel("", "avg_model.pt", model_dir=folder)
     bf16 = WespeakerModel("", "avg_model.pt", model_dir=folder, engine="openvino", precision="bf16")
     assert bf16._compiled is not None
-    assert bf16.about()["shortest_in_16_bits_seconds"] > 0.1
+    assert bf16.describe()["shortest_in_16_bits_seconds"] > 0.1
     lowest_in_16_bits = 1.0
     for seconds in (0.06, 0.1, 0.13, 0.2, 1.0):
         waveforms = [torch.from_numpy(speechlike(seconds, seed=seed)) for seed in range(4)]
@@ -120,7 +120,7 @@ def test_a_network_that_the_engine_would_change_is_refused() -> None:
     moving = torch.nn.Sequential(network)
     moving.forward = lambda features: (None, network(features)[-1] * (1.5 if torch.jit.is_tracing() else 1.0))
     with pytest.raises(ConfigError, match="would move embeddings by 5"):
-        CompiledNetwork(moving, mels=80, time_dim=1, dtype=torch.float32, streams=1)
+        CompiledNetwork(moving, mels=80, time_dim=1, dtype=torch.float32, requests=1)
 
 
 def test_a_network_that_the_engine_refuses_at_every_length_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_a_network_that_the_engine_refuses_at_every_length_is_refused(monkeypatc
 
     monkeypatch.setattr(CompiledNetwork, "_infer", refuse)
     with pytest.raises(ConfigError, match="refuses features of any length"):
-        CompiledNetwork(network, mels=80, time_dim=1, dtype=torch.float32, streams=1)
+        CompiledNetwork(network, mels=80, time_dim=1, dtype=torch.float32, requests=1)
 
 
 def test_without_the_extra_one_line_says_what_to_install(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from balr.embeddings.shortest import shortest_near, speechlike_noises
+from balr.embeddings.exact.probe import shortest_near, speechlike_noises
 from balr.errors import ConfigError
 
 RATE_HZ = 16_000

@@ -34,7 +34,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """
     temporary = _temporary_beside(path)
     try:
-        with _told_of(path):
+        with as_output_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
                 yield file
@@ -57,7 +57,7 @@ def write_together(contents: Iterable[tuple[Path, bytes]]) -> list[OutputError |
             for number, file in enumerate(files):
                 try:
                     if file.error is None:
-                        with _told_of(file.path):
+                        with as_output_error(file.path):
                             step(file)
                 except PlaceError as error:
                     file.error = error
@@ -109,7 +109,7 @@ class _Written:
 
 
 @contextmanager
-def _told_of(path: Path) -> Iterator[None]:
+def as_output_error(path: Path) -> Iterator[None]:
     """Raise OutputError that names a file where the system refuses something, PlaceError where that is its path."""
     try:
         yield
@@ -125,7 +125,7 @@ def _temporary_beside(path: Path) -> Path:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold a folder for this run alone and clear away what a killed one left half-written in it.
 
     The lock goes with its process, or a moment later with the processes that it had forked. Raises OutputError where

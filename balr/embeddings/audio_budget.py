@@ -1,11 +1,11 @@
-"""Room for long audio: how much of it threads may hold at once."""
+"""AudioBudget for long audio: how much of it threads may hold at once."""
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Room:
+class AudioBudget:
     """Let threads take seconds of audio from a limit that they share, and wait where there are too few left."""
 
     def __init__(self) -> None:
@@ -13,7 +13,7 @@ class Room:
         self._taken = 0.0
 
     @contextmanager
-    def taken(self, seconds: float, *, of: float) -> Iterator[None]:
+    def reserve(self, seconds: float, *, of: float) -> Iterator[None]:
         """Hold so many seconds of a limit; what is longer than the limit has it for itself."""
         with self._changed:
             self._changed.wait_for(lambda: self._taken == 0 or self._taken + seconds <= of)

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from balr.data.vectors import read_vector, write_vector
 from balr.errors import InputError, OutputError
+from balr.stores.embedding_files import read_vector, write_vector
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from untrained_checkpoint import seeded_network
 
-from balr.embeddings import folding
-from balr.embeddings.folding import fold
+from balr.embeddings.exact import folding
+from balr.embeddings.exact.folding import fold
 
 MODELS = {
     "ResNet18": (80, "TSTP"),

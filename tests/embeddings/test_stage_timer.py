@@ -4,11 +4,11 @@ import time
 
 import pytest
 
-from balr.embeddings.stages import Stages
+from balr.embeddings.stage_timer import StageTimer
 
 
 def test_a_stage_within_another_counts_once() -> None:
-    stages = Stages()
+    stages = StageTimer()
     started = time.perf_counter()
     with stages.timed("decode_wait"):
         for _ in range(2):
@@ -23,7 +23,7 @@ def test_a_stage_within_another_counts_once() -> None:
 
 
 def test_what_raises_counts_for_nothing_and_spoils_nothing() -> None:
-    stages = Stages()
+    stages = StageTimer()
     with stages.timed("decode_wait"):
         with pytest.raises(ValueError, match="broken"), stages.timed("write"):
             raise ValueError("broken")

@@ -9,7 +9,7 @@ from torch import nn
 from untrained_checkpoint import seeded_network
 
 from balr.embeddings.architectures import run_network
-from balr.embeddings.lengths import RaggedNetwork
+from balr.embeddings.exact.padding import RaggedNetwork
 
 LENGTHS = (123, 57, 88, 57, 131)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from balr import files
+from balr import atomic
+from balr.atomic import whole_file, write_together
 from balr.errors import OutputError, PlaceError
-from balr.files import whole_file, write_together
 
 COUNT = 5
 
@@ -27,7 +27,7 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int, int], None]:
     """Return a function after which the system refuses one call of a step."""
 
     def at(step: str, number: int, code: int) -> None:
-        whole, calls = getattr(files._Written, step), []
+        whole, calls = getattr(atomic._Written, step), []
 
         def refusing(self: object) -> None:
             calls.append(self)
@@ -35,7 +35,7 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int, int], None]:
                 raise OSError(code, os.strerror(code), "a name")
             whole(self)
 
-        monkeypatch.setattr(files._Written, step, refusing)
+        monkeypatch.setattr(atomic._Written, step, refusing)
 
     return at
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from balr.atomic import write_together
 from balr.errors import InputError, OutputError, one_line
-from balr.files import write_together
 
 Vector = npt.NDArray[np.float32]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import Command, interrupt_at, speechlike, write_wav
 
-from balr.files import sha256
+from balr.atomic import sha256
 
 
 def runs(folder: Path) -> list[dict[str, Any]]:
@@ -27,7 +27,7 @@ def test_a_run_is_recorded_with_all_that_decided_its_numbers(
     assert run["checkpoint"]["architecture"] == "CAMPPlus" and run["embedding_dim"] == 32
     assert run["features"]["num_mel_bins"] == 80 and run["features"]["window_type"] == "hamming"
     assert run["precision"] == "fp32" and run["device"].startswith("cpu")
-    assert run["batching"]["streams"] == 1 and run["batching"]["batches"] == 6
+    assert run["batching"]["concurrent_batches"] == 1 and run["batching"]["batches"] == 6
     assert run["software"]["packages"]["torch"] == torch.__version__.partition("+")[0]
     assert run["machine"]["cores"] >= 1 and run["started"] <= run["ended"]
     assert run["counts"] == {
@@ -87,7 +87,7 @@ def test_an_embedding_of_another_size_counts_as_broken(
 ) -> None:
     import numpy as np
 
-    from balr.data.vectors import write_vector
+    from balr.stores.embedding_files import write_vector
 
     assert balr(f"input={corpus}", "save_dir=out") == 0
     path = tmp_path / "out" / "spk0" / "utt0_emb.npy"

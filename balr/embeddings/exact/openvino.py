@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from balr.embeddings.architectures import run_network
-from balr.embeddings.lengths import LARGEST_RELATIVE_DIFFERENCE
-from balr.embeddings.precision import refuse_far
+from balr.embeddings.exact.padding import LARGEST_RELATIVE_DIFFERENCE
+from balr.embeddings.exact.precision import refuse_far
 from balr.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class CompiledNetwork:
     OpenVINO refuses CAM++ features of under two seconds, say. Each thread has a request of its own.
     """
 
-    def __init__(self, network: nn.Module, *, mels: int, time_dim: int, dtype: torch.dtype, streams: int) -> None:
+    def __init__(self, network: nn.Module, *, mels: int, time_dim: int, dtype: torch.dtype, requests: int) -> None:
         """Compile a network in evaluation mode for features of any batch size and number of frames.
 
         Raises ConfigError where OpenVINO cannot run the network or would move its embeddings.
@@ -60,7 +60,7 @@ class CompiledNetwork:
             hints = {
                 "INFERENCE_PRECISION_HINT": "f32" if dtype == torch.float32 else "bf16",
                 "PERFORMANCE_HINT": "THROUGHPUT",
-                "NUM_STREAMS": streams,
+                "NUM_STREAMS": requests,
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             }
             with TemporaryDirectory() as folder:

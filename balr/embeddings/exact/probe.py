@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from balr.embeddings.exact.precision import LEAST_COSINE, exact_kernels
 from balr.embeddings.frontend import Frontend
-from balr.embeddings.precision import LEAST_COSINE, exact_kernels
 from balr.errors import ConfigError, UtteranceError
 
 LONGEST_SHORTEST_SECONDS = 1.0

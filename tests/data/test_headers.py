@@ -8,8 +8,8 @@ import pytest
 import soundfile
 from conftest import speechlike, write_wav
 
-from balr.data import durations as module
-from balr.data.durations import headers, read_header
+from balr.data import headers as module
+from balr.data.headers import headers, read_header
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 
-class Stages:
+class StageTimer:
     """Add up the seconds of each stage; on a GPU, of what is put on the stream of the calling thread."""
 
     def __init__(self) -> None:

@@ -1,0 +1,1 @@
+"""A run on record: what it was given, what became of each utterance, and whether a folder still holds it."""

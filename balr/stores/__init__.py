@@ -1,0 +1,1 @@
+"""Where embeddings go, and the manifest that lists them."""
