@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -18,10 +18,7 @@ from rich.table import Table
 from balr.checkpoints import published_checkpoints
 from balr.config import config_dir
 from balr.errors import one_line
-from balr.runs.progress import as_text, open_missing_streams
-
-if TYPE_CHECKING:
-    from balr.runs.verify import Verdict
+from balr.logs import open_missing_streams
 
 _FULL_WIDTH = 160
 _SHOWN_OF_A_KIND = 20
@@ -204,10 +201,10 @@ def verify(
         str | None, typer.Argument(metavar="[INPUT]", help="The corpus that it should hold the embeddings of.")
     ] = None,
     *,
-    repair: Annotated[
+    forget: Annotated[
         bool,
         typer.Option(
-            "--repair", help="Remove what is broken, so that the next run of the same command makes it again."
+            "--forget", help="Take what is wrong off metadata.csv, so that the next run of the same command embeds it."
         ),
     ] = False,
     audio_formats: Annotated[
@@ -225,57 +222,26 @@ def verify(
     from balr.data.corpus import Corpus
     from balr.data.folders import AUDIO_FORMATS
     from balr.errors import BalrError
-    from balr.runs.verify import repair as repaired
-    from balr.runs.verify import verify as verdict_of
+    from balr.runs import verify as checks
 
     folder = Path(save_dir).expanduser()
     formats = _split(audio_formats) or AUDIO_FORMATS
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         found = Corpus.from_path(corpus, root_dir=root_dir, audio_formats=formats) if corpus else None
-        verdict = verdict_of(folder, found)
-        _show(verdict)
-        if repair and verdict.findings:
-            _show_repaired(repaired(folder, verdict))
+        verdict = checks.verify(folder, found)
+        print(verdict.as_text(most_of_a_kind=_SHOWN_OF_A_KIND if sys.stdout.isatty() else None))
+        if forget:
+            print(
+                f"{checks.forget(folder, verdict):,} taken off the list; the next run of the same command embeds them"
+            )
     except BalrError as error:
         sys.stderr.write(f"ERROR {error}\n")
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     raise typer.Exit(1 if verdict.findings else 0)
-
-
-def _show_repaired(count: int) -> None:
-    what = f"repaired: {count} removed" if count else "nothing to repair: only what is broken is removed"
-    print(f"{what}; the next run of the same command makes what is not there.")
-
-
-def _show(verdict: "Verdict") -> None:
-    """Print what was counted, then what was found: all of it, or the first of each kind where a person reads."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
-        sys.stdout.reconfigure(errors="backslashreplace")
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("in metadata.csv", f"{verdict.listed:,}")
-    if verdict.unlisted:
-        table.add_row("of a run that did not end", f"{verdict.unlisted:,}")
-    table.add_row("  whole", f"{verdict.whole:,}")
-    if verdict.norms:
-        least, median, most = (f"{norm:.3g}" for norm in verdict.norms)
-        table.add_row("  each of", f"{verdict.embedding_dim} numbers, norm {least} to {most}, median {median}")
-    table.add_row("in failures.csv", f"{verdict.failed:,}")
-    if verdict.utterances is not None:
-        table.add_row("in the corpus", f"{verdict.utterances:,}")
-    table.add_row("last run", verdict.last_run)
-    print(as_text(table))
-    most_shown = _SHOWN_OF_A_KIND if sys.stdout.isatty() else len(verdict.findings)
-    kinds = list(dict.fromkeys(finding.kind for finding in verdict.findings))
-    for kind in kinds:
-        those = [finding for finding in verdict.findings if finding.kind == kind]
-        for finding in those[:most_shown]:
-            print(f"{kind}: {one_line(finding.what)}: {one_line(finding.reason)}")
-        if len(those) > most_shown:
-            print(f"{kind}: and {len(those) - most_shown:,} more; sent to a file, all are listed")
-    counted = ", ".join(f"{sum(finding.kind == kind for finding in verdict.findings):,} {kind}" for kind in kinds)
-    print(counted or "all is as it should be")
 
 
 @app.command()

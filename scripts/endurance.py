@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from balr.lists import write_metadata
 from untrained_checkpoint import write_checkpoint
 
 from balr.data.corpus import Corpus
 from balr.embeddings.pipeline import SAVED_TOGETHER
 from balr.errors import OutputError
-from balr.lists import write_metadata
 from balr.main import main as balr
 from balr.stores.embedding_files import Vector
 
@@ -87,9 +87,9 @@ def finished(folder: Path, utterances: int) -> None:
     )
     listed = Corpus.from_path(corpus)
     listed.set_output_dir(folder / "out")
-    content = listed.vector_path(listed.utterances[0]).read_bytes()
+    content = listed.embedding_path(listed.utterances[0]).read_bytes()
     for utterance in listed.utterances:
-        vector = listed.vector_path(utterance)
+        vector = listed.embedding_path(utterance)
         vector.parent.mkdir(parents=True, exist_ok=True)
         vector.write_bytes(content)
     write_metadata(folder / "out", listed, {utterance.id for utterance in listed.utterances})

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Command, speechlike, vectors, write_wav
+from conftest import Command, embeddings, speechlike, write_wav
 
 from balr.data.read_ahead import ReadAhead
 from balr.embeddings.wespeaker import WespeakerModel
@@ -49,7 +49,7 @@ def test_a_run_holds_no_more_audio_at_a_time_than_the_bound(
         "data.prefetch_factor=4",
     )
     assert balr("input=corpus", "save_dir=out", "data.max_ahead_seconds=6", *options) == 0
-    assert len(vectors(tmp_path / "out")) == 12
+    assert len(embeddings(tmp_path / "out")) == 12
     assert 4.0 < max(reserved) <= 6.0
 
 
@@ -73,4 +73,4 @@ def test_a_run_whose_every_batch_is_over_the_bound_ends(
     monkeypatch.setattr(WespeakerModel, "embed", counted)
     options = ("data.num_workers=2", "data.concurrent_batches=2", "data.max_ahead_seconds=1")
     assert balr("input=corpus", "save_dir=out", *options) == 0
-    assert len(vectors(tmp_path / "out")) == 5 and most[0] == 1
+    assert len(embeddings(tmp_path / "out")) == 5 and most[0] == 1

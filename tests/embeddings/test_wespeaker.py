@@ -51,7 +51,7 @@ def test_saving_as_computed_returns_nothing_and_writes_the_same(
     dataset.set_output_dir(tmp_path / "out")
     assert model.extract_embeddings(dataset, True, SERIAL) == []
     for utterance in dataset.utterances:
-        saved = np.load(dataset.vector_path(utterance))
+        saved = np.load(dataset.embedding_path(utterance))
         assert saved.dtype == np.float32 and np.array_equal(saved, expected[utterance.id])
 
 

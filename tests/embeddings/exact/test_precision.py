@@ -163,7 +163,7 @@ def test_two_precisions_do_not_meet_in_one_folder(
 ) -> None:
     assert balr(f"input={corpus}", "save_dir=out") == 0
     assert balr(f"input={corpus}", "save_dir=out", "precision=bf16") == 2
-    assert "precision (fp32 there, bf16 here)" in capsys.readouterr().err
+    assert "precision fp32 there, bf16 here" in capsys.readouterr().err
     assert balr(f"input={corpus}", "precision=bf16") == 0
     (folder,) = (tmp_path / "outputs" / "embeddings" / "corpus").iterdir()
     assert folder.name.endswith("precision=bf16")
