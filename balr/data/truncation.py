@@ -6,10 +6,8 @@ the lengths that it declares, show whether there should be more.
 
 import os
 import struct
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import BinaryIO, NamedTuple
 
 _BUFFER_BYTES = 1 << 12
@@ -17,19 +15,15 @@ _WINDOW_BYTES = 1 << 20
 
 # ISO 11172-3 and 13818-3: bit rates in kbit/s by index, for (is MPEG-1, layer).
 _LOW_KBPS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
-_MPEG_KBPS: Mapping[tuple[bool, int], tuple[int, ...]] = MappingProxyType(
-    {
-        (True, 1): tuple(range(0, 480, 32)),
-        (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
-        (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-        (False, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
-        (False, 2): _LOW_KBPS,
-        (False, 3): _LOW_KBPS,
-    }
-)
-_MPEG_HZ: Mapping[int, tuple[int, ...]] = MappingProxyType(
-    {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
-)
+_MPEG_KBPS: dict[tuple[bool, int], tuple[int, ...]] = {
+    (True, 1): tuple(range(0, 480, 32)),
+    (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (False, 2): _LOW_KBPS,
+    (False, 3): _LOW_KBPS,
+}
+_MPEG_HZ = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 # ETSI TS 102 366: AC-3 bit rates in kbit/s and sample rates.
 _AC3_KBPS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640)
 _AC3_HZ = (48_000, 44_100, 32_000)

@@ -12,50 +12,46 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from balr.errors import CheckpointError, one_line
 
-_MODULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "tdnn": ("XVEC",),
-        "ecapa_tdnn": ("ECAPA_TDNN_c512", "ECAPA_TDNN_c1024", "ECAPA_TDNN_GLOB_c512", "ECAPA_TDNN_GLOB_c1024"),
-        "resnet": tuple(f"ResNet{depth}" for depth in (18, 34, 50, 101, 152, 221, 293)),
-        "repvgg": tuple(
-            f"REPVGG_{size}"
-            for size in (
-                *("TINY_A0", "TINY_RSBB_A0", "A0", "RSBB_A0", "A1", "A2", "RSBB_A2", "B0", "RSBB_B0"),
-                *("B1", "B1g2", "B1g4", "B2", "B2g2", "B2g4", "B3", "B3g2", "B3g4", "D2SE"),
-            )
-        ),
-        "campplus": ("CAMPPlus",),
-        "eres2net": ("ERes2Net34_Base", "ERes2Net34_Large", "ERes2Net34_aug"),
-        "res2net": ("Res2Net34_Base", "Res2Net34_Large"),
-        "gemini_dfresnet": tuple(f"Gemini_DF_ResNet{depth}" for depth in (60, 114, 183, 237)),
-        "samresnet": ("SimAM_ResNet34_ASP", "SimAM_ResNet100_ASP"),
-        "xi_vector": ("XI_VEC_XVEC", "XI_VEC_ECAPA_TDNN_c512", "XI_VEC_ECAPA_TDNN_c1024"),
-        "redimnet": tuple(f"ReDimNetB{size}" for size in range(7)),
-        "redimnet2": ("ReDimNet2Wrap", "ReDimNet2Custom", *(f"ReDimNet2B{size}" for size in range(7))),
-    }
-)
-ARCHITECTURES: Mapping[str, str] = MappingProxyType({name: mod for mod, names in _MODULES.items() for name in names})
+_MODULES: dict[str, tuple[str, ...]] = {
+    "tdnn": ("XVEC",),
+    "ecapa_tdnn": ("ECAPA_TDNN_c512", "ECAPA_TDNN_c1024", "ECAPA_TDNN_GLOB_c512", "ECAPA_TDNN_GLOB_c1024"),
+    "resnet": tuple(f"ResNet{depth}" for depth in (18, 34, 50, 101, 152, 221, 293)),
+    "repvgg": tuple(
+        f"REPVGG_{size}"
+        for size in (
+            *("TINY_A0", "TINY_RSBB_A0", "A0", "RSBB_A0", "A1", "A2", "RSBB_A2", "B0", "RSBB_B0"),
+            *("B1", "B1g2", "B1g4", "B2", "B2g2", "B2g4", "B3", "B3g2", "B3g4", "D2SE"),
+        )
+    ),
+    "campplus": ("CAMPPlus",),
+    "eres2net": ("ERes2Net34_Base", "ERes2Net34_Large", "ERes2Net34_aug"),
+    "res2net": ("Res2Net34_Base", "Res2Net34_Large"),
+    "gemini_dfresnet": tuple(f"Gemini_DF_ResNet{depth}" for depth in (60, 114, 183, 237)),
+    "samresnet": ("SimAM_ResNet34_ASP", "SimAM_ResNet100_ASP"),
+    "xi_vector": ("XI_VEC_XVEC", "XI_VEC_ECAPA_TDNN_c512", "XI_VEC_ECAPA_TDNN_c1024"),
+    "redimnet": tuple(f"ReDimNetB{size}" for size in range(7)),
+    "redimnet2": ("ReDimNet2Wrap", "ReDimNet2Custom", *(f"ReDimNet2B{size}" for size in range(7))),
+}
+ARCHITECTURES = {name: module for module, names in _MODULES.items() for name in names}
 
 # Methods of WeSpeaker's layers that look at all frames, with the dimension of the frames in their input.
-_GLOBAL_CONTEXT: Mapping[str, tuple[str, int]] = MappingProxyType(
-    {
-        "SE_Connect": ("forward", 2),
-        "CAMLayer": ("forward", 2),
-        "SimAMBasicBlock": ("SimAM", 3),
-        "SEBlock_2D": ("forward", 3),
-        "fwSEBlock": ("forward", 3),
-        "MultiHeadAttention": ("forward", 1),
-        "GRU": ("forward", 2),
-        "GroupNorm": ("forward", -1),
-    }
-)
+_GLOBAL_CONTEXT = {
+    "SE_Connect": ("forward", 2),
+    "CAMLayer": ("forward", 2),
+    "SimAMBasicBlock": ("SimAM", 3),
+    "SEBlock_2D": ("forward", 3),
+    "fwSEBlock": ("forward", 3),
+    "MultiHeadAttention": ("forward", 1),
+    "GRU": ("forward", 2),
+    "GroupNorm": ("forward", -1),
+}
 
 
 def build_network(architecture: str, model_args: Mapping[str, Any]) -> torch.nn.Module:

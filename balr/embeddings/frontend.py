@@ -84,7 +84,7 @@ def _sized(config: CheckpointConfig, mels: int) -> Mapping[str, Any]:
     expected = config.model_args.get(name, mels)
     if expected != mels:
         raise CheckpointError(
-            f"{config.architecture} was made for {name}={expected}, but the features have {mels} mel bins; "
+            f"{config.architecture} was trained with {name}={expected}, but the features have {mels} mel bins; "
             f"set embeddings.model.features.num_mel_bins={expected}, or leave it to the checkpoint."
         )
     return {**config.model_args, name: mels}

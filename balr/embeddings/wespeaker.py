@@ -70,29 +70,14 @@ class WespeakerModel(EmbeddingsModel):
         self.files = find_checkpoint(
             model_repo, model_name, config_name=config_name, model_dir=model_dir, revision=revision
         )
-        config = read_config(self.files.config)
-        self.architecture = config.architecture
-        try:
-            network, self._frontend = build_with_frontend(config, features)
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.files.config}: {error}") from error
-        self.sample_rate_hz = self._frontend.sample_rate_hz
-        load_weights(network, self.files.weights)
+        network = self._load(features)
         example = self._frontend.compute([white_noise(EXAMPLE_SECONDS, self.sample_rate_hz)])[0].unsqueeze(0)
         fold(network, example)
         attend_in_blocks(network, example)
         with torch.inference_mode():
             self.embedding_dim = run_network(network, example).shape[-1]
         self._network = self._network_fp32 = channels_last(network.to(self.device))
-        self._compiled: CompiledNetwork | None = None
-        if engine == "openvino":
-            self._compiled = CompiledNetwork(
-                self._network,
-                mels=self._frontend.mels,
-                time_dim=self._frontend.time_dim,
-                dtype=dtype,
-                requests=resolve_loading(DataConfig(), self.device).concurrent_batches,
-            )
+        self._compiled = self._compile(dtype) if engine == "openvino" else None
         if dtype != torch.float32:
             self._lower(dtype, example.to(self.device))
         self._ragged = RaggedNetwork(self._network, time_dim=self._frontend.time_dim)
@@ -197,6 +182,21 @@ class WespeakerModel(EmbeddingsModel):
     def shortest_seconds(self) -> float:
         """Find the shortest audio that this network can embed."""
         return shortest_seconds(embedder(self._forward_fp32, self._frontend, self.device), self.sample_rate_hz)
+
+    def _load(self, features: FeaturesConfig) -> torch.nn.Module:
+        config = read_config(self.files.config)
+        try:
+            network, self._frontend = build_with_frontend(config, features)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.files.config}: {error}") from error
+        load_weights(network, self.files.weights)
+        self.architecture, self.sample_rate_hz = config.architecture, self._frontend.sample_rate_hz
+        return network
+
+    def _compile(self, dtype: torch.dtype) -> CompiledNetwork:
+        mels, time_dim = self._frontend.mels, self._frontend.time_dim
+        requests = resolve_loading(DataConfig(), self.device).concurrent_batches
+        return CompiledNetwork(self._network, mels=mels, time_dim=time_dim, dtype=dtype, requests=requests)
 
     def _lower(self, dtype: torch.dtype, example: torch.Tensor) -> None:
         """Convert the network to 16 bits, and keep a copy in fp32 if there is audio that is too short for them."""

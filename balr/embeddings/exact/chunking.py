@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from balr.embeddings.architectures import find_pooling, has_global_context, run_network
+from balr.embeddings.exact.padding import kernel_span
 from balr.embeddings.exact.precision import LARGEST_RELATIVE_DIFFERENCE, relative_difference
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class ChunkedNetwork:
     def embed(self, features: torch.Tensor, *, chunk_frames: int) -> torch.Tensor:
         """Embed features `(1, frames, mels)` to `(1, dim)`, in chunks of about `chunk_frames` frames."""
         chunks = self._chunks(features, chunk_frames)
-        pooled = _merge_moments(chunks) if self.takes_moments else self._joined(chunks, features.shape[1])
+        pooled = _merge_moments(chunks) if self.takes_moments else torch.cat(list(chunks), dim=-1)
         # To run the pooling and what follows, the network gets a few frames whose place `pooled` takes.
         with self._replace_pooling_input(lambda _: pooled):
             return run_network(self.network, features[:, :_PROBE_FRAMES])
@@ -49,7 +50,8 @@ class ChunkedNetwork:
             try:
                 self.network(features)
             except _PoolingReachedError as reached:
-                return reached.inputs
+                inputs: torch.Tensor = reached.args[0]
+                return inputs
         raise AssertionError("the network did not reach its pooling")
 
     def _chunks(self, features: torch.Tensor, chunk_frames: int) -> Iterator[torch.Tensor]:
@@ -62,16 +64,6 @@ class ChunkedNetwork:
             chunk = self.run(features[:, first : end + self.halo])[..., skip:last]
             if chunk.shape[-1]:  # without padding, a short last chunk may give no frame
                 yield chunk
-
-    def _joined(self, chunks: Iterator[torch.Tensor], total: int) -> torch.Tensor:
-        first = next(chunks)
-        joined = first.new_empty(*first.shape[:-1], -(-total // self.stride))  # one copy of the frames, not two
-        joined[..., : first.shape[-1]] = first
-        filled = first.shape[-1]
-        for chunk in chunks:
-            joined[..., filled : filled + chunk.shape[-1]] = chunk
-            filled += chunk.shape[-1]
-        return joined[..., :filled]
 
     @contextmanager
     def _replace_pooling_input(self, replace: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
@@ -140,9 +132,9 @@ def _stride_and_halo(chunked: ChunkedNetwork, probe: torch.Tensor) -> tuple[int,
         if threading.get_ident() != this_thread:  # another thread embeds with the same network
             return
         frame_step = round(probe.shape[1] / inputs[0].shape[-1])
-        padding = conv.padding[-1] if not isinstance(conv.padding, str) else (conv.kernel_size[-1] - 1) // 2
-        left += int(padding) * frame_step
-        right += ((conv.kernel_size[-1] - 1) * conv.dilation[-1] - int(padding)) * frame_step
+        span, _, padding, _ = kernel_span(conv)
+        left += padding * frame_step
+        right += (span - 1 - padding) * frame_step
 
     with ExitStack() as hooks:
         for module in chunked.network.modules():
@@ -154,11 +146,7 @@ def _stride_and_halo(chunked: ChunkedNetwork, probe: torch.Tensor) -> tuple[int,
 
 
 class _PoolingReachedError(Exception):
-    """End a run where the pooling would begin, and keep the pooling's input `(1, ..., frames)`."""
-
-    def __init__(self, inputs: torch.Tensor) -> None:
-        super().__init__()
-        self.inputs = inputs
+    """End a run where the pooling would begin; the argument is the pooling's input `(1, ..., frames)`."""
 
 
 def _stop(inputs: torch.Tensor) -> torch.Tensor:

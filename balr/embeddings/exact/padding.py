@@ -98,7 +98,7 @@ class RaggedNetwork:
         self._frame_multiple = int(getattr(getattr(network, "backbone", None), "time_stride", 1))
         self._thread = threading.local()
         for module in network.modules():
-            if isinstance(module, nn.Conv1d | nn.Conv2d) and _span(module) != (1, 1, 0, 0):
+            if isinstance(module, nn.Conv1d | nn.Conv2d) and kernel_span(module) != (1, 1, 0, 0):
                 module.register_forward_pre_hook(self._clear_tails)
                 module.register_forward_hook(self._learn_lengths)
             if (context := has_global_context(module)) is not None:
@@ -165,7 +165,7 @@ class RaggedNetwork:
         if (batch := self._batch) is None:
             return
         frames = inputs[0].shape[-1]
-        kernel, stride, left, _ = _span(conv)
+        kernel, stride, left, _ = kernel_span(conv)
         lengths = batch.lengths(frames)
         reach = max((_shrunk(length, conv) - 1) * stride + kernel - left - length for length in lengths)
         if reach > 0:
@@ -204,7 +204,7 @@ def _with_size(shape: Sequence[int], dim: int, size: int) -> list[int]:
     return changed
 
 
-def _span(conv: nn.Module) -> tuple[int, int, int, int]:
+def kernel_span(conv: nn.Module) -> tuple[int, int, int, int]:
     """Return the frames that a kernel spans, its stride, and the frames padded on the left and on the right."""
     assert isinstance(conv, nn.Conv1d | nn.Conv2d)
     span = (conv.kernel_size[-1] - 1) * conv.dilation[-1] + 1
@@ -216,5 +216,5 @@ def _span(conv: nn.Module) -> tuple[int, int, int, int]:
 
 def _shrunk(length: int, conv: nn.Module) -> int:
     """Return how many frames a convolution makes of an utterance of `length` frames."""
-    span, stride, left, right = _span(conv)
+    span, stride, left, right = kernel_span(conv)
     return (length + left + right - span) // stride + 1

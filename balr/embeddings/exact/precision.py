@@ -1,9 +1,8 @@
 """Reduced precision: the layers before the pooling, where nearly all the work is, in 16 bits; the rest in fp32."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,14 +13,10 @@ from balr.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-_TYPES: Mapping[str, torch.dtype] = MappingProxyType(
-    {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-)
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LEAST_COSINE = 0.9999
 # How far another way to compute the same embedding may move it, by the type that the network computes in.
-LARGEST_RELATIVE_DIFFERENCE: Mapping[torch.dtype, float] = MappingProxyType(
-    {torch.float32: 3e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
-)
+LARGEST_RELATIVE_DIFFERENCE = {torch.float32: 3e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 _BF16_UNITS = ("amx_bf16", "avx512_bf16", "bf16", "arm_bf16")
 
 
