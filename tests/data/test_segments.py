@@ -34,8 +34,8 @@ def test_a_segment_is_cut_out_of_what_the_whole_file_decodes_to(
     path, rate_hz = tmp_path / name, 48_000 if name == "a.opus" else 16_000
     encode(path, speechlike(4.0, rate_hz=rate_hz), codec=codecs[name[2:]], rate_hz=rate_hz, kbps=32)
     whole = load_waveform(path, rate_hz)
-    monkeypatch.setattr(decoders, "_BLOCK_SAMPLES", 5_000)
-    monkeypatch.setattr(audio, "_MOST_KEPT_NUMBERS", 12_000)
+    monkeypatch.setattr(decoders, "BLOCK_SAMPLES", 5_000)
+    monkeypatch.setattr(audio, "MOST_KEPT_NUMBERS", 12_000)
     cursor = Cursor()
     for start, end in SEGMENTS[::order]:
         part = load_waveform(path, rate_hz, part=Part(start, end), cursor=cursor)
@@ -67,8 +67,8 @@ def test_a_channel_is_taken_as_it_is(tmp_path: Path) -> None:
         (Part(5.0, 6.0), "starts at 5 s, and the file ends at 4 s"),
         (Part(5.0), "starts at 5 s, and the file ends at 4 s"),
         (Part(3.0, 4.5), "ends at 4.5 s, and the file at 4 s"),
-        (Part(channel=2), "channel 2 is not there: the file has channels 0 to 1"),
-        (Part(channel=-1), "channel -1 is not there"),
+        (Part(channel=2), "channel 2 does not exist: the file has channels 0 to 1"),
+        (Part(channel=-1), "channel -1 does not exist"),
     ],
 )
 @pytest.mark.parametrize("name", ["a.wav", "a.ogg"])
