@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy.typing as npt
@@ -16,6 +17,8 @@ from balr.records import Embedded, Embedding, Failure, Utterance
 from balr.stores.embedding_files import read_embedding
 from balr.stores.files import write_files
 from balr.stores.places import embedding_file
+
+_READERS = MappingProxyType({".csv": read_csv, ".scp": read_scp, ".txt": read_txt})
 
 
 class Corpus:
@@ -47,21 +50,20 @@ class Corpus:
         audio_formats: Sequence[str] = AUDIO_FORMATS,
         channel: int | None = None,
     ) -> Self:
-        """Read a folder, a csv, a wav.scp, a list of paths (.txt) or an audio file, told apart by what the path is.
+        """Read a folder, a csv, a wav.scp, a list of paths (.txt) or an audio file, by the kind or suffix of the path.
 
-        `channel` (from 0) is taken of each file for which a list chooses none. Raises InputError.
+        `root_dir` is where relative paths of a list start (None: beside the list), `audio_formats` the suffixes that a
+        folder is searched for. `channel` (from 0) is taken of each file for which a list chooses none. Raises
+        InputError.
         """
         path = _absolute(path)
+        read = _READERS.get(path.suffix.lower())
         if os.path.isdir(path):  # unlike Path's, it takes a name that is too long for any file
             corpus = cls.from_dir(path, audio_formats=audio_formats)
-        elif path.suffix.lower() == ".csv":
-            corpus = cls.from_csv(path, root_dir=root_dir)
-        elif path.suffix.lower() == ".scp":
-            corpus = cls.from_scp(path, root_dir=root_dir)
-        elif path.suffix.lower() == ".txt":
-            corpus = cls.from_txt(path, root_dir=root_dir)
+        elif read is not None:
+            corpus = cls._from_list(path, root_dir, read)
         else:
-            corpus = cls.from_file(path)
+            corpus = cls([Utterance(path.name, _existing(path))], path.parent)
         return corpus if channel is None else corpus._on_channel(channel)
 
     @classmethod
@@ -70,26 +72,7 @@ class Corpus:
 
         Relative paths start at `root_dir`, or where the csv is.
         """
-        path, root = _list_and_root(path, root_dir)
-        return cls(read_csv(path, root), root)
-
-    @classmethod
-    def from_scp(cls, path: str | Path, *, root_dir: str | Path | None = None) -> Self:
-        """Read a Kaldi wav.scp and the `segments` beside it, if any. Raises InputError.
-
-        Relative paths start at `root_dir`, or where the list is.
-        """
-        path, root = _list_and_root(path, root_dir)
-        return cls(read_scp(path, root), root)
-
-    @classmethod
-    def from_txt(cls, path: str | Path, *, root_dir: str | Path | None = None) -> Self:
-        """Read a list of audio paths, one a line, which are the ids. Raises InputError.
-
-        Relative paths start at `root_dir`, or where the list is.
-        """
-        path, root = _list_and_root(path, root_dir)
-        return cls(read_txt(path, root), root)
+        return cls._from_list(path, root_dir, read_csv)
 
     @classmethod
     def from_dir(cls, path: str | Path, *, audio_formats: Sequence[str] = AUDIO_FORMATS) -> Self:
@@ -100,10 +83,18 @@ class Corpus:
         return cls(read_dir(folder, audio_formats), folder)
 
     @classmethod
-    def from_file(cls, path: str | Path) -> Self:
-        """Take one audio file; its name is the id. Raises InputError."""
+    def _from_list(
+        cls, path: str | Path, root_dir: str | Path | None, read: Callable[[Path, Path], list[Utterance]]
+    ) -> Self:
         file = _existing(path)
-        return cls([Utterance(file.name, file)], file.parent)
+        root = file.parent if root_dir is None else _absolute(root_dir)
+        if not root.is_dir():
+            raise InputError(f"root_dir={root_dir}: no such folder.")
+        return cls(read(file, root), root)
+
+    def __repr__(self) -> str:
+        where = "beside the audio" if self.output_dir is None else str(self.output_dir)
+        return f"<{type(self).__name__}: {len(self)} utterances in {self.root_dir}, embeddings {where}>"
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -163,14 +154,6 @@ class Corpus:
         other = copy.copy(self)
         other.__dict__.update(attributes)
         return other
-
-
-def _list_and_root(path: str | Path, root_dir: str | Path | None) -> tuple[Path, Path]:
-    file = _existing(path)
-    root = file.parent if root_dir is None else _absolute(root_dir)
-    if not root.is_dir():
-        raise InputError(f"root_dir={root_dir}: no such folder.")
-    return file, root
 
 
 def _existing(path: str | Path) -> Path:

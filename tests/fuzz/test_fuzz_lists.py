@@ -65,7 +65,7 @@ def test_any_text_and_any_bytes_are_a_corpus_or_refused_in_one_line(tmp_path: Pa
         (tmp_path / name).touch()
 
     def check(content: bytes) -> None:
-        for name, read in (("list.csv", Corpus.from_csv), ("wav.scp", Corpus.from_scp)):
+        for name, read in (("list.csv", Corpus.from_csv), ("wav.scp", Corpus.from_path)):
             (tmp_path / name).write_bytes(content)
             found = read_or_refused(read, tmp_path / name)
             if found is not None:
