@@ -171,7 +171,7 @@ def test_a_missing_tensor_is_an_error_and_a_projection_head_is_not(tiny_checkpoi
         ({"model": {"_target_": "pyannote.audio.models"}}, "pyannote"),
         ({"model_args": {"feat_dim": 80, "colour": 3}}, "does not take model_args"),
         ({"model_args": "none"}, "model_args must be a mapping"),
-        ({"model_args": {**TINY, "feat_dim": 72}}, "made for feat_dim=72, but the features have 80 mel bins"),
+        ({"model_args": {**TINY, "feat_dim": 72}}, "trained with feat_dim=72, but the features have 80 mel bins"),
         ({"dataset_args": {"frontend": "s3prl"}}, "the front end s3prl is not supported.*WavLM"),
         ({"dataset_args": {"frontend": "w2vbert"}}, "the front end w2vbert is not supported.*W2V-BERT"),
         ({"dataset_args": {"frontend": "whisper_encoder"}}, "the front end whisper_encoder is not supported.*Whisper"),
@@ -187,7 +187,7 @@ def test_a_config_that_cannot_be_run_says_why(
 
 
 def test_features_that_contradict_the_network_are_refused(tiny_checkpoint: Path) -> None:
-    with pytest.raises(CheckpointError, match="made for feat_dim=80, but the features have 64 mel bins"):
+    with pytest.raises(CheckpointError, match="trained with feat_dim=80, but the features have 64 mel bins"):
         load(tiny_checkpoint, features=FeaturesConfig(num_mel_bins=64))
     with pytest.raises(ConfigError, match="window_type=hann: must be one of hamming"):
         load(tiny_checkpoint, features=FeaturesConfig(window_type="hann"))
