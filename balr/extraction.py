@@ -129,6 +129,9 @@ class _Follower:
     def planned(self, audio_seconds: float, *, upsampled: int) -> None:
         self.tally.planned(audio_seconds, upsampled=upsampled)
 
+    def under_way(self, audio_seconds: float) -> None:
+        self.tally.under_way(audio_seconds)
+
     def embedded(self, utterance: Utterance, audio_seconds: float) -> None:
         if utterance.id not in self._computed_again:
             self.tally.embedded(audio_seconds)

@@ -102,3 +102,20 @@ def test_what_is_no_waveform_is_one_clear_error(
 def test_a_rate_that_is_none_is_one_clear_error(model: WespeakerModel) -> None:
     with pytest.raises(UtteranceError, match="sample_rate_hz=0"):
         model.embed_waveform(speechlike(1.0), 0)
+
+
+def test_reprs_say_what_a_thing_is(model: WespeakerModel, corpus: Path) -> None:
+    assert repr(model) == f"<WespeakerModel: CAMPPlus from {model.files.source} on cpu>"
+    assert (
+        repr(AudioDataset.from_dir(corpus)) == f"<AudioDataset: 6 utterances in {corpus}, embeddings beside the audio>"
+    )
+
+
+def test_failures_are_part_of_the_result(model: WespeakerModel, corpus: Path) -> None:
+    (corpus / "text.wav").write_text("no audio")
+    result = model.extract_embeddings(corpus)
+    assert isinstance(result, list) and len(result) == 6
+    (failure,) = result.failures
+    assert (failure.id, failure.stage) == ("text.wav", "decode") and "not readable as audio" in failure.reason
+    saved = model.extract_embeddings(corpus, stream_save=True)
+    assert saved == [] and saved.failures == (failure,)

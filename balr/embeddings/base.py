@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -38,6 +38,7 @@ class EmbeddingsModel(ABC):
     sample_rate_hz: int
     device: torch.device
     embedding_dim: int | None = None
+    on_progress: Callable[[float], None] = staticmethod(lambda _: None)  # with the seconds of a chunk that is done
     _most_samples: float = float("inf")
 
     @cached_property
@@ -103,6 +104,7 @@ class EmbeddingsModel(ABC):
         delivery = Delivery(save, observer or bar, self.stages)
         self._batching |= {**asdict(loading), "batches": len(plan.batches)}
         (observer or bar).planned(plan.audio_seconds(), upsampled=plan.upsampled)
+        self.on_progress = (observer or bar).under_way
         with closing(bar):
             self._run(audible, plan, loading, data_config, delivery, stop)
         found = delivery.collected

@@ -29,6 +29,15 @@ class Frontend:
     time_dim: int
     settings: Mapping[str, Any]
 
+    def count_frames(self, features: torch.Tensor) -> int:
+        """Return the number of frames of the features of one utterance."""
+        return features.shape[self.time_dim - 1]
+
+    def noise(self, frames: int) -> torch.Tensor:
+        """Return random features of one utterance, the same for each number of frames."""
+        shape = (frames, self.mels) if self.time_dim == 1 else (self.mels, frames)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(frames))
+
 
 def build_with_frontend(config: CheckpointConfig, overrides: FeaturesConfig) -> tuple[torch.nn.Module, Frontend]:
     """Construct the network, without weights, and its front end. Raises CheckpointError or ConfigError."""

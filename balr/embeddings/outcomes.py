@@ -23,10 +23,13 @@ Save = Callable[[Sequence[Embedded]], list[Failure]]
 class Observer(Protocol):
     """Follow a run: how much audio is planned, then each utterance as it is done.
 
-    `upsampled` of the utterances have a lower rate than the model. All but `planned` is called by one thread.
+    `upsampled` of the utterances have a lower rate than the model. `under_way` is called by any thread, with seconds
+    of audio that are done of a long utterance, the others by one thread.
     """
 
     def planned(self, audio_seconds: float, *, upsampled: int) -> None: ...
+
+    def under_way(self, audio_seconds: float) -> None: ...
 
     def embedded(self, utterance: Utterance, audio_seconds: float) -> None: ...
 
@@ -84,6 +87,9 @@ class BarObserver:
     def planned(self, audio_seconds: float, *, upsampled: int) -> None:
         log.debug("%.0f s of audio to embed, %d utterances upsampled", audio_seconds, upsampled)
         self._task = self._bar.add_task("embedding", total=audio_seconds)
+
+    def under_way(self, audio_seconds: float) -> None:
+        log.debug("%.1f s of a long utterance are done", audio_seconds)
 
     def embedded(self, utterance: Utterance, audio_seconds: float) -> None:
         log.debug("%s: embedded, %.1f s", utterance.id, audio_seconds)

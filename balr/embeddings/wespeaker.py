@@ -115,14 +115,21 @@ class WespeakerModel(EmbeddingsModel):
                         return self._embed_features(features).float()
                 chunk_frames = int((chunk_seconds or 0.0) / 2 * self._frontend.frames_per_second)
                 rows = [
-                    self._chunked.embed(one[None], chunk_frames=chunk_frames) if long else self._embed_features([one])
+                    self._embed_in_chunks(one, chunk_frames) if long else self._embed_features([one])
                     for one, long in zip(features, is_long, strict=True)
                 ]
                 return torch.cat(rows).float()
 
+    def _embed_in_chunks(self, features: torch.Tensor, chunk_frames: int) -> torch.Tensor:
+        assert self._chunked is not None
+        rate = self._frontend.frames_per_second
+        return self._chunked.embed(
+            features[None], chunk_frames=chunk_frames, on_chunk=lambda frames: self.on_progress(frames / rate)
+        )
+
     def _embed_features(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """Embed the features `(frames, mels)` of each utterance to `(batch, dim)`, in as few batches as are exact."""
-        frames = self._frames(features)
+        frames = [self._frontend.count_frames(one) for one in features]
         short = [row for row, count in enumerate(frames) if count < self._fewest_frames]
         if short and len(short) < len(frames):
             rest = [row for row, count in enumerate(frames) if count >= self._fewest_frames]
@@ -133,22 +140,22 @@ class WespeakerModel(EmbeddingsModel):
         groups = list(rows_by_length(frames).values())
         return by_group(features, groups, lambda group: run(torch.stack(list(group))))
 
-    def _frames(self, features: Sequence[torch.Tensor]) -> list[int]:
-        return [one.shape[self._frontend.time_dim - 1] for one in features]
-
     @cached_property
     def takes_ragged_batches(self) -> bool:
         """Return whether a batch may hold different lengths, which is tried once, on noise on this device."""
         if self._compiled is not None:
             return False
         with torch.inference_mode(), exact_kernels():
-            moved = self._ragged.difference_from_alone(self._noise_features)
+            moved = self._ragged.difference_from_alone(lambda frames: self._frontend.noise(frames).to(self.device))
         exact = moved < self._largest_difference
         if exact:
             log.info("a batch of different lengths moves embeddings by %.1e", moved)
         else:
             log.warning("a batch of different lengths would move embeddings by %.1e: lengths are not mixed", moved)
         return exact
+
+    def __repr__(self) -> str:
+        return f"<WespeakerModel: {self.architecture} from {self.files.source} on {self.device}>"
 
     def describe(self) -> dict[str, Any]:
         """Return what the record of a run says of the model: checkpoint by content, features, precision, engine."""
@@ -209,7 +216,7 @@ class WespeakerModel(EmbeddingsModel):
         log.info("16 bits from %.3f s of audio on", near)
         if near > self.shortest_seconds:
             noise = white_noise(near, self.sample_rate_hz).to(self.device)
-            (self._fewest_frames,) = self._frames(self._frontend.compute([noise]))
+            (self._fewest_frames,) = map(self._frontend.count_frames, self._frontend.compute([noise]))
         else:
             self._network_fp32 = self._network
         self._shortest_in_16_bits = round(near, 3)
@@ -233,10 +240,6 @@ class WespeakerModel(EmbeddingsModel):
                 f"too long: {longest:.1f} s, and {self.architecture} has to see an utterance whole, up to "
                 f"data.max_whole_seconds={max_whole_seconds:g} here; cut the file, or raise that where memory allows"
             )
-
-    def _noise_features(self, frames: int) -> torch.Tensor:
-        shape = (frames, self._frontend.mels) if self._frontend.time_dim == 1 else (self._frontend.mels, frames)
-        return torch.randn(shape, generator=torch.Generator().manual_seed(frames)).to(self.device)
 
     @cached_property
     def _chunked(self) -> ChunkedNetwork | None:

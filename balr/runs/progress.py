@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import Self
@@ -32,6 +33,7 @@ class Tally:
         self._started: float | None = None
         self._ended: float | None = None
         self._last_line = 0.0
+        self._lock = threading.Lock()
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
@@ -55,16 +57,29 @@ class Tally:
     def wall_seconds(self) -> float:
         return 0.0 if self._started is None else (self._ended or time.monotonic()) - self._started
 
+    @property
+    def shown_seconds(self) -> float:
+        """Return the seconds of audio that are done, parts of utterances included."""
+        return self.audio_seconds + self._under_way_seconds
+
     def planned(self, audio_seconds: float, *, upsampled: int) -> None:
         """Begin to measure: the headers of all files are read."""
         self._planned_seconds = audio_seconds
         self.upsampled = upsampled
         self._start()
 
+    def under_way(self, audio_seconds: float) -> None:
+        """Show that so much of a long utterance is done."""
+        with self._lock:
+            self._under_way_seconds += audio_seconds
+        self._show()
+
     def embedded(self, audio_seconds: float) -> None:
         """Count an embedding."""
         self.embedded_count += 1
         self.audio_seconds += audio_seconds
+        with self._lock:  # a part of it may have been shown; never take back more, so that the bar only grows
+            self._under_way_seconds -= min(audio_seconds, self._under_way_seconds)
         self._show()
 
     def failed(self, failure: Failure) -> None:
@@ -80,16 +95,17 @@ class Tally:
         if not self._bar.live.is_started and not self._bar.disable:
             self._bar.start()  # not before the first result: a thread must not run while workers are forked
         done = self.embedded_count + len(self.failures)
-        speed = self.audio_seconds / max(self.wall_seconds, 1e-9)
-        pace = f"{duration(self.audio_seconds)} of audio, {speed:.0f} x real time"
+        seconds = self.shown_seconds
+        speed = seconds / max(self.wall_seconds, 1e-9)
+        pace = f"{duration(seconds)} of audio, {speed:.0f} x real time"
         if self.failures:
             pace += f", {len(self.failures)} failed"
         # By audio, not by utterances: the longest come first.
-        planned = max(self._planned_seconds, self.audio_seconds)
+        planned = max(self._planned_seconds, seconds)
         count = f"{done}/{self.todo}"
-        self._bar.update(self._task, total=planned, completed=self.audio_seconds, count=count, pace=pace)
+        self._bar.update(self._task, total=planned, completed=seconds, count=count, pace=pace)
         if self._bar.disable and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            left = self.wall_seconds * (planned / self.audio_seconds - 1) if self.audio_seconds else None
+            left = self.wall_seconds * (planned / seconds - 1) if seconds else None
             ending = "" if left is None else f", {duration(left)} left"
             log.info("%s of %s, %s%s", f"{done:,}", utterances(self.todo), pace, ending)

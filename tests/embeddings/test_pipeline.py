@@ -139,6 +139,8 @@ class Noting:
 
     def planned(self, audio_seconds: float, *, upsampled: int) -> None: ...
 
+    def under_way(self, audio_seconds: float) -> None: ...
+
     def embedded(self, utterance: Utterance, audio_seconds: float) -> None:
         self.embedded_ids.append(utterance.id)
 

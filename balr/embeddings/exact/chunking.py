@@ -36,9 +36,14 @@ class ChunkedNetwork:
         self._thread = threading.local()
         pooling.register_forward_pre_hook(self._before_pooling)
 
-    def embed(self, features: torch.Tensor, *, chunk_frames: int) -> torch.Tensor:
-        """Embed features `(1, frames, mels)` to `(1, dim)`, in chunks of about `chunk_frames` frames."""
-        chunks = self._chunks(features, chunk_frames)
+    def embed(
+        self, features: torch.Tensor, *, chunk_frames: int, on_chunk: Callable[[int], None] = lambda _: None
+    ) -> torch.Tensor:
+        """Embed features `(1, frames, mels)` to `(1, dim)`, in chunks of about `chunk_frames` frames.
+
+        `on_chunk` is called after each chunk with the number of its frames.
+        """
+        chunks = self._chunks(features, chunk_frames, on_chunk)
         pooled = _merge_moments(chunks) if self.takes_moments else torch.cat(list(chunks), dim=-1)
         # To run the pooling and what follows, the network gets a few frames whose place `pooled` takes.
         with self._replace_pooling_input(lambda _: pooled):
@@ -54,7 +59,9 @@ class ChunkedNetwork:
                 return inputs
         raise AssertionError("the network did not reach its pooling")
 
-    def _chunks(self, features: torch.Tensor, chunk_frames: int) -> Iterator[torch.Tensor]:
+    def _chunks(
+        self, features: torch.Tensor, chunk_frames: int, on_chunk: Callable[[int], None]
+    ) -> Iterator[torch.Tensor]:
         # At least as long as the halo: most work on shorter chunks would be for the overlap.
         step = max(1, max(chunk_frames, self.halo) // self.stride) * self.stride
         for start in range(0, features.shape[1], step):
@@ -62,6 +69,7 @@ class ChunkedNetwork:
             skip = (start - first) // self.stride
             last = None if end >= features.shape[1] else skip + step // self.stride
             chunk = self.run(features[:, first : end + self.halo])[..., skip:last]
+            on_chunk(min(end, features.shape[1]) - start)
             if chunk.shape[-1]:  # without padding, a short last chunk may give no frame
                 yield chunk
 
