@@ -44,7 +44,7 @@ def run(cfg: RunConfig, *, run_dir: Path, stop: Stop) -> Report:
     model is loaded where input, output or configuration are wrong; a bad utterance is part of the report. When `stop`
     is set, what is being computed is finished and saved.
     """
-    data_config = build(cfg.data, DataConfig)
+    data_config = cfg.data
     corpus = Corpus.from_path(cfg.input, root_dir=cfg.root_dir, audio_formats=cfg.audio_formats, channel=cfg.channel)
     corpus.vector_format = cfg.vector_format
     corpus.set_output_dir(cfg.save_dir)

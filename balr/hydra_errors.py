@@ -45,17 +45,22 @@ def refuse_odd_arguments(flags: Sequence[str], overrides: Sequence[str]) -> None
 
 
 def _refuse_no_name(override: Override) -> None:
-    """Refuse what is not the name of a config where one is chosen by its name; Hydra would not say where."""
-    group = override.key_or_group
-    folder = config_dir() / group
-    if override.is_delete() or override.is_sweep_override() or ".." in group or not folder.is_dir():
-        return
-    names = sorted(path.stem for path in folder.glob("[!_]*.yaml"))
-    if not names and not override.is_add():
-        groups = [f"{group}/{path.name}=NAME" for path in sorted(folder.iterdir())]
-        raise ConfigError(f"{override.input_line}: no such choice; did you mean {' or '.join(groups)}?")
-    if not isinstance(override.value(), str):
-        raise ConfigError(f"{override.input_line}: a config is chosen by its name; there are {', '.join(names)}.")
+    """Refuse a group that is meant and not named, and what is no name of a config; Hydra would not say where."""
+    group, typed, root = override.key_or_group, override.input_line, config_dir()
+    if re.fullmatch(r"[\w.]+", group) and not list((root / group).glob("*.yaml")):
+        groups = sorted({path.parent.relative_to(root).as_posix() for path in root.glob("*/**/*.yaml")})
+        wanted = group.replace(".", "/")
+        meant = [f"{one}={typed.partition('=')[2] or 'NAME'}" for one in groups if _is_meant(one, wanted)]
+        if meant:
+            raise ConfigError(f"{typed}: a config is chosen by its group; did you mean {' or '.join(meant)}?")
+    names = sorted(path.stem for path in (root / group).glob("[!_]*.yaml")) if ".." not in group else []
+    is_name = override.is_delete() or override.is_sweep_override() or isinstance(override.value(), str)
+    if names and not is_name:
+        raise ConfigError(f"{typed}: a config is chosen by its name; there are {', '.join(names)}.")
+
+
+def _is_meant(group: str, wanted: str) -> bool:
+    return group == wanted or group.endswith(f"/{wanted}") or (group.startswith(f"{wanted}/") and wanted != "hydra")
 
 
 def explain(error: Exception) -> str:
@@ -68,9 +73,12 @@ def explain(error: Exception) -> str:
         return f"{group}={name}: no such config; {choice}"
     if isinstance(error, ConfigCompositionException):
         reason = one_line(error.__cause__ or error)
-        if "is not in struct" in reason or "not in 'RunConfig'" in reason:
+        if re.search("is not in struct|not in '[A-Z][a-z]+Config'", reason):
             return _unknown_key(str(error), reason)
-        return one_line(f"{error}: {str(error.__cause__ or '').partition('full_key')[0]}").rstrip(": ")
+        what = str(error).removeprefix("Error merging override ")
+        why = str(error.__cause__ or "").partition("full_key")[0]
+        why = re.sub(r"Invalid type assigned: (\w+) is not .*", r"a mapping is expected, not \1", why)
+        return one_line(f"{what}: {why}").rstrip(": ")
     if isinstance(error, OverrideParseException):
         expected = "after the one input, KEY=VALUE is expected, with quotes around special characters"
         return f"{error.override!r}: not an override; {expected}."
@@ -82,7 +90,8 @@ def explain(error: Exception) -> str:
 
 
 def _unknown_key(message: str, reason: str) -> str:
-    key = message.partition("'")[2].partition("'")[0] or reason
+    found = re.search(r"full_key: (\S+)", reason) or re.search("'(.+?)'", message)
+    key = found[1] if found else reason
     keys = _keys()
     same_end = [known for known in keys if re.split(r"[./]", known)[-1] == key]
     near = same_end or get_close_matches(key, keys, n=3, cutoff=0.5)

@@ -43,7 +43,7 @@ def test_a_sweep_gives_every_job_its_own_results(balr: Command, corpus: Path, tm
     sweep = "embeddings.model.features.window_type=hamming,povey"
     assert balr("-m", f"input={corpus}", sweep, "device=cpu") == 0
     folders = sorted(path.parent for path in (tmp_path / "outputs" / "embeddings").rglob("metadata.csv"))
-    assert [("window_type=hamming" in str(f), "window_type=povey" in str(f)) for f in folders] == [
+    assert [("window_type-hamming" in str(f), "window_type-povey" in str(f)) for f in folders] == [
         (True, False),
         (False, True),
     ]

@@ -15,10 +15,9 @@ from conftest import TINY
 from fake_hub import FakeHub
 from untrained_checkpoint import write_checkpoint
 
-from balr.checkpoints import published_checkpoints
+from balr.checkpoints import find_checkpoint, pinned_revision, published_checkpoints
 from balr.config import FeaturesConfig
 from balr.embeddings.architectures import ARCHITECTURES, build_network
-from balr.embeddings.checkpoint import find_checkpoint, pinned_revision
 from balr.embeddings.wespeaker import WespeakerModel
 from balr.errors import CheckpointError, ConfigError
 
@@ -95,7 +94,7 @@ def test_without_network_and_cache_one_error_names_the_ways_out(hub: FakeHub, mo
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError) as error:
         WespeakerModel(REPO, "avg_model.pt")
-    for part in (REPO, "avg_model.pt", REVISION, "HF_ENDPOINT", "model_dir", "HF_HOME"):
+    for part in (REPO, "avg_model.pt", REVISION, "HF_ENDPOINT", "balr download", "model_dir"):
         assert part in str(error.value)
 
 

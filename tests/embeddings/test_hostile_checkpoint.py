@@ -17,8 +17,8 @@ from conftest import TINY
 
 from balr.config import FeaturesConfig
 from balr.embeddings.architectures import build_tfmel
-from balr.embeddings.checkpoint import CheckpointConfig, load_weights, read_config
 from balr.embeddings.frontend import build_with_frontend
+from balr.embeddings.weights import CheckpointConfig, load_weights, read_config
 from balr.embeddings.wespeaker import WespeakerModel
 from balr.errors import CheckpointError
 

@@ -1,6 +1,5 @@
-"""Find a checkpoint's two files, in a local folder or on the Hugging Face Hub, and read them without running code."""
+"""Read the two files of a checkpoint, the training config and the weights, without running code in them."""
 
-import logging
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -13,11 +12,7 @@ from zipfile import ZipFile
 import torch
 import yaml
 
-from balr.checkpoints import DOWNLOADED_FROM, pinned_revision
-from balr.embeddings.hub import download, holding
 from balr.errors import CheckpointError, one_line
-
-log = logging.getLogger(__name__)
 
 _LARGEST_CONFIG = 1 << 20
 _LONGEST_VALUE = 1_000
@@ -31,62 +26,12 @@ _GROWING = (b"bytearray\n", b"_codecs\nencode\n")  # torch calls them, and they 
 
 
 @dataclass(frozen=True)
-class CheckpointFiles:
-    """Locate the weights and the training config of a checkpoint, and say in words where they came from."""
-
-    weights: Path
-    config: Path
-    source: str
-
-
-@dataclass(frozen=True)
 class CheckpointConfig:
     """Hold what a WeSpeaker config.yaml says about the network and its features."""
 
     architecture: str
     model_args: Mapping[str, Any]
     dataset_args: Mapping[str, Any]
-
-
-def find_checkpoint(
-    model_repo: str, model_name: str, *, config_name: str, model_dir: str | Path | None, revision: str | None
-) -> CheckpointFiles:
-    """Return a checkpoint's files: from `model_dir` where it holds both, else from the Hub or its cache.
-
-    Raises CheckpointError that names the repository, what was looked for and the ways out.
-    """
-    for name in (model_name, config_name):
-        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise CheckpointError(f"{name!r}: must be the name of a file in the repository.")
-    if model_dir is not None:
-        folder = Path(model_dir).expanduser()
-        weights, config = folder / model_name, folder / config_name
-        if weights.is_file() and config.is_file():
-            _refuse_another_download(folder, model_repo, revision)
-            return CheckpointFiles(weights, config, source=str(folder))
-        if not model_repo:
-            raise CheckpointError(f"{folder}: does not hold {model_name} and {config_name}{holding(folder)}.")
-    if not model_repo:
-        raise CheckpointError("neither model_repo nor model_dir is set: give one of them.")
-    revision = revision or pinned_revision(model_repo)
-    if model_dir is not None:
-        log.info("%s does not hold the files: downloading %s to it", model_dir, model_repo)
-    files = CheckpointFiles(
-        weights=download(model_repo, model_name, revision, model_dir),
-        config=download(model_repo, config_name, revision, model_dir),
-        source=f"{model_repo}@{revision}",
-    )
-    if model_dir is not None:
-        (files.weights.parent / DOWNLOADED_FROM).write_text(files.source, encoding="utf-8")
-    return files
-
-
-def _refuse_another_download(folder: Path, model_repo: str, revision: str | None) -> None:
-    """Keep one repository's files from passing for another's: their names are often the same."""
-    marker = folder / DOWNLOADED_FROM
-    wanted = f"{model_repo}@{revision or pinned_revision(model_repo)}"
-    if model_repo and marker.is_file() and (held := marker.read_text(encoding="utf-8")) != wanted:
-        raise CheckpointError(f"{folder}: holds the files of {held}, not of {wanted}; choose another model_dir.")
 
 
 class _PlainLoader(yaml.SafeLoader):
