@@ -1,6 +1,7 @@
 """`balr …` for the shell: flags become Hydra overrides and go to the same main as `python -m balr.main`."""
 
 import io
+import logging
 import os
 import re
 import sys
@@ -11,25 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from balr.checkpoints import published_checkpoints
-from balr.config import config_dir
-from balr.errors import one_line
+from balr.checkpoints import download_checkpoint, published_checkpoints
+from balr.errors import BalrError, one_line
 from balr.runs.progress import as_text, open_missing_streams
+from balr.suggestions import complete_device, complete_override, complete_precision, suggest
 
 if TYPE_CHECKING:
     from balr.runs.verify import Verdict
 
-_FULL_WIDTH = 160
 _SHOWN_OF_A_KIND = 20
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # typer hands it out under no name of its own
 
 app = typer.Typer(
     help="Speaker embeddings of a whole corpus with published WeSpeaker models.",
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
@@ -43,17 +42,23 @@ class Shown(StrEnum):
 
 
 def main() -> None:
-    """Run the `balr` command."""
+    """Run the `balr` command; an error is one line and exit code 2."""
     open_missing_streams()
     try:
-        app()
+        raise SystemExit(app(standalone_mode=False))
     except OSError as error:
-        if error.filename is not None:
-            sys.stderr.write(f"ERROR {one_line(error.filename)}: {error.strerror or error}\n")
-            raise SystemExit(2) from None
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-        sys.stderr.write(f"ERROR what is printed cannot be written: {error.strerror or error}\n")
-        raise SystemExit(2) from None
+        if error.filename is None:
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        where = "what is printed cannot be written" if error.filename is None else one_line(error.filename)
+        message = f"{where}: {error.strerror or error}"
+    except BalrError as error:
+        message = str(error)
+    except _USAGE_ERROR as error:
+        if len(sys.argv) == 1:  # its message is the help
+            raise SystemExit(app(["--help"], standalone_mode=False)) from None
+        message = suggest(error, sys.argv[1:])
+    sys.stderr.write(f"ERROR {message}\n")
+    raise SystemExit(2)
 
 
 def _show_version(wanted: bool) -> None:
@@ -71,33 +76,6 @@ def _balr(
     pass
 
 
-def _complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
-    # bash takes GROUP=NAME for three words, and the last one away when it is only the sign.
-    words = [word for word in (ctx.params.get("corpus"), *(ctx.params.get("overrides") or ())) if word and word != "="]
-    if words and (names := _names(words[-1])):
-        return [name for name in names if name.startswith(incomplete)]
-    group, found, _ = incomplete.partition("=")
-    if found:
-        return [f"{group}={name}" for name in _names(group) if f"{group}={name}".startswith(incomplete)]
-    keys = (
-        "embeddings/model=",
-        "data=",
-        "device=",
-        "precision=",
-        "max_failures=",
-        "fail_fast=true",
-        "save_dir=",
-        "force=true",
-        "hydra/launcher=joblib_cpu",
-    )
-    return [key for key in keys if key.startswith(incomplete)]
-
-
-def _names(group: str) -> list[str]:
-    folder = config_dir() / group
-    return sorted(path.stem for path in folder.glob("[!_]*.yaml")) if folder != config_dir() else []
-
-
 @app.command(
     epilog="Exit codes: 0 all embedded; 1 more utterances failed than --max-failures (0), or jobs of a sweep did; 2 "
     "the command could not do its work, and one line says why; 130 interrupted (143 by SIGTERM, 138 by SIGUSR1)."
@@ -112,14 +90,16 @@ def extract(
         typer.Argument(
             metavar="[KEY=VALUE]...",
             help="Any Hydra overrides, such as embeddings/model=campplus_lm.",
-            autocompletion=_complete_override,
+            autocompletion=complete_override,
         ),
     ] = None,
     *,
     force: Annotated[bool | None, typer.Option("--force/--no-force", help="Embed again what is already there.")] = None,
     max_failures: Annotated[
         str | None,
-        typer.Option(help="More failed utterances than this, or than a share such as 1%, give exit code 1."),
+        typer.Option(
+            help="More failed utterances than this, or than a share such as 1%, give exit code 1.", metavar="N"
+        ),
     ] = None,
     fail_fast: Annotated[
         bool | None, typer.Option("--fail-fast/--no-fail-fast", help="Stop at the first utterance that fails.")
@@ -134,11 +114,19 @@ def extract(
     ] = None,
     audio_formats: Annotated[
         list[str] | None,
-        typer.Option(help="File suffixes that a folder is searched for; repeat or separate by commas."),
+        typer.Option(help="File suffixes that a folder is searched for; separate them by commas.", metavar="SUFFIX"),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE", autocompletion=complete_device),
+    ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 or fp16, where the device has units for it.")
+        str | None,
+        typer.Option(
+            help="fp32, bf16 or fp16, where the device supports it.",
+            metavar="PRECISION",
+            autocompletion=complete_precision,
+        ),
     ] = None,
     root_dir: Annotated[
         str | None, typer.Option(help="Where relative paths of a csv or wav.scp start.", metavar="DIR")
@@ -159,25 +147,24 @@ def extract(
 ) -> None:
     """Embed every utterance of a corpus.
 
-    [bold]balr extract voxceleb2/metadata.csv[/bold]
-
-    [bold]balr extract recordings/ --device cuda embeddings/model=campplus_lm[/bold]
-
-    [bold]balr extract recordings/ -m embeddings/model=resnet34_lm,campplus_lm[/bold]
+    \b
+    balr extract voxceleb2/metadata.csv
+    balr extract recordings/ --device cuda embeddings/model=campplus_lm
+    balr extract recordings/ -m embeddings/model=resnet34_lm,campplus_lm
     """
     if multirun and cfg:
         raise typer.BadParameter(
             "cannot be combined with --multirun; leave that out to see one job.", param_hint="--cfg"
         )
-    rest = list(overrides or [])
-    if corpus is not None and _is_override(corpus):
-        rest.insert(0, corpus)
-        corpus = None
-    twice = [word for word in rest if corpus is not None and word.startswith("input=")]
-    if twice:
-        raise typer.BadParameter(f"{corpus!r} and {twice[0]!r}: one input at a time.", param_hint="INPUT")
+    words = [word for word in (corpus, *(overrides or ())) if word is not None]
+    rest = [word for word in words if _is_override(word)]
+    inputs = [word for word in words if word not in rest]
+    given = inputs + [word.removeprefix("input=") for word in rest if word.startswith("input=")]
+    if inputs and len(given) > 1:
+        both = " and ".join(map(repr, given))
+        raise typer.BadParameter(f"{both}: one input; did you mean -m input={','.join(given)}?", param_hint="INPUT")
     flags: dict[str, Any] = {
-        "input": corpus,
+        "input": inputs[0] if inputs else None,
         "force": force,
         "max_failures": max_failures,
         "fail_fast": fail_fast,
@@ -279,24 +266,32 @@ def _show(verdict: "Verdict") -> None:
 
 
 @app.command()
+def download(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name that balr models lists, or OWNER/NAME.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the weights and their yaml go.")],
+) -> None:
+    """Fetch a checkpoint for a machine without network.
+
+    \b
+    balr download campplus_lm models/campplus
+    balr extract recordings/ embeddings.model.model_dir=models/campplus
+    """
+    logging.basicConfig(format="%(levelname)s %(message)s")
+    logging.getLogger("balr").setLevel(logging.INFO)
+    files = download_checkpoint(model, folder)
+    print(f"{files.weights}\n{files.config}")
+
+
+@app.command()
 def models() -> None:
     """List the checkpoints that ship with balr."""
-    # A program that reads the table gets every column; so does a terminal that is wide enough.
-    console = Console() if sys.stdout.isatty() else Console(width=_FULL_WIDTH)
-    wide = console.width >= _FULL_WIDTH
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("embeddings/model=", "dim", "params", "EER O / E / H", "licence"):
-        table.add_column(name, no_wrap=True, justify="right" if name in ("dim", "params") else "left")
-    if wide:
-        for name in ("architecture", "trained on", "repository"):
-            table.add_column(name, no_wrap=True)
-    for checkpoint in sorted(published_checkpoints().values(), key=lambda c: c.name):
-        eer = " / ".join(f"{rate:.2f}" for rate in checkpoint.eer_percent) if checkpoint.eer_percent else "-"
-        row = (str(checkpoint.embedding_dim), f"{checkpoint.parameters_millions:.1f} M", eer, checkpoint.licence)
-        more = (checkpoint.architecture, checkpoint.trained_on, checkpoint.model_repo) if wide else ()
-        table.add_row(checkpoint.name, *row, *more)
-    console.print(table)
-    print("EER: % on VoxCeleb1-O, -E, -H as WeSpeaker published it, cosine scores without normalisation.")
+    print(f"{'embeddings/model=':21}  dim  M params  {'EER O/E/H':14}  {'trained on':13}  licence")
+    for checkpoint in published_checkpoints().values():
+        eer = "/".join(f"{rate:.2f}" for rate in checkpoint.eer_percent or ()) or "-"
+        row = f"{checkpoint.name:21}  {checkpoint.embedding_dim:3}  {checkpoint.parameters_millions:8.1f}  {eer:14}"
+        print(f"{row}  {checkpoint.trained_on:13}  {checkpoint.licence}")
+        print(f"  {checkpoint.model_repo}  {checkpoint.architecture}")
+    print("EER: % on VoxCeleb1-O, -E, -H as WeSpeaker published it, cosine scores without\nnormalisation.")
 
 
 def to_overrides(flags: dict[str, Any]) -> list[str]:
@@ -323,7 +318,7 @@ def _split(values: Sequence[str] | None) -> list[str] | None:
 
 
 def _is_override(text: str) -> bool:
-    return "=" in text and not Path(text).exists()
+    return ("=" in text or text.startswith("~")) and not os.path.exists(os.path.expanduser(text))
 
 
 if __name__ == "__main__":

@@ -68,10 +68,10 @@ def fetch(repo: str, names: Sequence[str], revision: str, folder: Path | None = 
 
 def list_names(repo: str, revision: str) -> list[str]:
     """Return the names of all files of a repository. Raises CheckpointError."""
-    from huggingface_hub import list_repo_files
+    from huggingface_hub import HfApi
 
     with _explained(repo, f"{repo} at revision {revision}"):
-        return _answer_in_time(lambda: list_repo_files(repo, revision=revision))
+        return _answer_in_time(lambda: HfApi().list_repo_files(repo, revision=revision))
 
 
 def _cached(repo: str, names: Sequence[str], revision: str) -> list[Path]:

@@ -18,10 +18,11 @@ from balr.errors import ConfigError, one_line
 FLAGS_WITH_VALUE = frozenset(
     {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info"}
 )
-_FLAGS = FLAGS_WITH_VALUE | frozenset(
+FLAGS = FLAGS_WITH_VALUE | frozenset(
     {"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "-i"}
     | {"--shell-completion", "-sc", "--experimental-rerun"}
 )
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
 def refuse_odd_arguments(flags: Sequence[str], overrides: Sequence[str]) -> None:
@@ -31,10 +32,12 @@ def refuse_odd_arguments(flags: Sequence[str], overrides: Sequence[str]) -> None
     """
     for flag, value in pairwise([*flags, ""]):
         name, _, joined = flag.partition("=")
-        if flag.startswith("-") and name not in _FLAGS:
+        if flag.startswith("-") and name not in FLAGS:
             raise ConfigError(f"{flag}: no such flag; --hydra-help shows all.")
         if name in ("--cfg", "-c") and (joined or value) not in ("job", "hydra", "all"):
             raise ConfigError(f"{name} {joined or value}: job, hydra or all is expected.")
+        if name == "--info" and (what := joined or value) and what not in _INFO:
+            raise ConfigError(f"--info {what}: one of {', '.join(_INFO)} is expected, as in --info=defaults.")
         if name == "--experimental-rerun":
             raise ConfigError("--experimental-rerun: refused, as it unpickles a file.")
         folder = os.path.expanduser(joined or value)
@@ -46,7 +49,7 @@ def refuse_odd_arguments(flags: Sequence[str], overrides: Sequence[str]) -> None
 
 def _refuse_no_name(override: Override) -> None:
     """Refuse a group that is meant and not named, and what is no name of a config; Hydra would not say where."""
-    group, typed, root = override.key_or_group, override.input_line, config_dir()
+    group, typed, root = override.key_or_group, override.input_line or "", config_dir()
     if re.fullmatch(r"[\w.]+", group) and not list((root / group).glob("*.yaml")):
         groups = sorted({path.parent.relative_to(root).as_posix() for path in root.glob("*/**/*.yaml")})
         wanted = group.replace(".", "/")

@@ -18,7 +18,7 @@ LAYERS = (
     {"embeddings", "runs", "lists"},
     {"extraction"},
     {"main"},
-    {"cli"},
+    {"cli", "suggestions"},
 )
 
 
