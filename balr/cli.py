@@ -318,7 +318,7 @@ def _split(values: Sequence[str] | None) -> list[str] | None:
 
 
 def _is_override(text: str) -> bool:
-    return ("=" in text or text.startswith("~")) and not os.path.exists(os.path.expanduser(text))
+    return ("=" in text or text.startswith("~")) and not os.path.lexists(os.path.expanduser(text))
 
 
 if __name__ == "__main__":

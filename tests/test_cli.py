@@ -203,3 +203,7 @@ def test_overrides_are_completed_in_the_shell(typed: str, offered: list[str]) ->
     environment = {**os.environ, "_BALR_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": f"balr extract a {typed}"}
     result = CliRunner().invoke(cli.app, [], prog_name="balr", env=environment)
     assert all(value in result.output for value in offered), result.output
+
+
+def test_an_override_that_is_longer_than_any_name_of_a_file_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert forwarded(monkeypatch, "extract", f"input={'x' * 300}") == [f"input={'x' * 300}"]
