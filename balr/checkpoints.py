@@ -25,7 +25,7 @@ DOWNLOADED_FROM = ".downloaded-from"  # in a model_dir: the repository and revis
 
 @dataclass(frozen=True)
 class PublishedCheckpoint:
-    """Describe a checkpoint whose files `conf/embeddings/model/<name>.yaml` names, at the revision that was checked."""
+    """Describe a checkpoint, at the revision that was tested; `conf/embeddings/model/<name>.yaml` names its files."""
 
     name: str
     model_repo: str
@@ -123,9 +123,9 @@ def hub_settings(name: str) -> dict[str, str]:
 
 
 def files_in(folder: Path) -> tuple[str, str] | None:
-    """Return the names of the weights and the config in a folder; None where it holds neither, or is none.
+    """Return the names of the weights and the config in a folder; None if it holds neither or does not exist.
 
-    Raises CheckpointError where there is more than one of a kind, or one without the other.
+    Raises CheckpointError if there are several of a kind, or one without the other.
     """
     if not folder.is_dir():
         return None
@@ -144,14 +144,15 @@ def find_checkpoint(
             raise CheckpointError(f"{name!r}: must be the name of a file in the repository.")
     folder = None if model_dir is None else Path(model_dir).expanduser()
     source = f"{model_repo}@{revision or pinned_revision(model_repo)}"
-    if folder and (folder / model_name).is_file() and (folder / config_name).is_file():
+    there = [name for name in (model_name, config_name) if folder and (folder / name).is_file()]
+    if folder and len(there) == 2:
         marker = folder / DOWNLOADED_FROM
-        there = marker.read_text(encoding="utf-8") if model_repo and marker.is_file() else source
-        if there != source:
-            raise CheckpointError(f"{folder}: holds the files of {there}, not of {source}; choose another model_dir.")
+        found = marker.read_text(encoding="utf-8") if model_repo and marker.is_file() else source
+        if found != source:
+            raise CheckpointError(f"{folder}: holds the files of {found}, not of {source}; choose another model_dir.")
         return CheckpointFiles(folder / model_name, folder / config_name, source=str(folder))
-    if folder and not model_repo:
-        raise CheckpointError(f"{folder}: does not hold {model_name} and {config_name}{_content(folder)}.")
+    if folder and (there or not model_repo):  # a download would replace one of somebody's own files
+        raise CheckpointError(f"{folder}: does not hold both {model_name} and {config_name}{_content(folder)}.")
     if not model_repo:
         raise CheckpointError("neither model_repo nor model_dir is set: give one of them.")
     if folder:

@@ -33,7 +33,7 @@ def register() -> None:
     """Register the schema and the resolvers of `conf/` with Hydra; calling it again changes nothing."""
     schema = OmegaConf.structured(RunConfig)
     for frozen in (schema.data, schema.embeddings.model.features):
-        OmegaConf.set_readonly(frozen, None)  # OmegaConf would refuse to override what Python must not change
+        OmegaConf.set_readonly(frozen, None)  # frozen in Python, but not for overrides
     ConfigStore.instance().store(name="run_schema", node=schema)
     OmegaConf.register_new_resolver("balr.corpus", corpus_name, replace=True)
     OmegaConf.register_new_resolver("balr.label", _label_of_this_job, replace=True)
@@ -53,7 +53,7 @@ def check(cfg: DictConfig) -> RunConfig:
         raise ConfigError(f"{added[0]}: no such key; --cfg job shows all keys.")
     _take_local_checkpoint(cfg.embeddings.model)
     run: RunConfig = OmegaConf.to_object(cfg)  # type: ignore[assignment]
-    run.embeddings = cfg.embeddings  # its nodes stay as they are, for `build`
+    run.embeddings = cfg.embeddings  # nodes, which `build` instantiates
     legal = {
         "input": (run.input, "a csv, a folder, an audio file or a wav.scp"),
         "audio_formats": (all(isinstance(one, str) for one in run.audio_formats), "suffixes, such as [wav,flac]"),
@@ -91,9 +91,9 @@ def _added_keys(node: object, prefix: str = "") -> list[str]:
 
 
 def build(node: Mapping[str, Any], kind: type[_T], **arguments: object) -> _T:
-    """Instantiate a `_target_` node as a `kind` that balr defines. Raises ConfigError where it names anything else.
+    """Instantiate a `_target_` node that must be a `kind` of balr's own. Raises ConfigError if it is anything else.
 
-    A config may come with a downloaded model or from a colleague, and must not name arbitrary code.
+    A config may come with a downloaded model or from a colleague, and must not run arbitrary code.
     """
     target = str(node["_target_"])
     try:
@@ -125,18 +125,17 @@ def corpus_name(path: str) -> str:
 def job_label(choice: str, overrides: Iterable[str], *, is_sweep: bool) -> str:
     """Name what a job computes by its model and the overrides that change it, as in `campplus_lm+precision-bf16`.
 
-    The model is the name of its config, or its repository or folder where only that was given. In a sweep all
-    overrides count that can tell two jobs apart.
+    The model is named by its config, or by its repository or folder if only that was given. In a sweep, all overrides
+    that can differ between jobs are part of the name.
     """
     given = _by_key(overrides)
-    repo, folder = given.pop(f"{_MODEL}model_repo", ""), given.get(f"{_MODEL}model_dir", "null")
-    if repo:
-        known = published_checkpoints().get(repo)
-        choice = known.name if known else repo.replace("/", "--")
-    if folder != "null":
-        given[f"{_MODEL}model_dir"] = _folder_label(folder)
-        if not repo and "embeddings/model" not in given:
-            choice = given.pop(f"{_MODEL}model_dir")
+    is_named = "embeddings/model" in given
+    for key, label in ((f"{_MODEL}model_repo", _repository_label), (f"{_MODEL}model_dir", _folder_label)):
+        value = given.pop(key, "")
+        if value not in ("", "null") and is_named:
+            given[key] = label(value)
+        elif value not in ("", "null"):
+            choice, is_named = label(value), True
     variants = [
         f"{key.removeprefix(_MODEL)}-{value}"
         for key, value in sorted(given.items())
@@ -147,19 +146,27 @@ def job_label(choice: str, overrides: Iterable[str], *, is_sweep: bool) -> str:
     return _as_folder_name([choice, *variants], distinct=True)
 
 
+def _repository_label(repo: str) -> str:
+    known = published_checkpoints().get(repo)
+    return known.name if known else repo.replace("/", "--")
+
+
 def _folder_label(folder: str) -> str:
     """Name a checkpoint by its folder; a hash of the path tells it from another folder or model of that name."""
     path = Path(os.path.abspath(os.path.expanduser(folder)))
-    return (
-        path.name
-        if path.parent == Path.cwd() and path.name not in published_names()
-        else f"{path.name}-{_digest(str(path))}"
-    )
+    is_only_one = path.parent == Path.cwd() and path.name not in published_names()
+    return path.name if is_only_one else f"{path.name}-{_digest(str(path))}"
+
+
+def _overrides() -> list[str]:
+    """Return the overrides of this job as they were typed."""
+    typed = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return [str(override) for override in typed or ()]
 
 
 def _by_key(overrides: Iterable[str]) -> dict[str, str]:
     pairs = (override.lstrip("+~").partition("=") for override in overrides)
-    return {key: value.strip("/'\"") for key, _, value in pairs}
+    return {key: value.strip("'\"") for key, _, value in pairs}
 
 
 def _label_of_this_job(*, _root_: DictConfig) -> str:
@@ -167,12 +174,12 @@ def _label_of_this_job(*, _root_: DictConfig) -> str:
         return job_label("", [f"{_MODEL}model_repo={_root_.embeddings.model.model_repo}"], is_sweep=False)
     hydra = HydraConfig.get()
     is_sweep = hydra.mode == RunMode.MULTIRUN
-    return job_label(hydra.runtime.choices["embeddings/model"], hydra.overrides.task, is_sweep=is_sweep)
+    return job_label(hydra.runtime.choices["embeddings/model"], _overrides(), is_sweep=is_sweep)
 
 
 def _take_local_checkpoint(model: DictConfig) -> None:
-    """Let `model_dir` alone stand for the checkpoint that it holds, by whatever names. Raises CheckpointError."""
-    given = _by_key(HydraConfig.get().overrides.task)
+    """Take the files of `model_dir` under any names, unless the command names a model. Raises CheckpointError."""
+    given = _by_key(_overrides())
     is_chosen = model.model_repo and ("embeddings/model" in given or f"{_MODEL}model_repo" in given)
     found = None if is_chosen or not model.model_dir else files_in(Path(model.model_dir).expanduser())
     if found is None:
@@ -183,17 +190,16 @@ def _take_local_checkpoint(model: DictConfig) -> None:
 
 
 def _in_a_sweep(run: RunConfig, label: str) -> RunConfig:
-    """Give the job a folder of its own below a `save_dir` that does not name the job."""
+    """Give each job a folder of its own, also below a `save_dir` that is the same for all."""
     if run.save_dir is None:
         raise ConfigError("save_dir=null in a sweep: jobs would overwrite one another's embeddings beside the audio.")
-    names = corpus_name(run.input), label
-    if not {*names} <= {*Path(run.save_dir).parts}:
-        run.save_dir = str(Path(run.save_dir, *names))
+    folder = Path(run.save_dir)
+    run.save_dir = str(folder.joinpath(*(name for name in (corpus_name(run.input), label) if name not in folder.parts)))
     return run
 
 
 def _as_folder_name(parts: Sequence[str], *, distinct: bool = False) -> str:
-    """Join parts to a name without special characters; a hash keeps it `distinct` where it lost some."""
+    """Join parts to a name without special characters; if `distinct`, a hash stands for those that were replaced."""
     text = "+".join(parts)
     name = "+".join(re.sub(r"[^\w@.-]+", "-", part) for part in parts).strip("-.") or "unnamed"
     if len(name.encode()) <= _LONGEST_NAME_BYTES and (name == text or not distinct):

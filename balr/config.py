@@ -1,7 +1,4 @@
-"""The configuration: where its tree is, and the schema of a run.
-
-Imports no torch: `--help`, `--cfg job` and `balr models` rest on this module alone.
-"""
+"""The schema of a run, with the types and ranges of all settings, and the folder of the config tree. No torch here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -100,7 +97,7 @@ class ModelConfig:
 
 @dataclass
 class EmbeddingsConfig:
-    """Hold the model, as `conf/embeddings/model/` does."""
+    """The part of the tree below `embeddings`."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
 
@@ -126,7 +123,7 @@ class RunConfig:
 
 
 def legal_feature(name: str, value: object) -> str | None:
-    """Say what a setting of the features must be, where a value is not that."""
+    """Return what a setting of the features must be, or None if the value is legal."""
     if name == "window_type":
         return None if value in WINDOWS else f"one of {', '.join(WINDOWS)}"
     if name not in _RANGES:

@@ -1,4 +1,4 @@
-"""What Hydra says in many lines or not at all, in one line that names near alternatives."""
+"""Errors of Hydra's command line, each in one line that suggests what was meant."""
 
 import os
 import re
@@ -26,7 +26,7 @@ _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
 def refuse_odd_arguments(flags: Sequence[str], overrides: Sequence[str]) -> None:
-    """Refuse what Hydra would take without a word that helps, or unpickle. Raises ConfigError.
+    """Refuse arguments that Hydra would reject without a clear reason, or unpickle. Raises ConfigError.
 
     Raises Hydra's own error where an override cannot be parsed.
     """
@@ -48,7 +48,7 @@ def refuse_odd_arguments(flags: Sequence[str], overrides: Sequence[str]) -> None
 
 
 def _refuse_no_name(override: Override) -> None:
-    """Refuse a group that is meant and not named, and what is no name of a config; Hydra would not say where."""
+    """Refuse an override that means a group and does not name it, or chooses a config by something else than a name."""
     group, typed, root = override.key_or_group, override.input_line or "", config_dir()
     if re.fullmatch(r"[\w.]+", group) and not list((root / group).glob("*.yaml")):
         groups = sorted({path.parent.relative_to(root).as_posix() for path in root.glob("*/**/*.yaml")})
@@ -67,7 +67,7 @@ def _is_meant(group: str, wanted: str) -> bool:
 
 
 def explain(error: Exception) -> str:
-    """Put Hydra's messages, often several lines, into one that names near alternatives."""
+    """Put an error of Hydra's, often several lines, into one that suggests near alternatives."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
         options = [str(option) for option in error.options if not str(option).startswith("_")]
@@ -103,7 +103,7 @@ def _unknown_key(message: str, reason: str) -> str:
 
 
 def _keys() -> list[str]:
-    """Return what can be overridden: keys, and groups from which a config is chosen."""
+    """Return all keys and groups of configs that an override can name."""
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         tree = OmegaConf.to_container(hydra.compose("config"), resolve=False)
     found = sorted({path.parent.relative_to(config_dir()).as_posix() for path in config_dir().glob("*/**/*.yaml")})

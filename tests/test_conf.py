@@ -100,7 +100,8 @@ SECOND = "Wespeaker/wespeaker-voxceleb-resnet293-LM"
         ),
         (["embeddings.model.model_dir=mine"], "mine", "mine"),
         (["embeddings.model.model_dir=mine", "precision=bf16"], *["mine+precision-bf16"] * 2),
-        (["embeddings/model=resnet34_lm", "embeddings.model.model_dir=mine"], *["resnet34_lm+model_dir-mine"] * 2),
+        (["embeddings/model=resnet34_lm", "embeddings.model.model_repo=a/b"], *["resnet34_lm+model_repo-a--b"] * 2),
+        (["embeddings/model=resnet34_lm", "embeddings.model.model_dir=mine/"], *["resnet34_lm+model_dir-mine"] * 2),
     ],
 )
 def test_results_are_named_after_what_was_computed(overrides: list[str], alone: str, in_a_sweep: str) -> None:
@@ -108,11 +109,11 @@ def test_results_are_named_after_what_was_computed(overrides: list[str], alone: 
     assert job_label("resnet34_lm", overrides, is_sweep=True) == in_a_sweep
 
 
-@pytest.mark.parametrize("folder", ["a/mine", "/models/mine", "resnet34_lm"])
+@pytest.mark.parametrize("folder", ["a/mine", "/models/mine", "/mine", "resnet34_lm"])
 def test_a_folder_of_a_checkpoint_whose_name_could_mean_another_gets_a_hash(folder: str) -> None:
     label = job_label("resnet34_lm", [f"embeddings.model.model_dir={folder}"], is_sweep=False)
     assert re.fullmatch(Path(folder).name + "-[0-9a-f]{8}", label)
-    assert label != job_label("resnet34_lm", [f"embeddings.model.model_dir=other/{folder}"], is_sweep=False)
+    assert label != job_label("resnet34_lm", [f"embeddings.model.model_dir=other{folder}"], is_sweep=False)
 
 
 @given(first=st.dictionaries(st.sampled_from(["device", "channel", "embeddings.model.revision"]), st.text("+- ,a1b")))

@@ -123,7 +123,7 @@ def test_what_the_hub_does_not_have_is_said(
 
 
 def test_a_folder_without_the_files_lists_what_it_holds(tiny_checkpoint: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"does not hold avg_model and config.yaml \(it holds avg_model.pt"):
+    with pytest.raises(CheckpointError, match=r"does not hold both avg_model and config.yaml \(it holds avg_model.pt"):
         find_checkpoint("", "avg_model", config_name="config.yaml", model_dir=tiny_checkpoint, revision=None)
 
 
@@ -184,3 +184,11 @@ def test_a_cached_repository_is_used_while_the_hub_is_silent(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with caplog.at_level(logging.INFO):
         assert WespeakerModel("me/mine", "avg_model.pt").files.source == "me/mine@main"
+
+
+def test_a_download_replaces_no_file_that_is_there(hub: FakeHub, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "avg_model.pt").write_bytes(b"mine")
+    with pytest.raises(CheckpointError, match="does not hold both"):
+        WespeakerModel(REPO, "avg_model.pt", model_dir=tmp_path / "mine")
+    assert (tmp_path / "mine" / "avg_model.pt").read_bytes() == b"mine"

@@ -70,4 +70,12 @@ def test_a_failing_job_does_not_stop_the_others_and_the_exit_code_is_one(
     assert code == 1
     assert len(vectors(tmp_path / "outputs" / "embeddings")) == 6
     printed = capsys.readouterr().err
-    assert "does not hold avg_model.pt and config.yaml" in printed and "Traceback" not in printed
+    assert "does not hold both avg_model.pt and config.yaml" in printed and "Traceback" not in printed
+
+
+def test_a_save_dir_that_names_the_job_is_taken_as_it_is(balr: Command, corpus: Path, tmp_path: Path) -> None:
+    sweep = "embeddings.model.features.window_type=hamming,povey"
+    save_dir = "save_dir='out/${balr.corpus:${input}}/x/${balr.label:}'"
+    assert balr("-m", f"input={corpus}", sweep, save_dir) == 0
+    folders = [path.parent for path in (tmp_path / "out").rglob("metadata.csv")]
+    assert [folder.parent for folder in folders] == [tmp_path / "out" / "corpus" / "x"] * 2

@@ -22,7 +22,7 @@ _SECTIONS = (
     "dataset_args",
     *(f"dataset_args.{name}" for name in ("fbank_args", "cmvn_args", "tfmel_args")),
 )
-_GROWING = (b"bytearray\n", b"_codecs\nencode\n")  # torch calls them, and they make much of little
+_GROWING = (b"bytearray\n", b"_codecs\nencode\n")  # torch calls them, and a few bytes become gigabytes
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class CheckpointConfig:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Load yaml that holds no more than is written: aliases of aliases, or a number of many digits, have no end."""
+    """Load yaml without what a short text can grow from: aliases, deep nesting, numbers of many digits."""
 
     _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Compose as usual, unless what comes next is too much."""
+        """Compose the next node, within the limits."""
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.YAMLError(f"it holds an alias, *{event.anchor}: write out what that repeats")
+            raise yaml.YAMLError(f"it holds an alias, *{event.anchor}: write out what it repeats")
         if isinstance(event, yaml.ScalarEvent) and len(event.value) > _LONGEST_VALUE:
             raise yaml.YAMLError(f"it holds a value of over {_LONGEST_VALUE:,} characters")
         if self._depth == _DEEPEST:
@@ -56,14 +56,14 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def read_config(path: Path) -> CheckpointConfig:
-    """Read a WeSpeaker config.yaml as plain yaml. Raises CheckpointError where it is something else."""
+    """Read a WeSpeaker config.yaml as plain yaml. Raises CheckpointError if it is anything else."""
     try:
         with path.open("rb") as file:
             text = file.read(_LARGEST_CONFIG + 1)
         if len(text) > _LARGEST_CONFIG:
             raise yaml.YAMLError(f"it is over {_LARGEST_CONFIG:,} bytes, and such a config has about 2,000")
         config = yaml.load(text, _PlainLoader)  # noqa: S506
-    except Exception as error:  # whatever a value can make yaml raise
+    except Exception as error:  # hostile yaml makes the parser raise anything
         raise CheckpointError(f"{path}: not plain yaml, nothing in it was run: {one_line(error)[:300]}.") from error
     if not isinstance(config, dict) or "model" not in config:
         raise CheckpointError(f"{path}: not a WeSpeaker config: it names no model.")
@@ -102,14 +102,14 @@ def load_weights(network: torch.nn.Module, path: Path) -> None:
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
-        with warnings.catch_warnings():  # about pickles that are refused in the next moment
+        with warnings.catch_warnings():  # about pickles, which are refused
             warnings.simplefilter("ignore")
-            loaded = torch.load(_as_large_as_it_says(path), map_location="cpu", weights_only=True)
+            loaded = torch.load(_uncompressed(path), map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: refused: it holds more than tensors, so it could run code.") from error
-    except Exception as error:  # whatever bytes can make a reader raise
+    except Exception as error:  # hostile bytes make the reader raise anything
         reason = one_line(error)[:200] or type(error).__name__
         raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged: {reason}.") from error
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
@@ -123,10 +123,11 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     return loaded
 
 
-def _as_large_as_it_says(path: Path) -> BytesIO:
-    """Return a file that torch reads in no more memory than it takes. Raises CheckpointError.
+def _uncompressed(path: Path) -> BytesIO:
+    """Return the file for torch, which takes no more memory than its size. Raises CheckpointError.
 
-    An archive is packed anew, without compression, from what was measured here: torch's own reader may be shown others.
+    An archive is packed anew, without compression, from the sizes that were checked here; torch's own reader could find
+    other sizes in the same file.
     """
     content = path.read_bytes()
     if content.startswith(b"PK\3\4"):
@@ -135,8 +136,8 @@ def _as_large_as_it_says(path: Path) -> BytesIO:
             unpacked = sum(member.file_size for member in archive.infolist())
             if unpacked > len(content):
                 raise CheckpointError(
-                    f"{path}: refused: it holds {len(content):,} bytes that unpack to {unpacked:,}; torch.save packs "
-                    "nothing, so take the file from where it was published."
+                    f"{path}: refused: it holds {len(content):,} bytes that unpack to {unpacked:,}; torch.save does "
+                    "not compress, so take the file from where it was published."
                 )
             for member in archive.infolist():
                 copy.writestr(member.filename, archive.read(member))
