@@ -1,8 +1,9 @@
-"""The published checkpoints in one table, and the files of any checkpoint: in a folder or on the Hugging Face Hub.
+"""The published checkpoints (checkpoints.csv) and the files of any checkpoint: in a folder or on the Hugging Face Hub.
 
 EERs are in % on VoxCeleb1-O, -E, -H as WeSpeaker published them: cosine scores without normalisation.
 """
 
+import csv
 import logging
 import re
 from collections.abc import Iterable, Mapping
@@ -11,6 +12,7 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import yaml
 
@@ -47,49 +49,18 @@ class CheckpointFiles:
     source: str
 
 
-# fmt: off
-_TABLE = (
-    ("campplus", "Wespeaker/wespeaker-voxceleb-campplus", "CAMPPlus",
-     "acf623ad8ca746e50baa432255cf8fc57c669c45", 512, 7.18, "VoxCeleb2 dev", (0.803, 0.932, 1.86), "apache-2.0"),
-    ("campplus_lm", "Wespeaker/wespeaker-voxceleb-campplus-LM", "CAMPPlus",
-     "9bdc7f509874f9fc9154e48ce02d8e9c809bc916", 512, 7.18, "VoxCeleb2 dev", (0.707, 0.845, 1.664), "apache-2.0"),
-    ("cnceleb_resnet34", "Wespeaker/wespeaker-cnceleb-resnet34", "ResNet34",
-     "f5a201849aa7cae741ec75cd02a0bc9dd5712ca2", 256, 6.63, "CN-Celeb", None, "apache-2.0"),
-    ("cnceleb_resnet34_lm", "Wespeaker/wespeaker-cnceleb-resnet34-LM", "ResNet34",
-     "ed25c1ecbd9e8d3c7944df95430da02bd3cdcf7a", 256, 6.63, "CN-Celeb", None, "apache-2.0"),
-    ("ecapa_tdnn1024", "Wespeaker/wespeaker-voxceleb-ecapa-tdnn1024", "ECAPA_TDNN_GLOB_c1024",
-     "main", 192, 14.65, "VoxCeleb2 dev", (0.856, 1.072, 2.059), "apache-2.0"),
-    ("ecapa_tdnn1024_lm", "Wespeaker/wespeaker-voxceleb-ecapa-tdnn1024-LM", "ECAPA_TDNN_GLOB_c1024",
-     "main", 192, 14.65, "VoxCeleb2 dev", (0.798, 0.993, 1.883), "apache-2.0"),
-    ("ecapa_tdnn512", "Wespeaker/wespeaker-voxceleb-ecapa-tdnn512", "ECAPA_TDNN_GLOB_c512",
-     "main", 192, 6.19, "VoxCeleb2 dev", (1.069, 1.209, 2.31), "apache-2.0"),
-    ("ecapa_tdnn512_lm", "Wespeaker/wespeaker-ecapa-tdnn512-LM", "ECAPA_TDNN_GLOB_c512",
-     "a2f3dcb1c8702caccc7a55ceb57f5e8d1842112b", 192, 6.19, "VoxCeleb2 dev", (0.878, 1.072, 2.007), "cc-by-4.0"),
-    ("gemini_dfresnet114_lm", "Wespeaker/wespeaker-voxceleb-gemini-DFresnet114-LM", "Gemini_DF_ResNet114",
-     "de9250ca21c47d167143839408a350c41c8eed54", 256, 6.53, "VoxCeleb2 dev", (0.771, 0.906, 1.599), "apache-2.0"),
-    ("redimnet2_b6_lm", "Wespeaker/wespeaker-voxceleb-redimnet2-B6-LM", "ReDimNet2B6",
-     "e34354de2429a45894905bd58c24c22250485b9a", 192, 12.4, "VoxCeleb2 dev", (0.33, 0.502, 0.985), "apache-2.0"),
-    ("resnet152_lm", "Wespeaker/wespeaker-voxceleb-resnet152-LM", "ResNet152",
-     "4adba1525a6c9d5fff74b6df43a6ec97a86c4112", 256, 19.82, "VoxCeleb2 dev", None, "apache-2.0"),
-    ("resnet221_lm", "Wespeaker/wespeaker-voxceleb-resnet221-LM", "ResNet221",
-     "8ea92abc94e8426f0663fadf45a8eeb8133324c4", 256, 23.79, "VoxCeleb2 dev", (0.58, 0.729, 1.351), "apache-2.0"),
-    ("resnet293_lm", "Wespeaker/wespeaker-voxceleb-resnet293-LM", "ResNet293",
-     "4d9c92996f3c2567b2d07ec77feb7c59652a2c66", 256, 28.62, "VoxCeleb2 dev", (0.532, 0.707, 1.311), "cc-by-4.0"),
-    ("resnet34", "Wespeaker/wespeaker-voxceleb-resnet34", "ResNet34",
-     "ff1ac5bca8ef11e90662b879aa923979e0bd277b", 256, 6.63, "VoxCeleb2 dev", (0.867, 1.049, 1.959), "apache-2.0"),
-    ("resnet34_lm", "Wespeaker/wespeaker-voxceleb-resnet34-LM", "ResNet34",
-     "f0c48c298fd835726c27956a5d617bad7115627e", 256, 6.63, "VoxCeleb2 dev", (0.797, 0.937, 1.695), "cc-by-4.0"),
-    ("samresnet34_voxblink2", "gaunernst/wespeaker-voxblink2-samresnet34", "SimAM_ResNet34_ASP",
-     "bebca658aae1f059569332de0e21537caba58d29", 256, 25.21, "VoxBlink2", (0.415, 0.615, 1.121), "not stated"),
-)
-# fmt: on
-
-
 @cache
 def published_checkpoints() -> Mapping[str, PublishedCheckpoint]:
     """Return the published checkpoints by repository id, ordered by name."""
-    checkpoints = (PublishedCheckpoint(*row) for row in _TABLE)
-    return MappingProxyType({checkpoint.model_repo: checkpoint for checkpoint in checkpoints})
+    with Path(__file__).with_suffix(".csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = {}
+    for row in rows:
+        eer = [row.pop(f"eer_{trials}") for trials in "oeh"]
+        facts: dict[str, Any] = {**row, "eer_percent": tuple(map(float, eer)) if all(eer) else None}
+        facts |= {"embedding_dim": int(row["embedding_dim"]), "parameters_millions": float(row["parameters_millions"])}
+        found[row["model_repo"]] = PublishedCheckpoint(**facts)
+    return MappingProxyType(found)
 
 
 def pinned_revision(model_repo: str) -> str:

@@ -7,7 +7,6 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, TypeVar
@@ -20,7 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from balr.checkpoints import files_in, published_checkpoints, published_names
-from balr.config import RunConfig
+from balr.config import RunConfig, flat, known_keys
 from balr.errors import ConfigError
 
 _T = TypeVar("_T")
@@ -44,13 +43,15 @@ def check(cfg: DictConfig) -> RunConfig:
 
     Raises ConfigError that lists all missing values, or names the key that is unknown or has a wrong value.
     """
-    missing = _missing_keys(OmegaConf.to_container(cfg, resolve=False))
+    leaves, known = flat(OmegaConf.to_container(cfg, resolve=False)), known_keys()
+    missing = [key for key, value in leaves.items() if value == MISSING]
     if missing == ["input"]:
         raise ConfigError("Missing input: a csv, a folder, an audio file or a wav.scp, as in balr extract recordings/.")
     if missing:
         raise ConfigError(f"Missing {', '.join(missing)}: give each as KEY=VALUE.")
-    if added := _added_keys(cfg):
-        raise ConfigError(f"{added[0]}: no such key; --cfg job shows all keys.")
+    for key in leaves:
+        if key not in known:
+            raise ConfigError(f"{key}: no such key; --cfg job shows all keys.")
     _take_local_checkpoint(cfg.embeddings.model)
     run: RunConfig = OmegaConf.to_object(cfg)  # type: ignore[assignment]
     run.embeddings = cfg.embeddings  # nodes, which `build` instantiates
@@ -69,25 +70,6 @@ def check(cfg: DictConfig) -> RunConfig:
         if not is_legal:
             raise ConfigError(f"{key}={getattr(run, key)}: must be {expected}.")
     return _in_a_sweep(run, _label_of_this_job(_root_=cfg)) if HydraConfig.get().mode == RunMode.MULTIRUN else run
-
-
-def _missing_keys(node: object, prefix: str = "") -> list[str]:
-    if node == MISSING:
-        return [prefix.rstrip(".")]
-    children = node.items() if isinstance(node, dict) else ()
-    return [key for name, child in children for key in _missing_keys(child, f"{prefix}{name}.")]
-
-
-def _added_keys(node: object, prefix: str = "") -> list[str]:
-    """Return the keys that `+` added to a config whose keys are fixed."""
-    if not isinstance(node, DictConfig):
-        return []
-    known = {field.name for field in fields(OmegaConf.get_type(node))}  # type: ignore[arg-type]
-    return [
-        key
-        for name in node
-        for key in ([f"{prefix}{name!s}"] if name not in known else _added_keys(node[name], f"{prefix}{name!s}."))
-    ]
 
 
 def build(node: Mapping[str, Any], kind: type[_T], **arguments: object) -> _T:

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_type_hints
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from balr.errors import ConfigError
 
@@ -120,6 +120,18 @@ class RunConfig:
     vector_format: str = MISSING
     embeddings: Any = field(default_factory=EmbeddingsConfig)
     data: DataConfig = field(default_factory=DataConfig)
+
+
+def flat(node: object, prefix: str = "") -> dict[str, object]:
+    """Return the leaves of a nested dict by their dotted keys."""
+    if not isinstance(node, dict):
+        return {prefix.rstrip("."): node}
+    return {key: leaf for name, child in node.items() for key, leaf in flat(child, f"{prefix}{name}.").items()}
+
+
+def known_keys() -> list[str]:
+    """Return the dotted keys of all settings."""
+    return list(flat(OmegaConf.to_container(OmegaConf.structured(RunConfig))))
 
 
 def legal_feature(name: str, value: object) -> str | None:

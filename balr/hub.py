@@ -1,11 +1,10 @@
 """Fetch files of a repository on the Hugging Face Hub. Every error is one line that says what to do."""
 
 import logging
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
@@ -23,7 +22,7 @@ _REASONS = {  # by the class of huggingface_hub; the first that fits
     "RevisionNotFoundError": "no such revision; revision=main is the newest",
     "RepositoryNotFoundError": "no such repository, or a private one (HF_TOKEN)",
     "HFValidationError": "not a repository id, OWNER/NAME is expected",
-    "EntryNotFoundError": "no such file{offered}",
+    "EntryNotFoundError": "no such file",
     "HfHubHTTPError": "the Hub answered: {error}",
     "_UnreachableError": "the Hub cannot be reached ({error}). Ways out: connect this machine once; set HF_ENDPOINT to "
     "a mirror; or run `balr download {repo} DIR` on a connected machine, copy DIR here and set "
@@ -58,7 +57,8 @@ def fetch(repo: str, names: Sequence[str], revision: str, folder: Path | None = 
             raise
         if folder is None:
             return [Path(hf_hub_download(repo, name, revision=revision)) for name in names]
-        with TemporaryDirectory(prefix=".balr-download-", dir=_existing(folder)) as temporary:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+        with TemporaryDirectory(prefix=".balr-download-", dir=existing) as temporary:
             files = [Path(hf_hub_download(repo, name, revision=revision, local_dir=temporary)) for name in names]
             for file, name in zip(files, names, strict=True):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -67,11 +67,12 @@ def fetch(repo: str, names: Sequence[str], revision: str, folder: Path | None = 
 
 
 def list_names(repo: str, revision: str) -> list[str]:
-    """Return the names of all files of a repository. Raises CheckpointError."""
+    """Return the names of the files of a repository, without hidden ones and readmes. Raises CheckpointError."""
     from huggingface_hub import HfApi
 
     with _explained(repo, f"{repo} at revision {revision}"):
-        return _answer_in_time(lambda: HfApi().list_repo_files(repo, revision=revision))
+        names = _answer_in_time(lambda: HfApi().list_repo_files(repo, revision=revision))
+    return sorted(name for name in names if not name.startswith(".") and not name.endswith(".md"))
 
 
 def _cached(repo: str, names: Sequence[str], revision: str) -> list[Path]:
@@ -115,8 +116,10 @@ def _explained(repo: str, wanted: str, revision: str | None = None) -> Iterator[
     except Exception as error:
         classes = _class_names(error)
         reason = next(reason for name, reason in _REASONS.items() if name in classes)
-        offered = _offered(repo, revision) if revision and "{offered}" in reason else ""
-        reason = reason.format(error=one_line(error), repo=repo, offered=offered)
+        reason = reason.format(error=one_line(error), repo=repo)
+        if revision and "EntryNotFoundError" in classes:
+            with suppress(CheckpointError):
+                reason += f"; it holds {', '.join(list_names(repo, revision))} (see embeddings.model.model_name)"
         raise CheckpointError(f"{wanted}: {reason}.") from error
     finally:
         hub_logging.set_verbosity(verbosity)
@@ -124,15 +127,3 @@ def _explained(repo: str, wanted: str, revision: str | None = None) -> Iterator[
 
 def _class_names(error: Exception) -> set[str]:
     return {cls.__name__ for cls in type(error).__mro__}
-
-
-def _offered(repo: str, revision: str) -> str:
-    try:
-        names = [name for name in list_names(repo, revision) if not name.startswith(".") and not name.endswith(".md")]
-    except CheckpointError:  # only decorates an error that is raised anyway
-        return ""
-    return f"; it holds {', '.join(names)} (set embeddings.model.model_name and config_name)"
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.absolute().parents) if os.path.isdir(path))

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 
-import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
-from omegaconf import OmegaConf
 
-from balr.config import config_dir
+from balr.config import config_dir, known_keys
 from balr.errors import ConfigError, one_line
 
 FLAGS_WITH_VALUE = frozenset(
@@ -51,15 +49,19 @@ def _refuse_no_name(override: Override) -> None:
     """Refuse an override that means a group and does not name it, or chooses a config by something else than a name."""
     group, typed, root = override.key_or_group, override.input_line or "", config_dir()
     if re.fullmatch(r"[\w.]+", group) and not list((root / group).glob("*.yaml")):
-        groups = sorted({path.parent.relative_to(root).as_posix() for path in root.glob("*/**/*.yaml")})
         wanted = group.replace(".", "/")
-        meant = [f"{one}={typed.partition('=')[2] or 'NAME'}" for one in groups if _is_meant(one, wanted)]
+        meant = [f"{one}={typed.partition('=')[2] or 'NAME'}" for one in _groups() if _is_meant(one, wanted)]
         if meant:
             raise ConfigError(f"{typed}: a config is chosen by its group; did you mean {' or '.join(meant)}?")
     names = sorted(path.stem for path in (root / group).glob("[!_]*.yaml")) if ".." not in group else []
     is_name = override.is_delete() or override.is_sweep_override() or isinstance(override.value(), str)
     if names and not is_name:
         raise ConfigError(f"{typed}: a config is chosen by its name; there are {', '.join(names)}.")
+
+
+def _groups() -> list[str]:
+    root = config_dir()
+    return sorted({path.parent.relative_to(root).as_posix() for path in root.glob("*/**/*.yaml")})
 
 
 def _is_meant(group: str, wanted: str) -> bool:
@@ -95,23 +97,8 @@ def explain(error: Exception) -> str:
 def _unknown_key(message: str, reason: str) -> str:
     found = re.search(r"full_key: (\S+)", reason) or re.search("'(.+?)'", message)
     key = found[1] if found else reason
-    keys = _keys()
+    keys = [*_groups(), *known_keys()]
     same_end = [known for known in keys if re.split(r"[./]", known)[-1] == key]
     near = same_end or get_close_matches(key, keys, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "--cfg job shows all keys."
     return f"{key}: no such key; {hint}"
-
-
-def _keys() -> list[str]:
-    """Return all keys and groups of configs that an override can name."""
-    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-        tree = OmegaConf.to_container(hydra.compose("config"), resolve=False)
-    found = sorted({path.parent.relative_to(config_dir()).as_posix() for path in config_dir().glob("*/**/*.yaml")})
-    nodes = [("", tree)]
-    while nodes:
-        prefix, node = nodes.pop()
-        if isinstance(node, dict):
-            nodes.extend((f"{prefix}{name!s}.", child) for name, child in node.items() if not str(name).startswith("_"))
-        else:
-            found.append(str(prefix).rstrip("."))
-    return found
