@@ -17,13 +17,13 @@ from rich.table import Table
 from balr.checkpoints import download_checkpoint, published_checkpoints
 from balr.errors import BalrError, one_line
 from balr.runs.progress import as_text, open_missing_streams
-from balr.suggestions import complete_device, complete_override, complete_precision, suggest
+from balr.suggestions import complete_override, complete_value, suggest
 
 if TYPE_CHECKING:
     from balr.runs.verify import Verdict
 
 _SHOWN_OF_A_KIND = 20
-_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # typer hands it out under no name of its own
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # typer does not export it
 
 app = typer.Typer(
     help="Speaker embeddings of a whole corpus with published WeSpeaker models.",
@@ -118,14 +118,18 @@ def extract(
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(help="auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE", autocompletion=complete_device),
+        typer.Option(
+            help="auto, cpu, cuda, cuda:N or mps.",
+            metavar="DEVICE",
+            autocompletion=lambda incomplete: complete_value("device", incomplete),
+        ),
     ] = None,
     precision: Annotated[
         str | None,
         typer.Option(
             help="fp32, bf16 or fp16, where the device supports it.",
             metavar="PRECISION",
-            autocompletion=complete_precision,
+            autocompletion=lambda incomplete: complete_value("precision", incomplete),
         ),
     ] = None,
     root_dir: Annotated[

@@ -163,12 +163,16 @@ def _take_local_checkpoint(model: DictConfig) -> None:
     """Take the files of `model_dir` under any names, unless the command names a model. Raises CheckpointError."""
     given = _by_key(_overrides())
     is_chosen = model.model_repo and ("embeddings/model" in given or f"{_MODEL}model_repo" in given)
-    found = None if is_chosen or not model.model_dir else files_in(Path(model.model_dir).expanduser())
-    if found is None:
+    if is_chosen or not model.model_dir:
         return
-    model.model_repo = ""
-    if not {f"{_MODEL}model_name", f"{_MODEL}config_name"} & {*given}:
-        model.model_name, model.config_name = found
+    folder, names = Path(model.model_dir).expanduser(), (model.model_name, model.config_name)
+    is_named = f"{_MODEL}model_name" in given or f"{_MODEL}config_name" in given
+    if is_named or all((folder / name).is_file() for name in names):
+        found = names if folder.is_dir() and any(folder.iterdir()) else None
+    else:
+        found = files_in(folder)
+    if found is not None:
+        model.model_repo, model.model_name, model.config_name = "", *found
 
 
 def _in_a_sweep(run: RunConfig, label: str) -> RunConfig:

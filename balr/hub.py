@@ -38,7 +38,7 @@ class _UnreachableError(Exception):
 def fetch(repo: str, names: Sequence[str], revision: str, folder: Path | None = None) -> list[Path]:
     """Return files of a repository: from the Hub's cache, or downloaded to it or to `folder`, all or none.
 
-    Raises CheckpointError, within about 10 s where the Hub does not answer.
+    Raises CheckpointError, after about 10 s if the Hub does not answer.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
@@ -51,7 +51,7 @@ def fetch(repo: str, names: Sequence[str], revision: str, folder: Path | None = 
             for name in names:
                 url = hf_hub_url(repo, name, revision=revision)
                 _answer_in_time(lambda url=url: get_hf_file_metadata(url, timeout=ANSWER_SECONDS))  # type: ignore[misc]
-        except _UnreachableError:
+        except Exception:
             if cached:
                 return cached
             raise
@@ -86,7 +86,7 @@ def _cached(repo: str, names: Sequence[str], revision: str) -> list[Path]:
 
 
 def _answer_in_time(ask: Callable[[], _T]) -> _T:
-    """Call a function of huggingface_hub; names that do not resolve and addresses in turn know no time limit."""
+    """Call a function of huggingface_hub, whose own time limits cover neither the look-up of a name nor retries."""
     answer: Future[_T] = Future()
 
     def wait() -> None:

@@ -22,27 +22,18 @@ _KEYS = ("embeddings/model=", "data=", "+experiment=", "hydra/launcher=", *(f"{k
 
 def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
     """Complete `KEY=VALUE`, also the last of several values that commas separate."""
-    # bash takes GROUP=NAME for three words, and drops the last one where it is only the sign.
+    # bash splits GROUP=NAME into three words, and drops the last one if it is only the sign.
     words = [word for word in (ctx.params.get("corpus"), *(ctx.params.get("overrides") or ())) if word and word != "="]
-    if words and (values := _values(words[-1], incomplete)):
+    if words and (values := complete_value(words[-1], incomplete)):
         return values
     key, sign, value = incomplete.partition("=")
     if sign:
-        return [f"{key}={one}" for one in _values(key, value)]
+        return [f"{key}={one}" for one in complete_value(key, value)]
     return [one for one in _KEYS if one.startswith(incomplete)]
 
 
-def complete_device(incomplete: str) -> list[str]:
-    """Complete the value of `--device`."""
-    return _values("device", incomplete)
-
-
-def complete_precision(incomplete: str) -> list[str]:
-    """Complete the value of `--precision`."""
-    return _values("precision", incomplete)
-
-
-def _values(key: str, incomplete: str) -> list[str]:
+def complete_value(key: str, incomplete: str) -> list[str]:
+    """Complete the value of a key, or the name of a config of a group."""
     key = key.lstrip("+")
     there = [path.stem for path in (config_dir() / key).glob("[!_]*.yaml")] if key in _GROUPS else _VALUES.get(key, ())
     listed, comma, last = incomplete.rpartition(",")
@@ -68,7 +59,7 @@ def _suggest_key(option: str, argv: Sequence[str]) -> str | None:
     if option in FLAGS:
         return f"{option}: a flag of Hydra's, and no option here; python -m balr.main {option} takes it."
     key = option.lstrip("-").replace("-", "_")
-    key = next((group for group in _GROUPS if group.endswith(key)), key)
+    key = next((group for group in _GROUPS if group.rpartition("/")[2] == key), key)
     if key not in _GROUPS and key not in {field.name for field in fields(RunConfig)}:
         return None
     after = shlex.join(argv).partition(f"{option} ")[2] or next((w for w in argv if w.startswith(f"{option}=")), "")

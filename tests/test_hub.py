@@ -4,7 +4,7 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -184,6 +184,19 @@ def test_a_cached_repository_is_used_while_the_hub_is_silent(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with caplog.at_level(logging.INFO):
         assert WespeakerModel("me/mine", "avg_model.pt").files.source == "me/mine@main"
+
+
+def test_a_run_asks_which_file_is_meant_where_a_folder_holds_two(
+    corpus: Path, tiny_checkpoint: Path, tmp_path: Path, one_error_line: Callable[[], str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    for name, source in (("first.pt", "avg_model.pt"), ("second.pt", "avg_model.pt"), ("train.yaml", "config.yaml")):
+        (tmp_path / "mine" / name).symlink_to(tiny_checkpoint / source)
+    model = ["embeddings.model.model_dir=mine", "data=serial", "save_dir=out"]
+    assert main([f"input={corpus}", *model]) == 2
+    assert "one file of weights (.pt) is expected, and there is first.pt, second.pt" in one_error_line()
+    names = ["embeddings.model.model_name=second.pt", "embeddings.model.config_name=train.yaml"]
+    assert main([f"input={corpus}", *model, *names]) == 0
 
 
 def test_a_download_replaces_no_file_that_is_there(hub: FakeHub, tmp_path: Path) -> None:

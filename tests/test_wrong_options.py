@@ -149,3 +149,8 @@ def test_the_environment_and_the_arguments_are_left_as_they_were(
 def test_a_wrong_type_is_refused_before_a_configuration_is_shown(one_error_line: OneLine) -> None:
     assert main(["input=x", "data.batch_size=abc", "--cfg", "job"]) == 2
     assert "data.batch_size=abc: Value 'abc' of type 'str' could not be converted to Integer" in one_error_line()
+
+
+def test_a_flag_that_takes_an_override_for_its_value_says_what_it_takes(one_error_line: OneLine) -> None:
+    assert main(["--info", "input=x"]) == 2
+    assert "--info input=x: one of all, config, defaults" in one_error_line()
