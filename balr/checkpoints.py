@@ -74,6 +74,18 @@ def published_names() -> list[str]:
     return [checkpoint.name for checkpoint in published_checkpoints().values()]
 
 
+def published_table() -> str:
+    """Return the published checkpoints as text of two lines each, within 80 columns."""
+    lines = [f"{'embeddings/model=':21}  dim  M params  {'EER O/E/H':14}  {'trained on':13}  licence"]
+    for checkpoint in published_checkpoints().values():
+        eer = "/".join(f"{rate:.2f}" for rate in checkpoint.eer_percent or ()) or "-"
+        size = f"{checkpoint.embedding_dim:3}  {checkpoint.parameters_millions:8.1f}"
+        lines.append(f"{checkpoint.name:21}  {size}  {eer:14}  {checkpoint.trained_on:13}  {checkpoint.licence}")
+        lines.append(f"  {checkpoint.model_repo}  {checkpoint.architecture}")
+    lines += ["EER: % on VoxCeleb1-O, -E, -H as WeSpeaker published it, cosine scores without", "normalisation."]
+    return "\n".join(lines)
+
+
 def hub_settings(name: str) -> dict[str, str]:
     """Return model_repo, model_name and config_name of a name in `balr models` or of OWNER/NAME.
 

@@ -3,24 +3,19 @@
 import io
 import logging
 import os
-import re
 import sys
-from collections.abc import Sequence
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from balr.checkpoints import download_checkpoint, published_checkpoints
+from balr.checkpoints import download_checkpoint, published_table
 from balr.errors import BalrError, one_line
-from balr.runs.progress import as_text, open_missing_streams
+from balr.logs import open_missing_streams
+from balr.overrides import split_commas, split_words, to_overrides
 from balr.suggestions import complete_override, complete_value, suggest
-
-if TYPE_CHECKING:
-    from balr.runs.verify import Verdict
 
 _SHOWN_OF_A_KIND = 20
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # typer does not export it
@@ -157,24 +152,16 @@ def extract(
     balr extract recordings/ -m embeddings/model=resnet34_lm,campplus_lm
     """
     if multirun and cfg:
-        raise typer.BadParameter(
-            "cannot be combined with --multirun; leave that out to see one job.", param_hint="--cfg"
-        )
-    words = [word for word in (corpus, *(overrides or ())) if word is not None]
-    rest = [word for word in words if _is_override(word)]
-    inputs = [word for word in words if word not in rest]
-    given = inputs + [word.removeprefix("input=") for word in rest if word.startswith("input=")]
-    if inputs and len(given) > 1:
-        both = " and ".join(map(repr, given))
-        raise typer.BadParameter(f"{both}: one input; did you mean -m input={','.join(given)}?", param_hint="INPUT")
+        raise typer.BadParameter("shows one job; leave --multirun out.", param_hint="--cfg")
+    source, rest = split_words([word for word in (corpus, *(overrides or ())) if word is not None])
     flags: dict[str, Any] = {
-        "input": inputs[0] if inputs else None,
+        "input": source,
         "force": force,
         "max_failures": max_failures,
         "fail_fast": fail_fast,
         "save_output": save_output,
         "save_dir": save_dir,
-        "audio_formats": _split(audio_formats),
+        "audio_formats": split_commas(audio_formats),
         "device": device,
         "precision": precision,
         "root_dir": root_dir,
@@ -195,10 +182,10 @@ def verify(
         str | None, typer.Argument(metavar="[INPUT]", help="The corpus that it should hold the embeddings of.")
     ] = None,
     *,
-    repair: Annotated[
+    forget: Annotated[
         bool,
         typer.Option(
-            "--repair", help="Remove what is broken, so that the next run of the same command makes it again."
+            "--forget", help="Take what is wrong off metadata.csv, so that the next run of the same command embeds it."
         ),
     ] = False,
     audio_formats: Annotated[
@@ -211,62 +198,29 @@ def verify(
 ) -> None:
     """Read every embedding of a folder and compare it with its lists, its record and the corpus.
 
-    [bold]balr verify outputs/embeddings/voxceleb2/resnet34_lm voxceleb2/metadata.csv[/bold]
+    balr verify outputs/embeddings/voxceleb2/resnet34_lm voxceleb2/metadata.csv
     """
     from balr.data.corpus import Corpus
     from balr.data.folders import AUDIO_FORMATS
-    from balr.errors import BalrError
-    from balr.runs.verify import repair as repaired
-    from balr.runs.verify import verify as verdict_of
+    from balr.runs import verify as checks
 
     folder = Path(save_dir).expanduser()
-    formats = _split(audio_formats) or AUDIO_FORMATS
+    formats = split_commas(audio_formats) or AUDIO_FORMATS
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         found = Corpus.from_path(corpus, root_dir=root_dir, audio_formats=formats) if corpus else None
-        verdict = verdict_of(folder, found)
-        _show(verdict)
-        if repair and verdict.findings:
-            _show_repaired(repaired(folder, verdict))
+        verdict = checks.verify(folder, found)
+        print(verdict.as_text(most_of_a_kind=_SHOWN_OF_A_KIND if sys.stdout.isatty() else None))
+        if forget:
+            count = checks.forget(folder, verdict)
+            print(f"{count:,} taken off the list; the next run of the same command embeds them")
     except BalrError as error:
         sys.stderr.write(f"ERROR {error}\n")
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     raise typer.Exit(1 if verdict.findings else 0)
-
-
-def _show_repaired(count: int) -> None:
-    what = f"repaired: {count} removed" if count else "nothing to repair: only what is broken is removed"
-    print(f"{what}; the next run of the same command makes what is not there.")
-
-
-def _show(verdict: "Verdict") -> None:
-    """Print what was counted, then what was found: all of it, or the first of each kind where a person reads."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
-        sys.stdout.reconfigure(errors="backslashreplace")
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("in metadata.csv", f"{verdict.listed:,}")
-    if verdict.unlisted:
-        table.add_row("of a run that did not end", f"{verdict.unlisted:,}")
-    table.add_row("  whole", f"{verdict.whole:,}")
-    if verdict.norms:
-        least, median, most = (f"{norm:.3g}" for norm in verdict.norms)
-        table.add_row("  each of", f"{verdict.embedding_dim} numbers, norm {least} to {most}, median {median}")
-    table.add_row("in failures.csv", f"{verdict.failed:,}")
-    if verdict.utterances is not None:
-        table.add_row("in the corpus", f"{verdict.utterances:,}")
-    table.add_row("last run", verdict.last_run)
-    print(as_text(table))
-    most_shown = _SHOWN_OF_A_KIND if sys.stdout.isatty() else len(verdict.findings)
-    kinds = list(dict.fromkeys(finding.kind for finding in verdict.findings))
-    for kind in kinds:
-        those = [finding for finding in verdict.findings if finding.kind == kind]
-        for finding in those[:most_shown]:
-            print(f"{kind}: {one_line(finding.what)}: {one_line(finding.reason)}")
-        if len(those) > most_shown:
-            print(f"{kind}: and {len(those) - most_shown:,} more; sent to a file, all are listed")
-    counted = ", ".join(f"{sum(finding.kind == kind for finding in verdict.findings):,} {kind}" for kind in kinds)
-    print(counted or "all is as it should be")
 
 
 @app.command()
@@ -289,40 +243,7 @@ def download(
 @app.command()
 def models() -> None:
     """List the checkpoints that ship with balr."""
-    print(f"{'embeddings/model=':21}  dim  M params  {'EER O/E/H':14}  {'trained on':13}  licence")
-    for checkpoint in published_checkpoints().values():
-        eer = "/".join(f"{rate:.2f}" for rate in checkpoint.eer_percent or ()) or "-"
-        row = f"{checkpoint.name:21}  {checkpoint.embedding_dim:3}  {checkpoint.parameters_millions:8.1f}  {eer:14}"
-        print(f"{row}  {checkpoint.trained_on:13}  {checkpoint.licence}")
-        print(f"  {checkpoint.model_repo}  {checkpoint.architecture}")
-    print("EER: % on VoxCeleb1-O, -E, -H as WeSpeaker published it, cosine scores without\nnormalisation.")
-
-
-def to_overrides(flags: dict[str, Any]) -> list[str]:
-    """Translate the flags that were given to Hydra overrides, quoted so that any path means itself."""
-    return [f"{key}={_quoted(value)}" for key, value in flags.items() if value is not None]
-
-
-def _quoted(value: bool | str | Sequence[str]) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if not isinstance(value, str):
-        return f"[{','.join(_quoted(item) for item in value)}]"
-    # OmegaConf reads ${ as an interpolation unless escaped, Hydra a quote as the end; backslashes before either count.
-    for special in (r"\$\{", "'"):
-        value = re.sub(rf"(\\*)({special})", r"\1\1\\\2", value)
-    trailing = len(value) - len(value.rstrip("\\"))
-    return f"'{value}{chr(92) * trailing}'"
-
-
-def _split(values: Sequence[str] | None) -> list[str] | None:
-    if not values:
-        return None
-    return [part.strip() for value in values for part in value.split(",") if part.strip()]
-
-
-def _is_override(text: str) -> bool:
-    return ("=" in text or text.startswith("~")) and not os.path.lexists(os.path.expanduser(text))
+    print(published_table())
 
 
 if __name__ == "__main__":

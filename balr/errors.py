@@ -11,8 +11,6 @@ BalrError             stops the command; the line is shown, never a traceback
 
 import os
 import re
-from dataclasses import dataclass
-from typing import Literal
 
 _SHORTEST_TOKEN = 6
 _SECRET = re.compile(r"\bhf_\w{20,}|(?<=://)[^/@\s]+(?=@)")
@@ -47,19 +45,6 @@ class PlaceError(OutputError):
 
 class UtteranceError(BalrError):
     """One utterance cannot be embedded."""
-
-
-Stage = Literal["decode", "embed", "write"]
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An utterance that got no embedding, and why: a line of failures.csv."""
-
-    id: str
-    audio: str
-    stage: Stage
-    reason: str
 
 
 def one_line(text: object) -> str:

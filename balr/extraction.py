@@ -1,175 +1,153 @@
-"""One run, from a corpus to embeddings on disk: the only file that knows all stages."""
+"""One run, from a corpus to embeddings in a store: the only file that knows all stages."""
 
 import logging
 import os
-from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balr.atomic import check_writable, locked, remove
 from balr.composition import build
-from balr.config import DataConfig, RunConfig
+from balr.config import RunConfig
 from balr.data.corpus import Corpus
-from balr.errors import Failure, OutputError, one_line
-from balr.lists import (
-    DURATIONS,
-    FailureList,
-    refuse_foreign_lists,
-    refuse_names_of_lists,
-    refuse_to_replace_a_part,
-    vouched_for,
-    write_metadata,
-    write_planned,
-)
-from balr.records import Utterance
-from balr.runs.progress import Report, Tally, shown, tracked
+from balr.errors import OutputError
+from balr.records import Failure, Utterance
+from balr.runs.failures import FailureLog
+from balr.runs.progress import Tally
 from balr.runs.provenance import corpus_facts, machine, now, software
-from balr.runs.record import Record, identity
+from balr.runs.record import Facts, Record, identity
+from balr.runs.summary import Summary, relative, utterances
 from balr.shutdown import Stop
-from balr.stores.embedding_files import MISSING
+from balr.stores.files import FilesStore
+from balr.stores.folder import locked
 
 if TYPE_CHECKING:  # a finished corpus needs no torch
     from balr.embeddings.base import EmbeddingsModel
 
 log = logging.getLogger(__name__)
 
-_BROKEN_SHOWN = 10
+_DURATIONS = "durations.csv"
 
 
-def run(cfg: RunConfig, *, run_dir: Path, stop: Stop) -> Report:
-    """Embed a corpus as configured and report what became of each utterance.
+def run(cfg: RunConfig, *, run_dir: Path, stop: Stop, job: str = "embedding") -> Summary:
+    """Embed a corpus as configured and add up what became of each utterance.
 
-    `run_dir` takes the lists where `save_dir` is null and embeddings go beside the audio. Raises a BalrError before the
-    model is loaded where input, output or configuration are wrong; a bad utterance is part of the report. When `stop`
-    is set, what is being computed is finished and saved.
+    `run_dir` takes the lists where `save_dir` is null and embeddings go beside the audio; `job` names the run on a
+    progress bar. Raises a BalrError before the model is loaded where input, output or configuration are wrong; a bad
+    utterance is part of the summary. When `stop` is set, what is being computed is finished and saved.
     """
-    data_config = cfg.data
     corpus = Corpus.from_path(cfg.input, root_dir=cfg.root_dir, audio_formats=cfg.audio_formats, channel=cfg.channel)
     corpus.vector_format = cfg.vector_format
     corpus.set_output_dir(cfg.save_dir)
-    if cfg.save_output:
-        folder = corpus.output_dir or run_dir.absolute()
-        check_writable(folder)
-        with locked(folder):
-            return _run_in(folder, cfg, corpus, data_config, run_dir=run_dir, stop=stop)
-    todo = _audible(corpus)
-    log.info("%d utterances in %s", len(corpus), cfg.input)
-    follower = _Follower(Tally(todo=len(todo)), stop if cfg.fail_fast else None)
-    _embed(_model(cfg), todo, data_config, follower, stop)
-    return _report(cfg, corpus, follower.tally, None)
+    if not cfg.save_output:
+        return _compute_only(cfg, corpus, stop, job)
+    folder = corpus.output_dir or run_dir.absolute()
+    if os.path.isfile(cfg.input) and os.path.realpath(os.path.dirname(cfg.input)) == os.path.realpath(folder):
+        raise OutputError(f"{cfg.input}: lies in save_dir, whose lists are overwritten; choose another save_dir.")
+    with locked(folder):
+        files = _open(folder, cfg, corpus)
+        left = [utterance for utterance in _audible(corpus) if utterance.id not in files.completed]
+        log.info("%s in %s, %d already there", utterances(len(corpus)), cfg.input, len(files.completed))
+        facts = {"started": now(), "corpus": corpus_facts(corpus, cfg.input), "vector_format": cfg.vector_format}
+        model = _model(cfg) if left else None
+        if model is not None:
+            facts |= model.describe()
+            files.begin(model, corpus)
+        tally = Tally(todo=len(left), job=job)
+        with files.record.of_run({**facts, "hydra": str(run_dir.absolute()), **software(), **machine()}) as entry:
+            try:
+                if model is not None:
+                    _embed(model, cfg, corpus, _Follower(tally, files, stop if cfg.fail_fast else None), stop)
+                    entry.update(model.execution_facts())
+                files.close()
+            except OutputError as error:
+                saved = f"This run saved {tally.embedded_count} of {utterances(tally.todo)}"
+                raise OutputError(f"{error} {saved}; the same command goes on from there.") from error
+            finally:
+                summary = _summary(cfg, corpus, tally, files)
+                entry.update(summary.facts())
+            files.record.forcing &= summary.not_reached > 0
+            entry["exit"] = _how_it_stopped(stop)
+    return summary
+
+
+@dataclass(frozen=True)
+class _RunFiles:
+    """The files of a run's folder: embeddings with their manifest, failures, record. `completed` at its start."""
+
+    store: FilesStore
+    failures: FailureLog
+    record: Record
+    model: Facts
+    completed: Set[str]
+    starts_over: bool
+
+    def begin(self, model: "EmbeddingsModel", corpus: Corpus) -> None:
+        """Note whose embeddings the folder holds from now on; where they replace others, after those are gone."""
+        if self.starts_over:
+            self.store.clear()
+            self.failures.clear()
+        self.record.model, self.record.embedding_dim = self.model, model.embedding_dim
+        self.record.corpus_root = os.path.realpath(corpus.root_dir)
+        self.record.forcing |= self.starts_over
+
+    def close(self) -> None:
+        """Put the lists into their final order."""
+        self.store.close()
+        self.failures.finish(self.store.completed())
+
+
+def _open(folder: Path, cfg: RunConfig, corpus: Corpus) -> _RunFiles:
+    """Read what a locked folder holds. Raises OutputError where that is of another corpus or model."""
+    record, model = Record.of(folder), identity(cfg.embeddings["model"], cfg.precision)
+    record.refuse_another_corpus(corpus.root_dir)
+    store = FilesStore(
+        folder,
+        corpus.utterances,
+        root=corpus.root_dir,
+        format=cfg.vector_format,
+        beside_audio=corpus.output_dir is None,
+        embedding_dim=record.embedding_dim,
+    )
+    completed = frozenset(store.completed())
+    if completed and not cfg.force and corpus.output_dir is not None:
+        record.refuse_another_model(model)
+    starts_over = cfg.force and not (record.forcing and record.is_of(model))
+    failures = FailureLog(folder, corpus.utterances)
+    return _RunFiles(store, failures, record, model, frozenset() if starts_over else completed, starts_over)
 
 
 class _Follower:
-    """Follow a model through a corpus: count, note whose embedding is there, keep failures.csv."""
+    """Follow a model through a corpus: count, keep failures.csv, ask for a stop at the first failure where wanted."""
 
-    def __init__(
-        self,
-        tally: Tally,
-        stop_at_failure: Stop | None,
-        *,
-        done: set[str] | None = None,
-        failure_list: FailureList | None = None,
-    ) -> None:
+    def __init__(self, tally: Tally, files: _RunFiles | None, stop_at_failure: Stop | None) -> None:
         self.tally = tally
-        self.done = set() if done is None else done
-        self._failure_list = failure_list
+        self.files = files
+        self._computed_again = frozenset() if files is None else files.completed  # with a batch that was cut short
         self._stop_at_failure = stop_at_failure
 
     def planned(self, audio_seconds: float, *, upsampled: int) -> None:
         self.tally.planned(audio_seconds, upsampled=upsampled)
 
     def embedded(self, utterance: Utterance, audio_seconds: float) -> None:
-        self.done.add(utterance.id)
-        self.tally.embedded(audio_seconds)
-        if self._failure_list is not None:
-            self._failure_list.write_if_due()
+        if utterance.id not in self._computed_again:
+            self.tally.embedded(audio_seconds)
 
     def failed(self, failure: Failure) -> None:
-        self.done.discard(failure.id)
+        if failure.id in self._computed_again:
+            return
         self.tally.failed(failure)
-        if self._failure_list is not None:
-            self._failure_list.add(failure)
+        if self.files is not None:
+            self.files.failures.add(failure)
         if self._stop_at_failure is not None:
             self._stop_at_failure.set()
 
 
-def _run_in(
-    folder: Path, cfg: RunConfig, corpus: Corpus, data_config: DataConfig, *, run_dir: Path, stop: Stop
-) -> Report:
-    """Run in a folder that is held, and leave its lists and its record true."""
-    started = now()
-    model_identity = identity(cfg.embeddings["model"], cfg.precision)
-    record = Record.of(folder)
-    record.refuse_another_corpus(corpus.root_dir)
-    refuse_foreign_lists(folder, cfg.input)
-    refuse_names_of_lists(folder, corpus)
-    corpus.refuse_foreign_folders()
-    if not cfg.force:
-        record.refuse_another_model(model_identity)
-    elif record.replacing or record.model != model_identity:
-        refuse_to_replace_a_part(folder, corpus)
-    stale = _not_vouched_for(folder, corpus, record, force=cfg.force)
-    todo = _audible(corpus) if cfg.force else _what_is_left(_audible(corpus), record, stale)
-    log.info("%d utterances in %s, %d already there", len(corpus), cfg.input, len(_audible(corpus)) - len(todo))
-    left = {utterance.id for utterance in todo.utterances}
-    done = {utterance.id for utterance in corpus.utterances} - left
-    tally = Tally(todo=len(todo))
-    failure_list = FailureList(folder, corpus, done)
-    follower = _Follower(tally, stop if cfg.fail_fast else None, done=done, failure_list=failure_list)
-    model = _model(cfg) if len(todo) else None
-    facts = {
-        "started": started,
-        "corpus": corpus_facts(corpus, cfg.input),
-        **({} if model is None else model.describe()),
-    }
-    facts |= {"vector_format": cfg.vector_format, "hydra": str(run_dir.absolute())}
-    facts |= {"software": software(), "machine": machine()}
-    if model is not None:
-        for utterance in stale:
-            remove(corpus.vector_path(utterance))
-        record.made_by(model_identity, embedding_dim=model.embedding_dim, root=corpus.root_dir)
-    with record.of_run(facts) as entry, ExitStack() as at_the_end:
-        at_the_end.callback(lambda: entry.update(_report(cfg, corpus, tally, folder).facts()))
-        at_the_end.enter_context(_leaving_lists(folder, corpus, follower, failure_list, force=cfg.force))
-        if model is not None:
-            at_the_end.callback(lambda: entry.update(model.execution_facts()))
-            write_planned(folder, corpus, todo)
-            _embed(model, todo, data_config, follower, stop, durations_file=folder / DURATIONS)
-        if stop.is_set():
-            entry["exit"] = f"interrupted by {stop.signal_name}" if stop.signal_name else "stopped at the first failure"
-    return _report(cfg, corpus, tally, folder)
-
-
-def _audible(corpus: Corpus) -> Corpus:
-    return corpus.filter(lambda utterance: utterance.audio is not None)
-
-
-def _not_vouched_for(folder: Path, corpus: Corpus, record: Record, *, force: bool) -> list[Utterance]:
-    """Return the utterances in whose place is an embedding that no list tells to be theirs, or no record by what."""
-    if corpus.output_dir is None:  # beside the audio there are no lists of earlier runs
-        return []
-    known = vouched_for(folder, corpus, force=force) if record.model else ()
-    others = (u for u in corpus.utterances if u.audio is not None and u.id not in known)
-    return [utterance for utterance in others if os.path.lexists(corpus.vector_file(utterance))]
-
-
-def _what_is_left(audible: Corpus, record: Record, stale: Collection[Utterance]) -> Corpus:
-    """Return the utterances without an embedding of their own, or with one that is broken, which is said."""
-    there = tracked(audible.utterances, "reading embeddings")
-    flaws = {utterance.id: audible.vector_flaw(utterance, dim=record.embedding_dim) for utterance in there}
-    if audible.output_dir is not None and not record.model and any(flaw != MISSING for flaw in flaws.values()):
-        raise OutputError(
-            f"{record.folder}: holds embeddings and no run.json that tells what made them; choose another save_dir, or "
-            "force=true to make them again."
-        )
-    flaws |= {utterance.id: "no list tells that it is of this audio" for utterance in stale}
-    broken = [(id_, flaw) for id_, flaw in flaws.items() if flaw not in (None, MISSING)]
-    for id_, flaw in broken[:_BROKEN_SHOWN]:
-        log.warning("%s: its embedding is made again: %s", one_line(id_), flaw)
-    if len(broken) > _BROKEN_SHOWN:
-        log.warning("and %d more embeddings that are made again", len(broken) - _BROKEN_SHOWN)
-    return audible.filter(lambda utterance: flaws[utterance.id] is not None)
+def _compute_only(cfg: RunConfig, corpus: Corpus, stop: Stop, job: str) -> Summary:
+    log.info("%s in %s", utterances(len(corpus)), cfg.input)
+    tally = Tally(todo=len(_audible(corpus)), job=job)
+    _embed(_model(cfg), cfg, corpus, _Follower(tally, None, stop if cfg.fail_fast else None), stop)
+    return _summary(cfg, corpus, tally, None)
 
 
 def _model(cfg: RunConfig) -> "EmbeddingsModel":
@@ -178,72 +156,38 @@ def _model(cfg: RunConfig) -> "EmbeddingsModel":
     return build(cfg.embeddings["model"], EmbeddingsModel, device=cfg.device, precision=cfg.precision)
 
 
-def _embed(
-    model: "EmbeddingsModel",
-    todo: Corpus,
-    data_config: DataConfig,
-    follower: _Follower,
-    stop: Stop,
-    *,
-    durations_file: Path | None = None,
-) -> None:
-    """Embed, and save where lengths are kept, too."""
+def _embed(model: "EmbeddingsModel", cfg: RunConfig, corpus: Corpus, follower: _Follower, stop: Stop) -> None:
+    """Run the pipeline over what is left of a corpus."""
     from balr.data.dataset import AudioDataset
 
-    dataset, save = AudioDataset.of(todo), durations_file is not None
+    files, data_config = follower.files, cfg.data
     with follower.tally:
         model.extract_embeddings(
-            dataset, save, data_config, observer=follower, durations_file=durations_file, stop=stop
+            AudioDataset.of(corpus),
+            files is not None,
+            data_config,
+            store=None if files is None else files.store,
+            failed_before=() if files is None else files.failures.ids,
+            observer=follower,
+            durations_file=None if files is None else files.store.folder / _DURATIONS,
+            stop=stop,
         )
 
 
-@contextmanager
-def _leaving_lists(
-    folder: Path, corpus: Corpus, follower: _Follower, failure_list: FailureList, *, force: bool
-) -> Iterator[None]:
-    """Write the lists, also of a run that stops early; where nothing can be written any more, say what is saved."""
-    tally = follower.tally
-
-    def leave() -> None:
-        if force:
-            _let_go(corpus, follower.done, {failure.id for failure in tally.failures})
-        failure_list.write()
-        write_metadata(folder, corpus, follower.done)
-
-    try:
-        yield
-        leave()
-    except OutputError as error:
-        lists = "the lists tell of them"
-        try:
-            leave()
-        except OutputError:
-            lists = "the next run lists them"
-        raise OutputError(
-            f"{error} This run saved {tally.embedded_count} of {tally.todo} embeddings, and {lists}."
-        ) from error
-    except BaseException:
-        leave()
-        raise
+def _audible(corpus: Corpus) -> list[Utterance]:
+    return [utterance for utterance in corpus.utterances if utterance.audio is not None]
 
 
-def _let_go(corpus: Corpus, done: set[str], failed: set[str]) -> None:
-    """Remove what was to be replaced and could not be, and take as done what a run that was stopped did not reach."""
-    made = {corpus.vector_file(u) for u in corpus.utterances if u.audio is not None and u.id in done} if failed else ()
-    for utterance in corpus.utterances:
-        if utterance.audio is None or utterance.id in done:
-            continue
-        place = corpus.vector_file(utterance)
-        if utterance.id not in failed:
-            done |= {utterance.id} if os.path.isfile(place) else set()
-        elif place not in made:  # by another id of the same audio
-            remove(Path(place))
+def _how_it_stopped(stop: Stop) -> str | None:
+    if not stop.is_set():
+        return None
+    return f"interrupted by {stop.signal_name}" if stop.signal_name else "stopped at the first failure"
 
 
-def _report(cfg: RunConfig, corpus: Corpus, tally: Tally, lists_in: Path | None) -> Report:
-    vectors_in = "beside the audio" if corpus.output_dir is None else shown(corpus.output_dir)
+def _summary(cfg: RunConfig, corpus: Corpus, tally: Tally, files: _RunFiles | None) -> Summary:
+    beside = "beside the audio" if corpus.output_dir is None else relative(corpus.output_dir)
     audible = len(_audible(corpus))
-    return Report(
+    return Summary(
         total=len(corpus),
         embedded=tally.embedded_count,
         already_there=audible - tally.todo,
@@ -252,6 +196,6 @@ def _report(cfg: RunConfig, corpus: Corpus, tally: Tally, lists_in: Path | None)
         upsampled=tally.upsampled,
         audio_seconds=tally.audio_seconds,
         wall_seconds=tally.wall_seconds,
-        vectors_in=vectors_in if cfg.save_output else "not saved (save_output=false)",
-        lists_in=lists_in,
+        embeddings_in=beside if cfg.save_output else "not saved (save_output=false)",
+        lists_in=None if files is None else files.store.folder,
     )

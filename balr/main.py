@@ -18,19 +18,17 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from balr.composition import check, register
-from balr.config import config_dir
+from balr.config import RunConfig, config_dir
 from balr.errors import BalrError, one_line
 from balr.hydra_errors import FLAGS_WITH_VALUE, explain, refuse_odd_arguments
-from balr.runs.progress import open_missing_streams, summary
+from balr.logs import name_lines, open_missing_streams
+from balr.runs.summary import Summary
 from balr.shutdown import Stop, end_with_process, stop_on_signals
+from balr.sweeps import SOME_FAILED, JobResult
 
 log = logging.getLogger(__name__)
 
-DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
-
-
-class JobFailedError(Exception):
-    """Tell the sweep that a job failed, after the other jobs had their turn. Its reason is logged already."""
+DONE, REFUSED, INTERRUPTED = 0, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,8 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             refuse_odd_arguments(*_flags_and_overrides(sys.argv[1:]))
             hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
-        except JobFailedError:
-            return SOME_FAILED
         except (BalrError, HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
             sys.stderr.write(f"ERROR {one_line(explain(error))}\n")
             return REFUSED
@@ -61,51 +57,58 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def job(cfg: DictConfig) -> None:
-    """Do one job of Hydra's and end the process with its exit code.
-
-    A job of a sweep raises JobFailedError instead, but for a signal in the process of the sweep, which ends it.
-    """
+    """Do one job of Hydra's and end the process with its exit code; a job of a sweep leaves its result instead."""
     register()  # again, as a job of a parallel sweep runs in a process of its own
     is_elsewhere, sweep = multiprocessing.parent_process() is not None, os.getppid()
     if is_elsewhere:
         end_with_process(sweep, signal.SIGTERM)
+    is_of_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     with stop_on_signals() as stop:
-        code = _run(cfg, stop)
-    if is_elsewhere and os.getppid() != sweep:  # a launcher's process would wait for more work from nobody
-        os._exit(code)
-    is_stopped_here = stop.exit_code is not None and not is_elsewhere
-    if code and HydraConfig.get().mode == RunMode.MULTIRUN and not is_stopped_here:
-        raise JobFailedError(f"exit code {code}")
-    if code:
-        raise SystemExit(code)
+        result = _run(cfg, stop, is_of_sweep=is_of_sweep)
+    if is_elsewhere and os.getppid() != sweep:  # a launcher's process would wait for more work, and none will come
+        os._exit(result.exit_code)
+    if is_of_sweep and (stop.exit_code is None or is_elsewhere):
+        result.write(_run_dir())
+    elif result.exit_code:
+        raise SystemExit(result.exit_code)
 
 
-def _run(cfg: DictConfig, stop: Stop) -> int:
+def _run(cfg: DictConfig, stop: Stop, *, is_of_sweep: bool) -> JobResult:
+    name = f"job {HydraConfig.get().job.num}" if is_of_sweep else "embedding"
     try:
         settings = check(cfg)
+        if is_of_sweep and settings.save_dir:
+            name = "/".join(Path(settings.save_dir).parts[-2:])
+            name_lines(name)
 
         from balr.extraction import run  # not for --help or --cfg
 
-        report = run(settings, run_dir=Path(HydraConfig.get().runtime.output_dir), stop=stop)
+        summary = run(settings, run_dir=_run_dir(), stop=stop, job=name)
     except (BalrError, OmegaConfBaseException) as error:
         log.error("%s", one_line(error))
-        return REFUSED
+        return JobResult.of(name, REFUSED, one_line(error))
     except Exception as error:
-        log.exception("unexpected %s: %s (traceback in %s)", type(error).__name__, one_line(error), _log_file())
-        return REFUSED
+        reason = f"unexpected {type(error).__name__}: {one_line(error)}"
+        log.exception("%s (traceback in %s)", reason, _run_dir() / f"{HydraConfig.get().job.name}.log")
+        return JobResult.of(name, REFUSED, reason)
+    return JobResult.of(name, _close(settings, summary, stop), summary)
+
+
+def _close(settings: RunConfig, summary: Summary, stop: Stop) -> int:
+    """Log the summary of a run and return its exit code."""
     if stop.exit_code is not None:
-        way_on = "the same command goes on from there" if cfg.save_output else "nothing was to be saved"
-        log.error("stopped by %s; %s\n%s", stop.signal_name, way_on, summary(report))
+        way_on = "the same command goes on from there" if settings.save_output else "nothing was to be saved"
+        log.error("stopped by %s; %s\n%s", stop.signal_name, way_on, summary.as_text())
         return stop.exit_code
-    log.info("%s\n%s", "stopped at the first failure" if report.not_reached else "done", summary(report))
-    if report.tolerated(str(settings.max_failures)):
+    log.info("%s\n%s", "stopped at the first failure" if summary.not_reached else "done", summary.as_text())
+    if summary.is_tolerated(str(settings.max_failures)):
         return DONE
-    log.warning("%d failed, and max_failures is %s: exit code %d", report.failed, settings.max_failures, SOME_FAILED)
+    log.warning("%d failed, and max_failures is %s: exit code %d", summary.failed, settings.max_failures, SOME_FAILED)
     return SOME_FAILED
 
 
-def _log_file() -> Path:
-    return Path(HydraConfig.get().runtime.output_dir) / f"{HydraConfig.get().job.name}.log"
+def _run_dir() -> Path:
+    return Path(HydraConfig.get().runtime.output_dir)
 
 
 @contextmanager

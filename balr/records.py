@@ -1,8 +1,17 @@
-"""What goes through the whole pipeline unchanged: an utterance, and which part of its audio file it is."""
+"""What goes through the pipeline: an utterance, which part of its audio file it is, and what became of it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from balr.errors import BalrError, one_line
+
+Embedding = npt.NDArray[np.float32]  # (dim,)
+Stage = Literal["decode", "embed", "write"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,34 @@ class Utterance:
     embedding: Path | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
     part: Part = WHOLE
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """An utterance with its embedding `(dim,)`."""
+
+    utterance: Utterance
+    embedding: Embedding
+    audio_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An utterance that got no embedding, and why: a line of failures.csv."""
+
+    id: str
+    audio: str
+    stage: Stage
+    reason: str
+
+    @classmethod
+    def of(cls, utterance: Utterance, stage: Stage, error: Exception) -> Self:
+        """Return the failure of an utterance that an exception is the reason for."""
+        reason = str(error) if isinstance(error, BalrError) else f"{type(error).__name__}: {one_line(error)[:300]}"
+        return cls(utterance.id, str(utterance.audio), stage, reason)
+
+
+Outcome = Embedded | Failure
 
 
 def format_seconds(seconds: float | None) -> str:

@@ -228,9 +228,9 @@ def long_file(path: Path, checkpoint: Path) -> tuple[float, float, list[float]]:
     model.embed([torch.randn(3 * RATE_HZ) * 0.1])
     idle = _peak_mib()
     started = time.perf_counter()
-    ((_, vector),) = model.extract_embeddings(AudioDataset.from_file(path), False, DataConfig())
+    ((_, embedding),) = model.extract_embeddings(path)
     pace = soundfile.info(path).duration / (time.perf_counter() - started)
-    return pace, _peak_mib() - idle, vector.tolist()
+    return pace, _peak_mib() - idle, embedding.tolist()
 
 
 def _peak_mib() -> float:

@@ -12,9 +12,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import soundfile
@@ -22,10 +23,9 @@ from untrained_checkpoint import write_checkpoint
 
 from balr.data.corpus import Corpus
 from balr.embeddings.pipeline import SAVED_TOGETHER
-from balr.errors import OutputError
-from balr.lists import write_metadata
 from balr.main import main as balr
-from balr.stores.embedding_files import Vector
+from balr.records import Embedded, Failure
+from balr.stores.files import FilesStore
 
 RATE_HZ = 16_000
 LINKS_OF_A_FILE = 50_000
@@ -86,13 +86,12 @@ def finished(folder: Path, utterances: int) -> None:
         check=True,
     )
     listed = Corpus.from_path(corpus)
-    listed.set_output_dir(folder / "out")
-    content = listed.vector_path(listed.utterances[0]).read_bytes()
-    for utterance in listed.utterances:
-        vector = listed.vector_path(utterance)
-        vector.parent.mkdir(parents=True, exist_ok=True)
-        vector.write_bytes(content)
-    write_metadata(folder / "out", listed, {utterance.id for utterance in listed.utterances})
+    store = FilesStore(folder / "out", listed.utterances, root=listed.root_dir)
+    ((_, embedding),) = store.read()
+    with patch("os.fsync"):
+        for start in range(0, utterances, 1000):
+            store.write([Embedded(one, embedding, 0.6) for one in listed.utterances[start : start + 1000]])
+    store.close()
     taken = [timed(command(corpus, folder / "out", model), folder) for _ in range(4)]
     print(f"{utterances:,} utterances that are there: {', '.join(f'{seconds:.1f}' for seconds in taken)} s")
 
@@ -121,12 +120,12 @@ def flushing(folder: Path, turns: int) -> None:
 @contextmanager
 def flushing_in_turns() -> Iterator[dict[bool, list[float]]]:
     """Switch flushing on and off as a run saves; yield the seconds for each utterance, by turn, with and without."""
-    flush, save = os.fsync, Corpus.save_together
+    flush, save = os.fsync, FilesStore.write
     taken: dict[bool, list[float]] = {True: [], False: []}
     order: list[bool] = []
     saves, saved, since, is_on = 0, 0, time.monotonic(), True
 
-    def timed_save(self: Corpus, vectors: Iterable[tuple[str, Vector]]) -> list[OutputError | None]:
+    def timed_save(self: FilesStore, batch: Sequence[Embedded]) -> list[Failure]:
         nonlocal saves, saved, since, is_on
         if saves % SAVES_OF_A_TURN == 0:
             now = time.monotonic()
@@ -136,15 +135,15 @@ def flushing_in_turns() -> Iterator[dict[bool, list[float]]]:
                 order.extend(random.sample((True, False), 2))
             saved, since, is_on = 0, now, order.pop()
             os.fsync = flush if is_on else lambda _: None
-        errors = save(self, vectors)
-        saves, saved = saves + 1, saved + len(errors)
-        return errors
+        failures = save(self, batch)
+        saves, saved = saves + 1, saved + len(batch)
+        return failures
 
-    Corpus.save_together = timed_save  # type: ignore[method-assign]
+    FilesStore.write = timed_save  # type: ignore[method-assign]
     try:
         yield taken
     finally:
-        os.fsync, Corpus.save_together = flush, save  # type: ignore[method-assign]
+        os.fsync, FilesStore.write = flush, save  # type: ignore[method-assign]
 
 
 def command(corpus: Path, out: Path, model: Path) -> list[str]:

@@ -1,12 +1,13 @@
 """What tests share: synthetic audio, a tiny corpus, tiny checkpoints of real architectures, the command in-process."""
 
 import csv
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +19,10 @@ import torch
 from untrained_checkpoint import write_checkpoint
 
 from balr.embeddings.wespeaker import WespeakerModel
+from balr.errors import OutputError
 from balr.main import main
+from balr.records import Embedded, Failure
+from balr.stores.files import FilesStore
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads of processes side by side would wait for one another
     torch.set_num_threads(1)
@@ -88,7 +92,7 @@ def one_error_line(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
 
 
 def speechlike(seconds: float, *, seed: int = 0, rate_hz: int = 16_000) -> npt.NDArray[np.float32]:
-    """Make noise with a moving pitch and level, in [-1, 1]: no two frames group_by_length."""
+    """Make noise with a moving pitch and level, in [-1, 1]: no two frames are alike."""
     generator = np.random.default_rng(seed)
     time = np.arange(int(seconds * rate_hz)) / rate_hz
     pitch = 120 + 60 * np.sin(2 * np.pi * (0.7 + 0.1 * seed) * time)
@@ -122,7 +126,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def vectors(folder: Path) -> dict[str, bytes]:
+def embeddings(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*_emb.*"))}
 
 
@@ -139,6 +143,19 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[object]:
 
     monkeypatch.setattr(WespeakerModel, "embed", interrupted)
     return seen
+
+
+def break_off_after(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """End a run, as an error of the disk does, at the first batch after so many embeddings are listed."""
+    whole = FilesStore.write
+
+    def breaking(self: FilesStore, batch: Sequence[Embedded]) -> list[Failure]:
+        if len(self.completed()) >= count:
+            raise OutputError(f"{self.folder}: cannot be written: {os.strerror(errno.EIO)}.")
+        room = count - len(self.completed())
+        return whole(self, batch[:room]) + (self.write(batch[room:]) if batch[room:] else [])
+
+    monkeypatch.setattr(FilesStore, "write", breaking)
 
 
 def alive_in_group(leader: int) -> list[str]:

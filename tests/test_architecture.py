@@ -15,10 +15,10 @@ LAYERS = (
     {"errors", "records", "config", "atomic", "shutdown", "logs", "checkpoints", "hub", "composition", "hydra_errors"},
     {"stores"},
     {"data"},
-    {"embeddings", "runs", "lists"},
-    {"extraction"},
+    {"embeddings", "runs"},
+    {"extraction", "sweeps"},
     {"main"},
-    {"cli", "suggestions"},
+    {"cli", "overrides", "suggestions"},
 )
 
 
@@ -43,13 +43,20 @@ def test_a_module_imports_only_its_own_layer_and_those_below(path: Path) -> None
         assert not [one for one in statements if isinstance(one, ast.ImportFrom) and str(one.module).startswith("balr")]
         return
     assert all(layer(imported) <= layer(name) for imported in imports(path))
+    side_by_side = {part for part in ("embeddings", "runs", "evaluation") if name.split(".")[1] == part}
+    for imported in imports(path):
+        part = imported.split(".")[1]
+        assert not side_by_side or part in side_by_side or layer(imported) < layer(name), imported
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_file_fits_in_one_head(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 350
+    assert len(path.read_text().splitlines()) <= 250
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef) and node.name != "extract":  # its length is its options
+        if isinstance(node, ast.FunctionDef) and node.name not in (
+            "extract",
+            "verify",
+        ):  # their length is their options
             assert (node.end_lineno or 0) - node.lineno < 45, node.name
 
 

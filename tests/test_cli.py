@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from balr import cli
 from balr import main as main_module
 from balr.config import config_dir
+from balr.overrides import to_overrides
 
 
 def forwarded(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
@@ -36,14 +37,14 @@ def forwarded(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
     | st.text(st.sampled_from("\\'\"${} a"))  # what quoting is about, which hardly comes up among all characters
 )
 def test_any_path_comes_through_hydra_as_itself(path: str) -> None:
-    (override,) = OverridesParser.create().parse_overrides(cli.to_overrides({"input": path}))
+    (override,) = OverridesParser.create().parse_overrides(to_overrides({"input": path}))
     config = OmegaConf.create({"input": override.value()})
     assert config.input == path and isinstance(config.input, str)
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="\0,", exclude_categories=["Cs"]), min_size=1), min_size=1))
 def test_any_list_of_formats_comes_through_hydra_as_itself(formats: list[str]) -> None:
-    (override,) = OverridesParser.create().parse_overrides(cli.to_overrides({"audio_formats": formats}))
+    (override,) = OverridesParser.create().parse_overrides(to_overrides({"audio_formats": formats}))
     assert list(OmegaConf.create({"formats": override.value()}).formats) == formats
 
 
@@ -113,7 +114,7 @@ def test_models_lists_every_shipped_checkpoint_at_80_columns() -> None:
     assert sum("/wespeaker-" in line for line in lines) == 16 and any("0.80/0.94/1.70" in line for line in lines)
 
 
-@pytest.mark.parametrize("command", [[], ["extract"], ["download"], ["models"]])
+@pytest.mark.parametrize("command", [[], ["extract"], ["verify"], ["download"], ["models"]])
 def test_help_reads_well_at_80_columns(command: list[str]) -> None:
     output = CliRunner().invoke(cli.app, [*command, "--help"]).output
     assert "Usage: " in output and all(len(line) <= 80 for line in output.splitlines())

@@ -1,15 +1,14 @@
 """Failures are listed as they happen, tried again at the next run, and decide the exit code as asked."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Command, rows, speechlike, vectors, write_wav
+from conftest import Command, embeddings, rows, speechlike, write_wav
 
 from balr.data.corpus import Corpus
-from balr.errors import Failure
-from balr.lists import FailureList
+from balr.records import Failure
+from balr.runs.failures import FailureLog
 
 
 @pytest.fixture
@@ -45,11 +44,11 @@ def test_the_first_failure_ends_the_run_in_order_where_asked(
     assert balr(f"input={two_bad}", "save_dir=out", "fail_fast=true", "max_failures=5") == 1
     told = capsys.readouterr().err
     assert "not reached" in told and "Traceback" not in told
-    there = vectors(tmp_path / "out")
+    there = embeddings(tmp_path / "out")
     assert len(there) < 6 and len(rows(tmp_path / "out" / "metadata.csv")) == len(there)
     assert 1 <= len(rows(tmp_path / "out" / "failures.csv")) <= 2
     assert balr(f"input={two_bad}", "save_dir=out") == 1
-    assert len(vectors(tmp_path / "out")) == 6 and len(rows(tmp_path / "out" / "failures.csv")) == 2
+    assert len(embeddings(tmp_path / "out")) == 6 and len(rows(tmp_path / "out" / "failures.csv")) == 2
 
 
 def test_a_failure_is_tried_again_and_leaves_the_list_when_it_is_mended(
@@ -64,20 +63,20 @@ def test_a_failure_is_tried_again_and_leaves_the_list_when_it_is_mended(
     assert not (tmp_path / "out" / "failures.csv").exists()
 
 
-def test_the_list_is_there_while_the_run_goes_on(corpus: Path, tmp_path: Path) -> None:
-    found = Corpus.from_dir(corpus)
-    done: set[str] = set()
-    listed = FailureList(tmp_path, found, done)
-    for number in (3, 0, 2):
-        utterance = found.utterances[number]
-        listed.add(Failure(utterance.id, str(utterance.audio), "decode", "damaged"))
-        assert rows(tmp_path / "failures.csv")
-    listed.write()
-    assert [row["id"] for row in rows(tmp_path / "failures.csv")] == [found.utterances[n].id for n in (0, 2, 3)]
-    done.add(found.utterances[0].id)
-    again = FailureList(tmp_path, found, done)
-    again.write()
-    assert [row["id"] for row in rows(tmp_path / "failures.csv")] == [found.utterances[n].id for n in (2, 3)]
+def test_a_failure_is_in_the_list_at_once_and_the_list_ends_in_the_order_of_the_corpus(
+    corpus: Path, tmp_path: Path
+) -> None:
+    utterances = Corpus.from_dir(corpus).utterances
+    log = FailureLog(tmp_path, utterances)
+    for count, number in enumerate((3, 0, 2), start=1):
+        log.add(Failure(utterances[number].id, str(utterances[number].audio), "decode", "damaged"))
+        assert len(rows(tmp_path / "failures.csv")) == count
+    again = FailureLog(tmp_path, utterances)
+    assert again.ids == {utterances[number].id for number in (0, 2, 3)}
+    again.finish(completed={utterances[0].id})
+    assert [row["id"] for row in rows(tmp_path / "failures.csv")] == [utterances[number].id for number in (2, 3)]
+    again.finish(completed={utterance.id for utterance in utterances})
+    assert not (tmp_path / "failures.csv").exists()
 
 
 @pytest.mark.parametrize("total", [200, pytest.param(2000, marks=pytest.mark.slow)])
@@ -96,27 +95,6 @@ def test_a_tenth_of_bad_files_costs_that_tenth(balr: Command, tmp_path: Path, to
     failed = [row["id"] for row in rows(tmp_path / "out" / "failures.csv")]
     assert sorted(failed) == sorted(bad) and len(bad) == total // 10
     listed = [row["id"] for row in rows(tmp_path / "out" / "metadata.csv")]
-    assert len(listed) == len(set(listed)) == len(vectors(tmp_path / "out")) == total * 9 // 10
+    assert len(listed) == len(set(listed)) == len(embeddings(tmp_path / "out")) == total * 9 // 10
     assert not set(listed) & bad
     assert balr(f"input={folder}", "save_dir=out", "max_failures=10%") == 0
-
-
-def test_failures_that_come_at_once_are_all_listed_before_the_next_embedding_is(corpus: Path, tmp_path: Path) -> None:
-    found = Corpus.from_dir(corpus)
-    listed = FailureList(tmp_path, found, set())
-    for utterance in found.utterances[:5]:
-        listed.add(Failure(utterance.id, str(utterance.audio), "decode", "damaged"))
-    time.sleep(1)
-    listed.write_if_due()
-    assert len(rows(tmp_path / "failures.csv")) == 5
-
-
-def test_the_failures_of_another_list_in_the_folder_stay(balr: Command, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / f"{name}.wav").write_text("no audio")
-        (tmp_path / f"{name}.csv").write_text(f"audio\n{name}.wav\n")
-        assert balr(f"input={name}.csv", "save_dir=out") == 1
-    assert {row["id"] for row in rows(tmp_path / "out" / "failures.csv")} == {"a.wav", "b.wav"}
-    (tmp_path / "a.wav").unlink()
-    assert balr("input=b.csv", "save_dir=out") == 1
-    assert [row["id"] for row in rows(tmp_path / "out" / "failures.csv")] == ["b.wav"]

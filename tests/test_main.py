@@ -1,12 +1,13 @@
 """The whole way through Hydra's door, in this process: runs, resumes, failures and what they leave."""
 
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import Command, rows, speechlike, vectors, write_wav
+from conftest import Command, embeddings, rows, speechlike, write_wav
 
 from balr.data.dataset import AudioDataset
 from balr.embeddings.wespeaker import WespeakerModel
@@ -18,9 +19,11 @@ def test_a_run_leaves_every_embedding_and_a_list_that_is_read_back(balr: Command
     )
     assert balr(f"input={corpus / 'list.csv'}", "save_dir=out") == 0
     listed = rows(tmp_path / "out" / "metadata.csv")
-    assert list(listed[0]) == ["id", "audio", "speaker", "embedding", "age"]
+    assert list(listed[0]) == ["id", "audio", "speaker", "embedding", "crc32", "age"]
+    crc32 = zlib.crc32((tmp_path / "out" / "spk1" / "utt1_emb.npy").read_bytes())
     assert listed[1] == {
         "id": "u1",
+        "crc32": f"{crc32:08x}",
         "audio": str(corpus / "spk1" / "utt1.wav"),
         "speaker": "s1",
         "embedding": "spk1/utt1_emb.npy",
@@ -40,11 +43,11 @@ def test_the_same_command_again_does_only_what_is_left(
     balr: Command, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert balr(f"input={corpus}", "save_dir=out") == 0
-    whole = vectors(tmp_path / "out")
+    whole = embeddings(tmp_path / "out")
     (tmp_path / "out" / "spk0" / "utt2_emb.npy").unlink()
     embedded = _count_embedded(monkeypatch)
     assert balr(f"input={corpus}", "save_dir=out") == 0
-    assert len(embedded) == 1 and vectors(tmp_path / "out") == whole
+    assert len(embedded) == 1 and embeddings(tmp_path / "out") == whole
     monkeypatch.setattr(WespeakerModel, "__init__", _must_not_run)
     assert balr(f"input={corpus}", "save_dir=out") == 0
 
@@ -64,12 +67,12 @@ def test_an_embedding_beside_the_audio_does_not_count_as_done_elsewhere(
     assert balr(f"input={corpus}", "save_dir=null") == 0
     assert (corpus / "spk0" / "utt0_emb.npy").is_file()
     assert balr(f"input={corpus}", "save_dir=out") == 0
-    assert len(vectors(tmp_path / "out")) == 6
+    assert len(embeddings(tmp_path / "out")) == 6
 
 
 def test_save_output_false_computes_and_writes_nothing(balr: Command, corpus: Path, tmp_path: Path) -> None:
     assert balr(f"input={corpus}", "save_dir=out", "save_output=false") == 0
-    assert not (tmp_path / "out").exists() and not vectors(corpus)
+    assert not (tmp_path / "out").exists() and not embeddings(corpus)
 
 
 def test_vectors_can_be_text(balr: Command, corpus: Path, tmp_path: Path) -> None:
@@ -105,7 +108,7 @@ def test_bad_utterances_are_listed_with_reasons_and_the_rest_is_embedded(
         assert reason in failures[name]["reason"]
         assert failures[name]["audio"] == str(corpus / name)
         assert failures[name]["stage"] == ("embed" if name == "short.wav" else "decode")
-    assert len(rows(tmp_path / "out" / "metadata.csv")) == len(vectors(tmp_path / "out")) == 6
+    assert len(rows(tmp_path / "out" / "metadata.csv")) == len(embeddings(tmp_path / "out")) == 6
     printed = capsys.readouterr().err
     assert "Traceback" not in printed
     assert [line.split()[-1] for line in printed.splitlines() if line.split()[:1] == ["failed"]] == ["6"]
@@ -120,7 +123,7 @@ def test_an_embedding_whose_audio_went_bad_is_gone_after_force(balr: Command, co
     assert balr(f"input={corpus}", "save_dir=out") == 0
     (corpus / "spk0" / "utt0.wav").write_text("this is text now")
     assert balr(f"input={corpus}", "save_dir=out", "force=true") == 1
-    assert len(vectors(tmp_path / "out")) == len(rows(tmp_path / "out" / "metadata.csv")) == 5
+    assert len(embeddings(tmp_path / "out")) == len(rows(tmp_path / "out" / "metadata.csv")) == 5
     assert balr(f"input={corpus}", "save_dir=out") == 1
 
 

@@ -8,8 +8,8 @@ import pytest
 from conftest import Command
 
 from balr.errors import redacted
+from balr.logs import PlainFormatter
 from balr.main import main
-from balr.runs.progress import PlainFormatter
 
 TOKEN = "hf_ThisIsASecretTokenOfTheHub0123456789"
 

@@ -1,10 +1,11 @@
 """Sweeps through Hydra's door: every job has results of its own, and a bad one does not stop the others."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Command, interrupt_at, rows, vectors
+from conftest import Command, embeddings, interrupt_at, rows
 
 from balr.main import main
 
@@ -18,9 +19,9 @@ def test_interrupting_a_run_saves_its_lists_and_stops_a_sweep(
     assert balr("-m", f"input={corpus}", "embeddings.model.features.window_type=hamming,povey", "save_dir=out") == 130
     assert len(seen) == 3
     (listed,) = (tmp_path / "out").rglob("metadata.csv")
-    assert len(rows(listed)) == len(vectors(tmp_path / "out")) == 3
+    assert len(rows(listed)) == len(embeddings(tmp_path / "out")) == 3
     told = capsys.readouterr().err
-    assert "ERROR stopped by SIGINT; the same command goes on from there" in told and "not reached    3" in told
+    assert "stopped by SIGINT; the same command goes on from there" in told and "not reached    3" in told
 
 
 def test_a_sweep_over_anything_keeps_its_jobs_apart(balr: Command, corpus: Path, tmp_path: Path) -> None:
@@ -47,7 +48,7 @@ def test_a_sweep_gives_every_job_its_own_results(balr: Command, corpus: Path, tm
         (True, False),
         (False, True),
     ]
-    hamming, povey = (vectors(folder) for folder in folders)
+    hamming, povey = (embeddings(folder) for folder in folders)
     assert len(hamming) == len(povey) == 6 and all(hamming[name] != povey[name] for name in hamming)
     assert len(list((tmp_path / "outputs" / "sweeps").rglob("balr.log"))) == 2
 
@@ -56,7 +57,7 @@ def test_a_sweep_with_one_save_dir_keeps_its_jobs_apart_below_it(balr: Command, 
     sweep = "embeddings.model.features.window_type=hamming,povey"
     assert balr("-m", f"input={corpus}", sweep, "save_dir=out") == 0
     assert len(list((tmp_path / "out").rglob("metadata.csv"))) == 2
-    assert len(vectors(tmp_path / "out")) == 12
+    assert len(embeddings(tmp_path / "out")) == 12
 
 
 def test_a_failing_job_does_not_stop_the_others_and_the_exit_code_is_one(
@@ -68,9 +69,31 @@ def test_a_failing_job_does_not_stop_the_others_and_the_exit_code_is_one(
         ["-m", f"input={corpus}", models, "embeddings.model.model_name=avg_model.pt", "embeddings.model.model_repo=''"]
     )
     assert code == 1
-    assert len(vectors(tmp_path / "outputs" / "embeddings")) == 6
+    assert len(embeddings(tmp_path / "outputs" / "embeddings")) == 6
     printed = capsys.readouterr().err
     assert "does not hold both avg_model.pt and config.yaml" in printed and "Traceback" not in printed
+    assert re.search(r"ERROR 1 of 2 jobs failed: \S*nothing\S*\n$", printed)
+
+
+def test_a_sweep_names_its_lines_and_ends_with_a_table_of_its_jobs(
+    balr: Command, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (corpus / "text.wav").write_text("no audio")
+    assert balr("-m", f"input={corpus}", "embeddings.model.features.window_type=hamming,povey", "save_dir=out") == 1
+    printed = capsys.readouterr().err
+    table = [line.split() for line in printed.rpartition("failed  x real time")[2].splitlines()[1:3]]
+    folders = sorted(str(path.parent) for path in Path("out").rglob("metadata.csv"))
+    assert [(row[1], row[2], row[-1]) for row in table] == [("6", "1", folder) for folder in folders]
+    for row in table:
+        assert f"WARNING {row[0]}: text.wav: decode: " in printed and f"INFO {row[0]}: done" in printed
+    assert "ERROR 2 of 2 jobs failed: " in printed
+
+
+def test_a_log_line_of_a_single_run_has_no_name(
+    balr: Command, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert balr(f"input={corpus}", "save_dir=out") == 0
+    assert "\nINFO done\n" in capsys.readouterr().err
 
 
 def test_a_save_dir_that_names_the_job_is_taken_as_it_is(balr: Command, corpus: Path, tmp_path: Path) -> None:

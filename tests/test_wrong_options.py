@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Command, speechlike, vectors, write_wav
+from conftest import Command, embeddings, speechlike, write_wav
 
 from balr.embeddings.wespeaker import WespeakerModel
 from balr.main import main
@@ -115,7 +115,7 @@ def test_a_csv_path_that_leaves_the_corpus_writes_nothing_outside(
     (corpus / "list.csv").write_text(f"audio\n{tmp_path / 'x.wav'}\n")
     assert balr(f"input={corpus / 'list.csv'}", "save_dir=out") == 0
     assert {path.name for path in tmp_path.rglob("*_emb.npy")} == {"x_emb.npy"}
-    assert len(vectors(tmp_path / "out")) == 1
+    assert len(embeddings(tmp_path / "out")) == 1
 
 
 def test_an_unexpected_error_is_one_line_with_its_traceback_in_the_log(

@@ -1,4 +1,4 @@
-"""From an audio file, or a part of it, to a mono float32 waveform in [-1, 1] at one rate."""
+"""Decode an audio file, or a part of it, to a mono float32 waveform `(samples,)` in [-1, 1] at one sample rate."""
 
 import math
 from collections import deque
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from torchaudio.transforms import Resample
 
 _LONGEST_BLOCK_SECONDS = 600
-_MOST_CLAIMED = 1 << 29  # nine hours at 16 kHz; what is longer grows as it is read
-_LARGEST_RESAMPLING_KERNEL = 10_000_000  # usual rates need less than a million numbers
-_MOST_KEPT_NUMBERS = 1 << 23
+_MOST_DECLARED_SAMPLES = 1 << 29  # nine hours at 16 kHz; memory for longer audio grows as it is decoded
+_LARGEST_RESAMPLING_KERNEL = 10_000_000  # common pairs of rates need less than a million coefficients
+MOST_KEPT_NUMBERS = 1 << 23
 _ROUNDING_SECONDS = 0.01  # lists round times: a segment may end so much after its file
 
-_Block = tuple[int, Channels]  # the sample of the file that it starts at, an array (samples, channels)
+_Block = tuple[int, Channels]  # its first sample's position in the file, and an array (samples, channels)
 
 
 class Cursor:
-    """Read one file after another, each once where segments of it are asked for in the order of their starts.
+    """Decode a file once for all its segments, if they are asked for in the order of their starts.
 
-    Seeking in compressed audio gives other samples than decoding from the start, so it is decoded from there; the
-    cursor stays where it is, and keeps what was read last for segments that overlap.
+    Seeking in compressed audio gives other samples than decoding from the start does. So the cursor keeps its position
+    in a file, and the last blocks for segments that overlap.
     """
 
     def __init__(self) -> None:
@@ -41,25 +41,23 @@ class Cursor:
         self._error: UtteranceError | None = None
 
     def open(self, path: Path, part: Part) -> tuple[OpenAudio, Iterator[_Block]]:
-        """Return a file and its blocks from the start of a part, or before it. Raises UtteranceError."""
-        if not part.is_segment or path != self._path or self._is_past(part.start_seconds):
+        """Return a file, and its blocks from the start of a part or earlier. Raises UtteranceError."""
+        is_open = path == self._path and part.is_segment
+        if not is_open or (self._kept and round(part.start_seconds * self._audio.rate_hz) < self._kept[0][0]):
             audio = open_audio(path, part)
             if audio.seeks or not part.is_segment:
                 return audio, audio.blocks
             self._path, self._audio, self._kept, self._error = path, audio, deque(), None
-        return self._audio, self._replayed()
+        return self._audio, self._kept_and_next_blocks()
 
-    def _is_past(self, seconds: float) -> bool:
-        return bool(self._kept) and round(seconds * self._audio.rate_hz) < self._kept[0][0]
-
-    def _replayed(self) -> Iterator[_Block]:
+    def _kept_and_next_blocks(self) -> Iterator[_Block]:
         yield from tuple(self._kept)
         if self._error is not None:
             raise self._error
         try:
             for start, block in self._audio.blocks:
                 self._kept.append((start, block))
-                while len(self._kept) > 1 and sum(kept.size for _, kept in self._kept) > _MOST_KEPT_NUMBERS:
+                while len(self._kept) > 1 and sum(kept.size for _, kept in self._kept) > MOST_KEPT_NUMBERS:
                     self._kept.popleft()
                 yield start, block
         except UtteranceError as error:
@@ -77,17 +75,14 @@ def load_waveform(
 ) -> torch.Tensor:
     """Decode a file, or a part of it, to a float32 waveform `(samples,)` in [-1, 1]: one channel, resampled.
 
-    Resampling is torchaudio's default, as in WeSpeaker's recipe. Beside the waveform itself, memory holds a block of
-    the file. A `cursor` makes many segments of one file cost one pass. Raises UtteranceError with the reason, such as
-    more than `max_seconds` of audio, or a segment that is not in the file.
+    Resampling is torchaudio's default, as in WeSpeaker's recipe. Besides the waveform, memory holds one block of the
+    file. With a `cursor`, many segments of a file are decoded in one pass. Raises UtteranceError with the reason, such
+    as more than `max_seconds` of audio, or a segment that is not in the file.
     """
-    _refuse_reversed(part)
-    audio, numbered = (cursor or Cursor()).open(path, part)
-    first, last = _bounds(part, audio.rate_hz)
-    blocks: Iterator[torch.Tensor] = (
-        _mono(block, part.channel) for block in _cut(numbered, first, last, audio.rate_hz)
-    )
-    blocks = _limited(blocks, audio.rate_hz, max_seconds)
+    audio, file_blocks = (cursor or Cursor()).open(path, part)
+    first, last = _sample_range(part, audio.rate_hz)
+    cut = _cut(file_blocks, first, last, audio.rate_hz)
+    blocks = _limited((_mono(block, part.channel) for block in cut), audio.rate_hz, max_seconds)
     samples = audio.samples if last is None else last - first
     if audio.rate_hz != sample_rate_hz:
         blocks = _resampled(blocks, audio.rate_hz, sample_rate_hz)
@@ -99,9 +94,9 @@ def load_waveform(
 
 
 def as_waveform(samples: npt.ArrayLike | torch.Tensor, rate_hz: int, *, target_hz: int) -> torch.Tensor:
-    """Turn samples `(samples,)` or `(channels, samples)` into a float32 waveform `(samples,)` at another rate.
+    """Convert samples `(samples,)` or `(channels, samples)` to a float32 waveform `(samples,)` at another rate.
 
-    Floats are in [-1, 1], integers are scaled by what their type holds, channels are averaged. Raises UtteranceError.
+    Floats are in [-1, 1], integers are scaled by the range of their type, channels are averaged. Raises UtteranceError.
     """
     array = samples.detach().cpu().numpy() if isinstance(samples, torch.Tensor) else np.asarray(samples)
     if array.dtype.kind not in "fiu":
@@ -113,30 +108,25 @@ def as_waveform(samples: npt.ArrayLike | torch.Tensor, rate_hz: int, *, target_h
     if isinstance(rate_hz, bool) or not isinstance(rate_hz, int | np.integer) or rate_hz < 1:
         raise UtteranceError(f"sample_rate_hz={rate_hz}: a whole number of Hz is expected")
     scaled = array.astype(np.float32)
-    if array.dtype.kind == "u":
-        scaled = scaled / np.float32(1 << 8 * array.dtype.itemsize - 1) - 1
-    elif array.dtype.kind == "i":
-        scaled = scaled / np.float32(1 << 8 * array.dtype.itemsize - 1)
+    if array.dtype.kind != "f":
+        scaled = scaled / np.float32(1 << 8 * array.dtype.itemsize - 1) - (array.dtype.kind == "u")
     waveform = torch.from_numpy(np.ascontiguousarray(scaled if array.ndim == 1 else scaled.mean(axis=0)))
     if not waveform.isfinite().all():
         raise UtteranceError("samples that are not numbers (NaN or infinity)")
     return waveform if rate_hz == target_hz else _resampler(int(rate_hz), target_hz)(waveform)
 
 
-def _refuse_reversed(part: Part) -> None:
+def _sample_range(part: Part, rate_hz: int) -> tuple[int, int | None]:
+    """Return the first sample of a part and the one after its last (None: the end). Raises UtteranceError."""
     start, end = part.start_seconds, part.end_seconds
     if start < 0 or (end is not None and end <= start):
         problem = "starts before the file" if start < 0 else "is empty" if end == start else "ends before it starts"
         raise UtteranceError(f"the segment from {format_seconds(start)} to {format_seconds(end)} s {problem}")
-
-
-def _bounds(part: Part, rate_hz: int) -> tuple[int, int | None]:
-    last = None if part.end_seconds is None else round(part.end_seconds * rate_hz)
-    return round(part.start_seconds * rate_hz), last
+    return round(start * rate_hz), None if end is None else round(end * rate_hz)
 
 
 def _cut(blocks: Iterator[_Block], first: int, last: int | None, rate_hz: int) -> Iterator[Channels]:
-    """Yield the samples from `first` to `last` (None: the end), both counted from the start of the file."""
+    """Yield arrays `(samples, channels)` of the samples from `first` to `last`, None for the end of the file."""
     end = 0
     for start, block in blocks:
         end = start + len(block)
@@ -151,20 +141,21 @@ def _cut(blocks: Iterator[_Block], first: int, last: int | None, rate_hz: int) -
 
 
 def _mono(block: Channels, channel: int | None) -> torch.Tensor:
+    """Return one channel `(samples,)` of a block `(samples, channels)`, or the mean of all if `channel` is None."""
     channels = block.shape[1]
     if channel is not None and not 0 <= channel < channels:
-        there = "only channel 0" if channels == 1 else f"channels 0 to {channels - 1}"
-        raise UtteranceError(f"channel {channel} is not there: the file has {there}")
+        available = "only channel 0" if channels == 1 else f"channels 0 to {channels - 1}"
+        raise UtteranceError(f"channel {channel} does not exist: the file has {available}")
     if channels == 1:
         return torch.from_numpy(block.reshape(-1))
     if channel is not None:
         return torch.from_numpy(block[:, channel].copy())
-    with np.errstate(invalid="ignore", over="ignore"):  # what is not a number is found later
+    with np.errstate(invalid="ignore", over="ignore"):  # infinite samples are refused later
         return torch.from_numpy(np.asarray(block.mean(axis=1, dtype=np.float32)))
 
 
 def _limited(blocks: Iterator[torch.Tensor], rate_hz: int, max_seconds: float) -> Iterator[torch.Tensor]:
-    """Stop at a file that holds more than it should: a few bytes can unpack to days of silence."""
+    """Refuse audio that is longer than `max_seconds`: a few bytes can unpack to days of silence."""
     samples = 0
     for block in blocks:
         samples += block.numel()
@@ -172,16 +163,16 @@ def _limited(blocks: Iterator[torch.Tensor], rate_hz: int, max_seconds: float) -
             raise UtteranceError(
                 f"too long: more than {max_seconds:g} s of audio; cut the file, or raise data.max_audio_seconds"
             )
-        # A block that is a moment at a usual rate is an hour at a few Hz, and more than memory holds when resampled.
+        # At a few Hz one block lasts hours, and would not fit in memory when resampled.
         yield from block.split(_LONGEST_BLOCK_SECONDS * rate_hz)
 
 
-def _joined(blocks: Iterator[torch.Tensor], claimed: int) -> torch.Tensor:
-    """Put blocks end to end, each in its place at once where the file has as many samples as it claims."""
-    waveform = torch.empty(max(0, min(claimed, _MOST_CLAIMED)))  # memory is taken only as it is filled
+def _joined(blocks: Iterator[torch.Tensor], declared: int) -> torch.Tensor:
+    """Join blocks `(samples,)` in a tensor of the declared length, which grows if there are more samples."""
+    waveform = torch.empty(max(0, min(declared, _MOST_DECLARED_SAMPLES)))  # pages that are never filled take no memory
     filled = 0
     for block in blocks:
-        if not block.isfinite().all():  # block by block, as this takes more memory than what it looks at
+        if not block.isfinite().all():  # per block, as the check takes more memory than the samples
             raise UtteranceError("samples that are not numbers (NaN or infinity)")
         if filled == 0 and block.numel() == waveform.numel():
             waveform, filled = block, block.numel()
@@ -190,26 +181,26 @@ def _joined(blocks: Iterator[torch.Tensor], claimed: int) -> torch.Tensor:
             waveform = torch.cat((waveform[:filled], torch.empty(max(filled, block.numel()))))
         waveform[filled : filled + block.numel()] = block
         filled += block.numel()
-    # What was never filled takes no memory, but for a claim that is far off.
+    # A copy only if most of the tensor is unused.
     return waveform[:filled] if filled > waveform.numel() // 2 else waveform[:filled].clone()
 
 
 def _resampled(blocks: Iterator[torch.Tensor], rate_hz: int, target_hz: int) -> Iterator[torch.Tensor]:
-    """Resample block by block what comes before the last one, with as much around it as the filter sees."""
+    """Resample blocks `(samples,)`, each with as many samples around it as the filter sees."""
     resampler = _resampler(rate_hz, target_hz)
     common = math.gcd(rate_hz, target_hz)
-    period, made_of_it = rate_hz // common, target_hz // common
-    around = -(-resampler.width // period) * period
-    held, before = torch.empty(0), 0
+    period_in, period_out = rate_hz // common, target_hz // common
+    around = -(-resampler.width // period_in) * period_in
+    waiting, before = torch.empty(0), 0
     for block in blocks:
-        ready = (held.numel() - before - around) // period * period
+        ready = (waiting.numel() - before - around) // period_in * period_in
         if ready >= around:
-            made = resampler(held)
-            yield made[before // period * made_of_it : (before + ready) // period * made_of_it]
-            held, before = held[before + ready - around :], around
-        held = torch.cat((held, block))
-    if held.numel():
-        yield resampler(held)[before // period * made_of_it :]
+            resampled = resampler(waiting)
+            yield resampled[before // period_in * period_out : (before + ready) // period_in * period_out]
+            waiting, before = waiting[before + ready - around :], around
+        waiting = torch.cat((waiting, block))
+    if waiting.numel():
+        yield resampler(waiting)[before // period_in * period_out :]
 
 
 @lru_cache(maxsize=4)

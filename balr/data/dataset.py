@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from balr.data.audio import Cursor, load_waveform
 from balr.data.corpus import Corpus
 from balr.records import Part, Utterance
-from balr.stores.embedding_files import read_vector
+from balr.stores.embedding_files import read_embedding
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class AudioDataset(Corpus, Dataset[AnnotatedAudio]):
         return dataset._changed(**vars(corpus))
 
     def __getitem__(self, index: int) -> AnnotatedAudio:
-        """Decode one utterance. Raises UtteranceError where its audio, InputError where its vector cannot be read."""
+        """Decode one utterance. Raises UtteranceError or InputError where it cannot be read."""
         utterance = self.utterances[index]
         return AnnotatedAudio(
             id=utterance.id,
@@ -60,7 +60,7 @@ class AudioDataset(Corpus, Dataset[AnnotatedAudio]):
             sample_rate_hz=self.sample_rate_hz,
             audio_path=utterance.audio,
             speaker=utterance.speaker,
-            embedding=None if utterance.embedding is None else read_vector(utterance.embedding),
+            embedding=None if utterance.embedding is None else read_embedding(utterance.embedding),
         )
 
     def at_rate(self, sample_rate_hz: int, *, max_audio_seconds: float = math.inf) -> Self:

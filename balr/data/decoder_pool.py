@@ -1,8 +1,8 @@
-"""Processes that read files, one utterance a task: one that dies or hangs costs the file it was reading.
+"""Worker processes that decode, one utterance per task: one that crashes or hangs costs the file it was reading.
 
 torch's DataLoader ends with its first dead worker and does not say at which file. Here the parent knows what each
-process reads and since when. Results come back as JSON or raw float32, never as pickles: a hostile file may have
-taken over the process that read it.
+worker reads and since when. Results come back as JSON or raw float32, never as pickles: a hostile file may have taken
+control of the worker that read it.
 """
 
 import json
@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -29,18 +28,18 @@ from balr.data.read_ahead import ReadAhead
 from balr.errors import ConfigError, UtteranceError
 from balr.shutdown import Stop, end_with_process
 
-Result = Any  # what a task gives: a float32 array (samples,), or what JSON can hold
+Result = Any  # of a task: a float32 array (samples,), or a value that JSON can hold
 Read = Callable[[Any], Result]
 
 _BLOCK_BYTES = 1 << 20
-_TASKS_EACH = 2  # the next one waits beside the process, so that it never waits for this one
-_SECONDS_BETWEEN_LOOKS = 0.2
-_SECONDS_OF_A_NAP = 5.0
+_TASKS_EACH = 2  # the second one waits in the pipe, so that a worker never waits for the parent
+_POLL_SECONDS = 0.2
+_SUSPENDED_SECONDS = 5.0
 
 
 @dataclass(eq=False)
 class _Worker:
-    """Hold a process, the way to it, and the tasks that it has; it reads the first one since `since`."""
+    """Hold a process, its pipe and its tasks as (batch number, index); it reads the first task since `since`."""
 
     process: BaseProcess
     connection: "Connection[Any, Any]"
@@ -50,33 +49,29 @@ class _Worker:
 
 
 class DecoderPool:
-    """Call `read` with each task of a plan in `processes` processes and give it `timeout_seconds` each time.
+    """Call `read` on each task of a plan in worker processes, with a timeout for each task.
 
-    A context: its processes take no signals and end with it. `read` raises UtteranceError where a file is bad. The
-    processes are forked before anything computes; one that is lost is replaced through a fork server, as a fork beside
-    threads may copy a lock that nobody will release. Raises ConfigError where none can be started.
+    A context manager: its workers ignore signals and end with it. `read` raises UtteranceError if a file is bad. The
+    first workers are forked before any thread computes; lost ones are replaced through a fork server, as a fork beside
+    threads can copy a lock that is never released. Raises ConfigError if none can be started.
     """
 
     def __init__(self, read: Read, *, processes: int, timeout_seconds: float) -> None:
         self._read = read
         self._timeout_seconds = timeout_seconds
-        self._awake_since = 0.0
+        self._resumed_at = 0.0
         self._workers: list[_Worker] = []
         try:
             for _ in range(processes):
                 self._start("fork" if sys.platform == "linux" else "spawn")
         except BaseException:
-            self.end()
+            self.__exit__()
             raise
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.end()
-
-    def end(self) -> None:
-        """End all processes at once; nothing that they hold is missed."""
+    def __exit__(self, *_: object) -> None:
         for worker in self._workers:
             worker.process.kill()
             worker.connection.close()
@@ -87,56 +82,56 @@ class DecoderPool:
     def results(
         self, plan: Sequence[Batch], tasks: Sequence[Any], *, ahead: int, read_ahead: ReadAhead, stop: Stop
     ) -> Iterator[tuple[Batch, list[Result | UtteranceError]]]:
-        """Yield each batch of indices with the results of its tasks, whichever batch is complete first.
+        """Yield each batch of indices with the results of its tasks, as soon as all of them are there.
 
-        At most `ahead` batches are begun and not yielded, and no more than `read_ahead` has room for. A task at which a
-        process was lost gives an UtteranceError. Ends early when `stop` is set.
+        At most `ahead` batches are started and not yet yielded, as far as `read_ahead` has room for them. A task that
+        cost its worker gives an UtteranceError. Ends early when `stop` is set.
         """
         left = deque(range(len(plan)))
         waiting: deque[tuple[int, int]] = deque()
-        begun: dict[int, dict[int, Result | UtteranceError]] = {}
-        while (left or begun) and not stop.is_set():
-            while (
-                left and len(begun) < ahead and len(waiting) < len(self._workers) and read_ahead.reserve(plan[left[0]])
-            ):
+        started: dict[int, dict[int, Result | UtteranceError]] = {}
+        while (left or started) and not stop.is_set():
+            while left and len(started) < ahead and len(waiting) < len(self._workers):
+                if not read_ahead.reserve(plan[left[0]]):
+                    break
                 number = left.popleft()
-                begun[number] = {}
+                started[number] = {}
                 waiting.extend((number, index) for index in plan[number])
-            self._hand_out(waiting, tasks)
+            self._send_tasks(waiting, tasks)
             if not any(worker.tasks for worker in self._workers):
-                read_ahead.wait(_SECONDS_BETWEEN_LOOKS)
-            for worker in self._with_news():
+                read_ahead.wait(_POLL_SECONDS)
+            for worker in self._ready_workers():
                 (number, index), result = self._result_of(worker, waiting)
-                begun[number][index] = result
-                if len(begun[number]) == len(plan[number]):
-                    found = begun.pop(number)
+                started[number][index] = result
+                if len(started[number]) == len(plan[number]):
+                    found = started.pop(number)
                     yield plan[number], [found[index] for index in plan[number]]
-                    del found
+                    del found  # frees the waveforms before the next batch is awaited
                 del result
 
-    def _hand_out(self, waiting: deque[tuple[int, int]], tasks: Sequence[Any]) -> None:
+    def _send_tasks(self, waiting: deque[tuple[int, int]], tasks: Sequence[Any]) -> None:
         for depth in range(1, _TASKS_EACH + 1):
             for worker in self._workers:
                 if waiting and len(worker.tasks) < depth:
                     if not worker.tasks:
                         worker.since = time.monotonic()
                     worker.tasks.append(waiting.popleft())
-                    with suppress(OSError):  # it is gone, and found so in a moment
+                    with suppress(OSError):  # a dead worker, which `_ready_workers` finds
                         worker.connection.send(tasks[worker.tasks[-1][1]])
 
-    def _with_news(self) -> list[_Worker]:
-        """Wait a moment for processes that have a result, are gone, or are ended here as they take too long."""
+    def _ready_workers(self) -> list[_Worker]:
+        """Wait for workers that have a result or died, and kill those that exceed the timeout."""
         busy = [worker for worker in self._workers if worker.tasks]
         if not busy:
             return []
-        asked = time.monotonic()
-        ready = wait([worker.connection for worker in busy], _SECONDS_BETWEEN_LOOKS)
+        began = time.monotonic()
+        ready = wait([worker.connection for worker in busy], _POLL_SECONDS)
         now = time.monotonic()
-        if now - asked > _SECONDS_OF_A_NAP:  # all were suspended: that was no time to read in
-            self._awake_since = now
+        if now - began > _SUSPENDED_SECONDS:  # the run was suspended, which is no time to read in
+            self._resumed_at = now
         found = [worker for worker in busy if worker.connection in ready]
         for worker in busy:
-            if worker not in found and now - max(worker.since, self._awake_since) > self._timeout_seconds:
+            if worker not in found and now - max(worker.since, self._resumed_at) > self._timeout_seconds:
                 worker.is_late = True
                 worker.process.kill()
                 found.append(worker)
@@ -145,7 +140,7 @@ class DecoderPool:
     def _result_of(
         self, worker: _Worker, waiting: deque[tuple[int, int]]
     ) -> tuple[tuple[int, int], Result | UtteranceError]:
-        """Return the result that a process has ready, or how it was lost; its other tasks are handed out again."""
+        """Return a worker's first task with its result; a dead worker is replaced, and its other tasks wait again."""
         task = worker.tasks.popleft()
         try:
             result = _receive(worker.connection)
@@ -155,16 +150,13 @@ class DecoderPool:
             worker.connection.close()
             self._workers.remove(worker)
             waiting.extendleft(reversed(worker.tasks))
-            self._replace()
-            result = UtteranceError(self._how_it_ended(worker))
+            try:
+                self._start("forkserver" if sys.platform == "linux" else "spawn")
+            except ConfigError:
+                if not self._workers:
+                    raise
+            result = UtteranceError(self._cause_of_death(worker))
         return task, result
-
-    def _replace(self) -> None:
-        try:
-            self._start("forkserver" if sys.platform == "linux" else "spawn")
-        except ConfigError:
-            if not self._workers:
-                raise
 
     def _start(self, method: str) -> None:
         context: Any = multiprocessing.get_context(method)
@@ -172,33 +164,32 @@ class DecoderPool:
             context.set_forkserver_preload(["balr.data.decoding"])
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of threads of libraries, which rest
-                ours, theirs = context.Pipe()
-                parent = os.getpid() if method == "fork" else None  # else it is the fork server
-                process = context.Process(target=_work, args=(self._read, theirs, parent), daemon=True)
+                warnings.simplefilter("ignore", DeprecationWarning)  # about idle threads of libraries
+                connection, worker_connection = context.Pipe()
+                parent = os.getpid() if method == "fork" else None  # otherwise the parent is the fork server
+                process = context.Process(target=_work, args=(self._read, worker_connection, parent), daemon=True)
                 process.start()
-                theirs.close()
-                self._workers.append(_Worker(process, ours))
+                worker_connection.close()
+                self._workers.append(_Worker(process, connection))
         except OSError as error:
             raise ConfigError(
-                f"a process that decodes cannot be started: {error.strerror or error}; "
-                "data.num_workers=0 decodes in this one."
+                f"a decoder process cannot be started: {error.strerror or error}; "
+                "data.num_workers=0 decodes in this process."
             ) from error
 
-    def _how_it_ended(self, worker: _Worker) -> str:
+    def _cause_of_death(self, worker: _Worker) -> str:
         if worker.is_late:
             return f"reading it took over {self._timeout_seconds:g} s (data.decode_timeout_seconds) and was ended"
         code = worker.process.exitcode or 0
         if code >= 0:
             return f"the process that read it ended with exit code {code}"
         name = signal.Signals(-code).name if -code in {s.value for s in signal.Signals} else f"signal {-code}"
-        return f"the process that read it was ended by {name}" + (
-            " (out of memory?)" if name == "SIGKILL" else ": the file crashes its decoder"
-        )
+        hint = " (out of memory?)" if name == "SIGKILL" else ": the file crashes its decoder"
+        return f"the process that read it was ended by {name}{hint}"
 
 
 def _receive(connection: "Connection[Any, Any]") -> Result | UtteranceError:
-    """Receive a result. Raises EOFError or OSError where the process is gone."""
+    """Receive a result. Raises EOFError or OSError if the worker is dead."""
     kind, value = json.loads(connection.recv_bytes())
     if kind == "error":
         return UtteranceError(value)
@@ -206,45 +197,40 @@ def _receive(connection: "Connection[Any, Any]") -> Result | UtteranceError:
         return value
     waveform = np.empty(value, np.float32)
     content = waveform.data.cast("B")
-    for start in range(0, len(content), _BLOCK_BYTES):
+    for start in range(0, len(content), _BLOCK_BYTES):  # in blocks, as a whole one would be held twice
         connection.recv_bytes_into(content[start : start + _BLOCK_BYTES])
     return waveform
 
 
 def _work(read: Read, connection: "Connection[Any, Any]", parent: int | None) -> None:
-    _live_for(parent)
-    try:
+    _set_up_process(parent)
+    with suppress(EOFError, OSError):  # the parent is gone
         while True:
-            _send(connection, _result(read, connection.recv()))
-    except (EOFError, OSError):  # nobody is there to read for
-        return
+            _answer(connection, read, connection.recv())
 
 
-def _result(read: Read, task: Any) -> tuple[str, Result]:
+def _answer(connection: "Connection[Any, Any]", read: Read, task: Any) -> None:
+    """Send the result of a task: a line of JSON, then the samples if it is a waveform `(samples,)`."""
     try:
         result = read(task)
+        answer = ["waveform", result.size] if isinstance(result, np.ndarray) else ["value", result]
     except Exception as error:
-        return "error", str(error) if isinstance(error, UtteranceError) else f"{type(error).__name__}: {error}"
-    return ("waveform" if isinstance(result, np.ndarray) else "value"), result
-
-
-def _send(connection: "Connection[Any, Any]", result: tuple[str, Result]) -> None:
-    kind, value = result
-    connection.send_bytes(json.dumps([kind, value.size if kind == "waveform" else value]).encode())
-    if kind == "waveform":
-        content = np.ascontiguousarray(value).data.cast("B")
+        answer = ["error", str(error) if isinstance(error, UtteranceError) else f"{type(error).__name__}: {error}"]
+    connection.send_bytes(json.dumps(answer).encode())
+    if answer[0] == "waveform":
+        content = np.ascontiguousarray(result).data.cast("B")
         for start in range(0, len(content), _BLOCK_BYTES):
             connection.send_bytes(content[start : start + _BLOCK_BYTES])
 
 
-def _live_for(parent: int | None) -> None:
-    """Leave signals to the process that this one reads for, end with it, and be the first to go for want of memory."""
+def _set_up_process(parent: int | None) -> None:
+    """Ignore signals, end with the parent, and be the first to be killed if memory runs out."""
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # not those of a progress bar, with its locks
     if sys.__stderr__ is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries write there of every damaged file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where libraries complain about every damaged file
     end_with_process(os.getppid() if parent is None else parent, signal.SIGKILL)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")

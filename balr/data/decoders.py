@@ -1,14 +1,13 @@
-"""Open an audio file with the decoder that reads it whole, and read its channels block by block.
+"""Open an audio file with the decoder that reads all of it, and decode its channels block by block.
 
-soundfile (libsndfile) reads wav, flac, ogg, opus and mp3; PyAV (FFmpeg) reads what libsndfile does not know, such as
-m4a, aac, wma and webm, or knows only in part. A file that ends before it says so is an error: half an utterance is
-another utterance.
+soundfile (libsndfile) reads wav, flac, ogg, opus and mp3; PyAV (FFmpeg) reads m4a, aac, wma, webm and the like, and
+files that libsndfile reads only in part. A truncated file is an error: half an utterance is another utterance.
 """
 
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,26 +29,24 @@ log = logging.getLogger(__name__)
 
 Channels = npt.NDArray[np.float32]
 
-_BLOCK_SAMPLES = 1 << 20
+BLOCK_SAMPLES = 1 << 20
 _UNKNOWN_SAMPLES = 1 << 62
 _LENGTH_IS_EXACT = frozenset({"WAV", "WAVEX", "FLAC", "AIFF", "W64", "RF64", "AU", "CAF", "NIST"})
 _SEEKING_IS_EXACT = frozenset({"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"})
-# Where a program streams a wav to a pipe it never learns the length, and leaves a size close to one of these.
+# A program that streams a wav to a pipe does not know its length, and writes a size close to one of these.
 _UNKNOWN_WAV_BYTES = (range(0x7FFFF000, 0x80001000), range(0xFFFFF000, 0x100000000))
-_SLACK_SECONDS = 0.1  # recorders round
-_ASF_SLACK_SECONDS = 0.5
 
-# FFmpeg picks a demuxer by content: without this list, a "wav" that is a playlist would make it open other files.
+# FFmpeg chooses a demuxer by content: without this list, a playlist named `.wav` would make it open other files.
 _FFMPEG_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,aac,asf,matroska,webm,ogg,mp3,wav,flac,w64,aiff,caf,amr,ac3,eac3,wv,ape,tta"
-# These hold frames and nothing else: FFmpeg guesses their length from their bit rate.
+# These consist of frames only, and FFmpeg guesses their length from their bit rate.
 _LENGTH_IS_GUESSED = frozenset({"aac", "ac3", "eac3", "mp3", "amr"})
 
 
 @dataclass(frozen=True)
 class OpenAudio:
-    """Hold an open file; its blocks are arrays `(samples, channels)` in [-1, 1], each with the sample it starts at.
+    """Hold an open file; its blocks are positions in samples and arrays `(samples, channels)` in [-1, 1].
 
-    `samples` is how many the file claims, 0 where it does not. A file that `seeks` was opened at the part asked for.
+    `samples` is the number that the file declares, 0 if it does not. A file that `seeks` was opened at its part.
     """
 
     rate_hz: int
@@ -59,14 +56,14 @@ class OpenAudio:
 
 
 def open_audio(path: Path, part: Part = WHOLE) -> OpenAudio:
-    """Open a file, at the start of a part where its format can be sought exactly, else at its own.
+    """Open a file at the start of a part if its format can be sought exactly, else at the start of the file.
 
-    Raises UtteranceError, also when blocks are read: that a file is not whole shows at its end.
+    Raises UtteranceError, also while blocks are read: a truncated file shows only at its end.
     """
     if os.path.isfile(path) and os.path.getsize(path) == 0:
         raise UtteranceError("empty: the file holds no bytes")
     try:
-        # As bytes where file names are bytes: they need not be UTF-8.
+        # As bytes on POSIX, where a file name need not be UTF-8.
         file = _Forward(os.fsencode(path) if os.name == "posix" else path)
     except soundfile.LibsndfileError as refusal:
         log.debug("%s: libsndfile: %s", path, refusal.error_string)
@@ -78,73 +75,71 @@ def open_audio(path: Path, part: Part = WHOLE) -> OpenAudio:
         file.close()
         return _open_with_ffmpeg(path)
     samples = file.frames if file.frames < _UNKNOWN_SAMPLES else 0
-    seeks = can_seek(file)
-    start, end = round(part.start_seconds * file.samplerate), None
-    if seeks and part.end_seconds is not None:
-        end = round(part.end_seconds * file.samplerate)
-    blocks = _read_blocks(file, min(start, samples) if seeks else 0, end, flaw)
-    return OpenAudio(file.samplerate, samples, seeks, blocks)
+    start, end = 0, None
+    if seeks := can_seek(file):
+        start = min(round(part.start_seconds * file.samplerate), samples)
+        end = None if part.end_seconds is None else round(part.end_seconds * file.samplerate)
+    return OpenAudio(file.samplerate, samples, seeks, _read_blocks(file, start, end, flaw))
 
 
 def can_seek(file: soundfile.SoundFile) -> bool:
-    """Return whether a file gives the same samples from the middle on as when it is read from its start."""
+    """Return whether decoding from the middle of a file gives the same samples as decoding from its start."""
     is_sample_by_sample = file.subtype in _SEEKING_IS_EXACT or file.format == "FLAC"
     return 0 < file.frames < _UNKNOWN_SAMPLES and file.format in _LENGTH_IS_EXACT and is_sample_by_sample
 
 
 def open_with_ffmpeg(path: Path) -> "InputContainer":
-    """Open a file with FFmpeg, as audio of a known kind and nothing else. Raises av.FFmpegError or OSError."""
+    """Open a file with FFmpeg, as one of the listed formats only. Raises av.FFmpegError or OSError."""
     import av
 
-    # `file:` takes the rest for a path, whatever it looks like; tags need not be text.
+    # After `file:` anything is a path. Tags need not be valid text.
     options = {"format_whitelist": _FFMPEG_FORMATS, "protocol_whitelist": "file"}
     return av.open(f"file:{path}", "r", options=options, metadata_errors="replace")
 
 
 class _Forward(soundfile.SoundFile):
-    """Read on from where the last block ended.
+    """Read without seeking.
 
-    A SoundFile that can seek does so after each read: mp3 loses its bit reservoir that way, Opus its first samples.
+    A SoundFile that can seek does so after each read, by which mp3 loses its bit reservoir and Opus its first samples.
     """
 
     def seekable(self) -> bool:
         return False
 
 
-def _contents(file: soundfile.SoundFile, path: Path) -> tuple[bool, Callable[[], str | None]]:
-    """Return whether libsndfile reads all of a file, and what says at its end what was missing.
+def _contents(file: soundfile.SoundFile, path: Path) -> tuple[bool, str | None]:
+    """Return whether libsndfile reads all of a file, and what is missing in the file.
 
-    libsndfile takes the length of an mp3 without a Xing header from its bit rate, and reads no further; of Ogg streams
-    that follow one another it reads the first.
+    libsndfile estimates the length of an mp3 without a Xing header from its bit rate and reads no further; of several
+    Ogg streams in a row it reads the first.
     """
     if file.subtype.startswith("MPEG_LAYER"):
         mpeg = mpeg_frames(path)
-        if mpeg is None:
-            return True, lambda: None
-        is_declared = mpeg.declared_frames > 0 and mpeg.frames <= mpeg.declared_frames + 1
-        return is_declared or file.frames >= mpeg.samples, lambda: mpeg.flaw
+        is_declared = mpeg.declared > 0 and mpeg.frames <= mpeg.declared + 1
+        return is_declared or file.frames >= mpeg.samples, mpeg.flaw
     if file.format == "OGG":
         ogg = ogg_pages(path)
-        return not ogg.is_chained, lambda: ogg.flaw
+        return not ogg.is_chained, ogg.flaw
     data = re.search(r"^data : (\d+)(?: \(should be \d+\))?$", file.extra_info, re.MULTILINE)
     if file.format not in ("WAV", "WAVEX") or data is None:
-        return True, lambda: None
-    # libsndfile shortens a wav whose data chunk goes past the end of the file and says so only in its log.
+        return True, None
+    # If a wav's data chunk goes past the end of the file, libsndfile shortens it and says so only in its log.
     declared, is_cut = int(data[1]), data[0].endswith(")")
     is_streamed = any(declared in sizes for sizes in _UNKNOWN_WAV_BYTES)
-    missing = f"truncated: the header promises {declared} bytes of audio, the file ends before"
-    return declared > 0, lambda: missing if is_cut and not is_streamed else None
+    flaw = f"truncated: the header declares {declared} bytes of audio, and the file ends before"
+    return declared > 0, flaw if is_cut and not is_streamed else None
 
 
 def _read_blocks(
-    file: soundfile.SoundFile, position: int, end: int | None, flaw: Callable[[], str | None]
+    file: soundfile.SoundFile, position: int, end: int | None, flaw: str | None
 ) -> Iterator[tuple[int, Channels]]:
+    """Yield blocks from a position to `end`, or to the end of the file, where a flaw is raised."""
     with file:
         try:
             if soundfile.SoundFile.seekable(file):
-                file.seek(position)  # also to 0, which puts Opus to where its first sample is
-            while end is None or position < end:  # block by block: a header may claim any length
-                wanted = max(1, _BLOCK_SAMPLES // file.channels)
+                file.seek(position)  # also to 0, as Opus starts later than that
+            while end is None or position < end:  # in blocks, as a header may declare any length
+                wanted = max(1, BLOCK_SAMPLES // file.channels)
                 wanted = wanted if end is None else min(wanted, end - position)
                 block = file.read(wanted, dtype="float32", always_2d=True)
                 yield position, block
@@ -155,12 +150,11 @@ def _read_blocks(
                 return
         except soundfile.LibsndfileError as error:
             raise UtteranceError(f"damaged: {error.error_string}") from error
-        missing = flaw()
         is_exact = file.format in _LENGTH_IS_EXACT | {"OGG"} and not file.subtype.startswith("MPEG_LAYER")
-        if missing is None and is_exact and position < file.frames < _UNKNOWN_SAMPLES:
-            missing = f"truncated: {position} of {file.frames} samples can be read"
-        if missing is not None:
-            raise UtteranceError(missing)
+        if flaw is None and is_exact and position < file.frames < _UNKNOWN_SAMPLES:
+            flaw = f"truncated: {position} of {file.frames} samples can be read"
+        if flaw is not None:
+            raise UtteranceError(flaw)
 
 
 def _open_with_ffmpeg(path: Path) -> OpenAudio:
@@ -169,11 +163,11 @@ def _open_with_ffmpeg(path: Path) -> OpenAudio:
         if not container.streams.audio:
             raise UtteranceError("no audio stream in the file")
         stream = container.streams.audio[0]
-        rate_hz = getattr(stream, "rate", None)  # there is none where the codec is unknown
+        rate_hz = getattr(stream, "rate", None)  # a stream of an unknown codec has none
         if not rate_hz:
             raise UtteranceError("not readable as audio: an unknown codec, or no sample rate")
         declared_seconds = _declared_seconds(container, stream)
-        blocks = _ffmpeg_blocks(container, stream, path, declared_seconds)
+        blocks = _read_ffmpeg_blocks(container, stream, path, declared_seconds)
         return OpenAudio(rate_hz, round(declared_seconds * rate_hz), seeks=False, blocks=blocks)
 
 
@@ -189,9 +183,10 @@ def _one_line_errors() -> Iterator[None]:
         raise UtteranceError(f"cannot be opened: {error.strerror or error}") from error
 
 
-def _ffmpeg_blocks(
+def _read_ffmpeg_blocks(
     container: "InputContainer", stream: "AudioStream", path: Path, declared_seconds: float
 ) -> Iterator[tuple[int, Channels]]:
+    """Yield the blocks of a file, then raise what is missing at its end."""
     import av
 
     with _one_line_errors(), container:
@@ -202,34 +197,34 @@ def _ffmpeg_blocks(
         start = end = longest = 0
         last = b""
         for packet in container.demux(stream):
-            if packet.is_corrupt and name.startswith("mov"):  # others flag what ends a stream of unknown length, too
+            if packet.is_corrupt and name.startswith("mov"):  # other demuxers also flag whole last packets
                 raise UtteranceError("truncated: the file ends within a packet")
-            began, length = packet.pts, packet.duration or 0
-            if began is not None:
-                start, end, longest = min(start, began), max(end, began + length), max(longest, length)
+            if packet.pts is not None:
+                length = packet.duration or 0
+                start, end, longest = min(start, packet.pts), max(end, packet.pts + length), max(longest, length)
             if packet.size and name in _LENGTH_IS_GUESSED:
                 last = bytes(packet)
-                if last.startswith(b"ID3"):  # the tag of a file that was put behind another one
+                if last.startswith(b"ID3"):  # the tag of a second file, appended to the first
                     continue
             for frame in packet.decode():
                 arrays += [np.asarray(planar.to_ndarray(), np.float32) for planar in to_float.resample(frame)]
                 waiting += frame.samples
-            if waiting >= _BLOCK_SAMPLES:
+            if waiting >= BLOCK_SAMPLES:
                 yield position, np.concatenate(arrays, axis=1).T
                 position, waiting, arrays = position + waiting, 0, []
         if arrays:
             yield position, np.concatenate(arrays, axis=1).T
-        there_seconds, longest_seconds = (float(ticks * (stream.time_base or 0)) for ticks in (end - start, longest))
-        slack_seconds = _ASF_SLACK_SECONDS if name == "asf" else _SLACK_SECONDS + longest_seconds
-        if there_seconds < declared_seconds - slack_seconds:
-            raise UtteranceError(f"truncated: {there_seconds:.2f} of {declared_seconds:.2f} s can be read")
-        flaw = _flaw_of_container(name, path, last)
+        seconds, longest_seconds = (float(ticks * (stream.time_base or 0)) for ticks in (end - start, longest))
+        slack_seconds = 0.5 if name == "asf" else 0.1 + longest_seconds  # recorders round durations
+        flaw = _container_flaw(name, path, last)
+        if seconds < declared_seconds - slack_seconds:
+            flaw = f"truncated: {seconds:.2f} of {declared_seconds:.2f} s can be read"
         if flaw is not None:
             raise UtteranceError(flaw)
 
 
 def _declared_seconds(container: "InputContainer", stream: "AudioStream") -> float:
-    """Return how long a file says it is, 0.0 where it does not, or speaks of more than audio."""
+    """Return the duration that a file declares for its audio, 0.0 if it does not."""
     if container.format.name in _LENGTH_IS_GUESSED:
         return 0.0
     if stream.duration and stream.time_base:
@@ -238,10 +233,10 @@ def _declared_seconds(container: "InputContainer", stream: "AudioStream") -> flo
     return (container.duration or 0) / 1_000_000 if has_only_audio else 0.0
 
 
-def _flaw_of_container(name: str, path: Path, last_packet: bytes) -> str | None:
+def _container_flaw(name: str, path: Path, last_packet: bytes) -> str | None:
+    """Return what is missing at the end of a file by the structure of its format, None if nothing is."""
     if name == "mp3":
-        mpeg = mpeg_frames(path)
-        return mpeg.flaw if mpeg else None
+        return mpeg_frames(path).flaw
     if name == "ogg":
         return ogg_pages(path).flaw
     if name.startswith("matroska"):

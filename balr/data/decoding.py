@@ -14,8 +14,7 @@ from balr.data.batching import Batch
 from balr.data.corpus import Corpus
 from balr.data.decoder_pool import DecoderPool
 from balr.data.read_ahead import ReadAhead
-from balr.errors import BalrError, Failure, Stage, one_line
-from balr.records import Part, Utterance
+from balr.records import Failure, Part, Utterance
 from balr.shutdown import Stop
 
 _SECONDS_BETWEEN_LOOKS = 0.2
@@ -84,12 +83,6 @@ def decoded_batches(
         del found  # or its memory would be held while the next batch is read
 
 
-def failure(utterance: Utterance, stage: Stage, error: Exception) -> Failure:
-    """Say of an utterance where and why it failed."""
-    reason = str(error) if isinstance(error, BalrError) else f"{type(error).__name__}: {one_line(error)[:300]}"
-    return Failure(utterance.id, str(utterance.audio), stage, reason)
-
-
 def _read_here(
     plan: Sequence[Batch],
     tasks: Sequence[tuple[str, Part]],
@@ -121,5 +114,5 @@ def _together(utterances: Sequence[Utterance], found: Sequence[Any]) -> Decoded:
         utterances=tuple(utterance for utterance, _ in good),
         samples=waveforms[0] if len(waveforms) == 1 else torch.cat([torch.empty(0), *waveforms]),
         lengths=tuple(waveform.numel() for waveform in waveforms),
-        failures=tuple(failure(one, "decode", error) for one, error in pairs if isinstance(error, Exception)),
+        failures=tuple(Failure.of(one, "decode", error) for one, error in pairs if isinstance(error, Exception)),
     )

@@ -2,9 +2,10 @@
 
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from balr.config import DataConfig
 from balr.data.batching import Batch, plan_batches, plan_passes
@@ -20,11 +21,34 @@ _LEAST_BYTES_PER_SECOND = 1000  # 8 kbit/s, where no header says how long a file
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold batches of utterances by index, how long each utterance is as far as known, and how many are upsampled."""
+    """Batches of utterances by index, the length of each utterance as far as known, and how many are upsampled."""
 
     batches: tuple[Batch, ...]
     seconds: tuple[float | None, ...]
     upsampled: int
+
+    @property
+    def count(self) -> int:
+        """Return how many utterances the batches hold."""
+        return sum(map(len, self.batches))
+
+    def left(self, corpus: Corpus, completed: Collection[str], failed: Collection[str]) -> Self:
+        """Return what is still to embed of a plan for the whole corpus, in the same batches.
+
+        A batch is saved as one. So where a member is neither `completed` nor `failed`, a kill cut the batch short, and
+        all of it is computed again; else its failed members are tried again.
+        """
+        batches = []
+        for batch in self.batches:
+            missing = tuple(index for index in batch if corpus.utterances[index].id not in completed)
+            if missing:
+                is_cut_short = any(corpus.utterances[index].id not in failed for index in missing)
+                batches.append(batch if is_cut_short else missing)
+        return replace(self, batches=tuple(batches))
+
+    def audio_seconds(self) -> float:
+        """Return the seconds of audio in the batches, as far as headers tell them."""
+        return sum(self.seconds[index] or 0.0 for batch in self.batches for index in batch)
 
     def read_ahead(self, corpus: Corpus, *, most_seconds: float) -> ReadAhead:
         """Return the bound of what is decoded ahead; an utterance of unknown length counts by the size of its file."""

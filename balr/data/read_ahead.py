@@ -1,4 +1,4 @@
-"""How much audio may be decoded before its embeddings are there: the bound of a run's memory."""
+"""How much audio may be decoded ahead of the network, which bounds a run's memory."""
 
 import threading
 from collections.abc import Iterable, Sequence
@@ -7,41 +7,41 @@ from balr.data.batching import Batch
 
 
 class ReadAhead:
-    """Count the seconds of audio from the moment a process begins to decode it until it is embedded.
+    """Count the seconds of audio that are decoded, or being decoded, and not embedded yet.
 
-    `seconds` are those of each utterance by index, as its header has it, and `most_seconds` the bound for all that are
-    on their way. A batch that is longer than the bound goes alone.
+    `seconds` is the length of each utterance by its header, and `most_seconds` the most that may be reserved at a time.
+    A batch that is longer than that is reserved when nothing else is.
     """
 
     def __init__(self, ids: Sequence[str], seconds: Sequence[float], *, most_seconds: float) -> None:
         self._index = {id_: index for index, id_ in enumerate(ids)}
         self._seconds = seconds
         self._most_seconds = most_seconds
-        self._on_the_way: dict[int, float] = {}
+        self._reserved: dict[int, float] = {}
         self._total = 0.0
         self._changed = threading.Condition()
 
     def reserve(self, batch: Batch) -> bool:
-        """Count a batch in and return True, or return False where there is no room for it now."""
+        """Reserve room for a batch of indices; return False if there is not enough now."""
         with self._changed:
             new = {index: self._seconds[index] for index in batch}
             seconds = sum(new.values())
-            if self._on_the_way and self._total + seconds > self._most_seconds:
+            if self._reserved and self._total + seconds > self._most_seconds:
                 return False
-            self._on_the_way |= new
+            self._reserved |= new
             self._total += seconds
             return True
 
     def release(self, ids: Iterable[str]) -> None:
-        """Count utterances out."""
+        """Free the room of utterances."""
         with self._changed:
             for id_ in ids:
-                self._total -= self._on_the_way.pop(self._index[id_], 0.0)
-            if not self._on_the_way:
-                self._total = 0.0  # rounding does not add up
+                self._total -= self._reserved.pop(self._index[id_], 0.0)
+            if not self._reserved:
+                self._total = 0.0  # rounding errors do not add up
             self._changed.notify_all()
 
     def wait(self, seconds: float) -> None:
-        """Wait until utterances are counted out, but not for long."""
+        """Wait until room is freed, or for so many seconds."""
         with self._changed:
             self._changed.wait(seconds)

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 _LONGEST_LINE = 1 << 20
 _LONGEST_ID = 100_000  # the lists of a run are read with csv's limit
 _MEANT_AS_AUDIO = frozenset({"wav", "path", "file", "filename", "audio_path", "filepath", "wav_path"})
-_COLUMNS = frozenset({"id", "audio", "speaker", "embedding", "start", "end", "channel"})
+_COLUMNS = frozenset({"id", "audio", "speaker", "embedding", "start", "end", "channel", "crc32"})
 
 
 def read_csv(path: Path, root_dir: Path) -> list[Utterance]:
@@ -102,6 +102,8 @@ def _lines(path: Path, file: TextIO) -> Iterator[str]:
         number += 1
         if len(line) == _LONGEST_LINE:
             raise InputError(f"{path}:{number}: a line of {_LONGEST_LINE:,} characters or more; is it a list of audio?")
+        if "\0" in line:
+            raise InputError(f"{path}:{number}: holds a NUL character; is it text in UTF-8?")
         yield line
 
 
@@ -117,7 +119,7 @@ def _check_columns(path: Path, columns: Sequence[str]) -> None:
         hint = " Are cells separated by something other than a comma?" if len(columns) == 1 else ""
         meant = [name for name in columns if name.lower() in _MEANT_AS_AUDIO]
         hint = f" Is {meant[0]!r} meant as 'audio'? Rename it." if meant else hint
-        if any("\udcff" in name or "\0" in name for name in columns):
+        if any("\udcff" in name for name in columns):
             hint = " Is it UTF-8?"
         names = ", ".join(name if name.isprintable() else ascii(name) for name in columns)
         raise InputError(f"{path}:1: no column 'audio' or 'embedding'; found {names or 'none'}.{hint}")
@@ -165,16 +167,15 @@ def _seconds(where: str, column: str, text: str) -> float:
 
 
 def _path(where: str, text: str, root_dir: Path) -> Path:
-    if "\0" in text:
-        raise InputError(f"{where}: the path holds a NUL character.")
-    if Path(text).is_absolute():
-        return Path(os.path.normpath(text))
-    if Path(os.path.normpath(text)).parts[:1] == (os.pardir,):
+    path = os.path.normpath(text)
+    if os.path.isabs(path):
+        return Path(path)
+    if path == os.pardir or path.startswith(f"{os.pardir}{os.sep}"):
         raise InputError(
             f"{where}: {text!r} leads out of the corpus folder {root_dir}; "
             "write absolute paths, or set root_dir to a folder above all files and write paths from there."
         )
-    return root_dir / os.path.normpath(text)
+    return root_dir / path
 
 
 def _checked(path: Path, found: Sequence[tuple[int, Utterance]]) -> list[Utterance]:

@@ -1,15 +1,13 @@
-"""How much a compressed file should hold by its own bytes, whatever a decoder makes of them.
+"""Whether the end of a compressed file is missing, which decoders do not report.
 
-Decoders conceal a frame that is cut and end quietly where a file does. The frames, pages and elements that a file
-consists of, and the lengths that it declares, show whether its end is missing.
+They conceal a frame that is cut and stop quietly at the end of a file. The frames, pages and elements of a file, and
+the lengths that it declares, show whether there should be more.
 """
 
 import os
 import struct
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import BinaryIO, NamedTuple
 
 _BUFFER_BYTES = 1 << 12
@@ -17,124 +15,107 @@ _WINDOW_BYTES = 1 << 20
 
 # ISO 11172-3 and 13818-3: bit rates in kbit/s by index, for (is MPEG-1, layer).
 _LOW_KBPS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
-_MPEG_KBPS: Mapping[tuple[bool, int], tuple[int, ...]] = MappingProxyType(
-    {
-        (True, 1): tuple(range(0, 480, 32)),
-        (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
-        (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-        (False, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
-        (False, 2): _LOW_KBPS,
-        (False, 3): _LOW_KBPS,
-    }
-)
-_MPEG_HZ: Mapping[int, tuple[int, ...]] = MappingProxyType(
-    {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
-)
+_MPEG_KBPS: dict[tuple[bool, int], tuple[int, ...]] = {
+    (True, 1): tuple(range(0, 480, 32)),
+    (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (False, 2): _LOW_KBPS,
+    (False, 3): _LOW_KBPS,
+}
+_MPEG_HZ = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 # ETSI TS 102 366: AC-3 bit rates in kbit/s and sample rates.
 _AC3_KBPS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640)
 _AC3_HZ = (48_000, 44_100, 32_000)
-_TRANSPARENT_ELEMENTS = frozenset({0x18538067, 0x1F43B675})  # Segment and Cluster: what they hold is looked at
+_PARENT_ELEMENTS = frozenset({0x18538067, 0x1F43B675})  # Segment and Cluster, whose children are checked
 
 
 class MpegFrames(NamedTuple):
-    """Count the frames of an MPEG audio file (mp1, mp2, mp3) and their samples, without one that only declares.
+    """Count the frames of an MPEG audio file (mp1, mp2, mp3) and their samples, and say what is missing.
 
-    `declared_frames` is 0 where nothing declares how many there are.
+    `declared` is the number of frames by a Xing, Info or VBRI header, 0 without one. That header is not counted.
     """
 
     frames: int
     samples: int
-    declared_frames: int
-    is_cut: bool
-
-    @property
-    def flaw(self) -> str | None:
-        """Say what is missing; one frame is tolerated, as encoders count in different ways."""
-        if self.is_cut:
-            return "truncated: its last MPEG frame is cut"
-        if self.frames + 1 < self.declared_frames:
-            return f"truncated: {self.frames} of {self.declared_frames} declared MPEG frames are there"
-        return None
+    declared: int
+    flaw: str | None
 
 
 class OggPages(NamedTuple):
-    """Say whether an Ogg file ends as one should, and whether streams follow one another in it."""
+    """Say whether several streams follow one another in an Ogg file, and what is missing."""
 
-    has_end: bool
     is_chained: bool
-
-    @property
-    def flaw(self) -> str | None:
-        """Say what is missing."""
-        return None if self.has_end else "truncated: its last Ogg page is cut, or does not end the stream"
+    flaw: str | None
 
 
 class _Frame(NamedTuple):
-    kind: tuple[int, int, int]
+    kind: tuple[int, int, int]  # version, layer, index of the sample rate
     size: int
     samples: int
 
 
-def mpeg_frames(path: Path) -> MpegFrames | None:
-    """Walk the frames of an MPEG audio file, in a wav too, from header to header; None where it holds none.
+def mpeg_frames(path: Path) -> MpegFrames:
+    """Follow the frames of an MPEG audio file, also inside a wav, by their headers.
 
-    What comes between frames, such as tags, is skipped. Free-format files (frames that do not say how long they are)
-    give None.
+    Tags and the like between frames are skipped. Free-format frames, which do not declare their size, do not count.
     """
     total = os.path.getsize(path)
     frames = 0
-    with open(path, "rb", buffering=_BUFFER_BYTES) as file:
+    with open(path, "rb", buffering=_WINDOW_BYTES) as file:
         found = _next_frame(file, _after_id3(file, 0), None)
         if found is None:
-            return None
+            return MpegFrames(0, 0, 0, None)
         position, first = found
         file.seek(position)
         declared = _declared_frames(file.read(min(first.size, 256)))
         position += first.size if declared is not None else 0
-        window, window_at = b"", 0  # one system call for many frames
         while position + 4 <= total:
-            at = position - window_at
-            if at + 4 > len(window):
-                file.seek(position)
-                window, window_at, at = file.read(_WINDOW_BYTES), position, 0
-            frame = _mpeg_frame(window[at : at + 4])
+            file.seek(position)
+            frame = _mpeg_frame(file.read(4))
             if frame is None or frame.kind != first.kind:
                 found = _next_frame(file, _after_id3(file, position), first.kind)
                 if found is None:
-                    return MpegFrames(frames, frames * first.samples, declared or 0, is_cut=False)
+                    is_cut = False
+                    break
                 position, frame = found
             frames += 1
             position += frame.size
-        is_cut = position > total or _begins_a_frame(file, position)
-    return MpegFrames(frames, frames * first.samples, declared or 0, is_cut)
+        else:
+            file.seek(position)
+            is_cut = position > total or file.read(1) == b"\xff"
+    flaw = "truncated: its last MPEG frame is cut" if is_cut else None
+    if flaw is None and frames + 1 < (declared or 0):  # encoders may count one more
+        flaw = f"truncated: it declares {declared} MPEG frames and holds {frames}"
+    return MpegFrames(frames, frames * first.samples, declared or 0, flaw)
 
 
 def ogg_pages(path: Path) -> OggPages:
-    """Walk the pages of an Ogg file (RFC 3533)."""
+    """Follow the pages of an Ogg file (RFC 3533)."""
     total = os.path.getsize(path)
     position = 0
     has_end = has_data = is_chained = False
     with open(path, "rb", buffering=_BUFFER_BYTES) as file:
-        while position < total:
+        while 0 <= position < total:
             file.seek(position)
             head = file.read(27)
             if not head.startswith(b"OggS"):
                 position = _find(file, b"OggS", position + 1)
-                if position < 0:
-                    break
                 continue
             lacing = file.read(head[26]) if len(head) == 27 else b""
             position += 27 + len(lacing) + sum(lacing)
             if len(head) < 27 or len(lacing) < head[26] or position > total:
-                return OggPages(has_end=False, is_chained=is_chained)
+                has_end = False
+                break
             begins, has_end = bool(head[5] & 2), bool(head[5] & 4)
             is_chained = is_chained or (begins and has_data)
             has_data = has_data or not begins
-    return OggPages(has_end, is_chained)
+    flaw = None if has_end else "truncated: its last Ogg page is cut, or does not end the stream"
+    return OggPages(is_chained, flaw)
 
 
 def matroska_flaw(path: Path) -> str | None:
-    """Walk the elements of a Matroska or WebM file (RFC 8794) and say whether the last one is cut."""
+    """Follow the elements of a Matroska or WebM file (RFC 8794) and say if the last one is cut."""
     cut = "truncated: its last Matroska element is cut"
     total = os.path.getsize(path)
     position = 0
@@ -144,7 +125,7 @@ def matroska_flaw(path: Path) -> str | None:
             head = file.read(12)
             id_bytes = 9 - head[0].bit_length()
             if id_bytes > 4:
-                return None  # no element: something else follows
+                return None  # not an element: something else follows
             if len(head) <= id_bytes:
                 return cut
             size_bytes = 9 - head[id_bytes].bit_length()
@@ -155,7 +136,7 @@ def matroska_flaw(path: Path) -> str | None:
             position += id_bytes + size_bytes
             if is_known and position + size > total:
                 return cut
-            if int.from_bytes(head[:id_bytes]) not in _TRANSPARENT_ELEMENTS:
+            if int.from_bytes(head[:id_bytes]) not in _PARENT_ELEMENTS:
                 if not is_known:
                     return None
                 position += size
@@ -177,7 +158,7 @@ def is_cut_ac3(packet: bytes) -> bool:
 
 @lru_cache(maxsize=4096)
 def _mpeg_frame(header: bytes) -> _Frame | None:
-    """Read a frame header, 4 bytes; None where it is none, or of a frame in free format."""
+    """Parse a frame header of 4 bytes; None if it is not one, or that of a frame in free format."""
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
         return None
     version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)
@@ -193,7 +174,7 @@ def _mpeg_frame(header: bytes) -> _Frame | None:
 
 
 def _declared_frames(frame: bytes) -> int | None:
-    """Return how many frames the Xing, Info or VBRI header in a first frame declares, 0 for none; None: no header."""
+    """Return the frames that a Xing, Info or VBRI header in the first frame declares (0: none), None without one."""
     for name, least in ((b"Xing", 8), (b"Info", 8), (b"VBRI", 18)):
         at = frame.find(name, 4, 44)
         if at >= 0 and len(frame) >= at + least:
@@ -205,7 +186,7 @@ def _declared_frames(frame: bytes) -> int | None:
 
 
 def _next_frame(file: BinaryIO, position: int, kind: tuple[int, int, int] | None) -> tuple[int, _Frame] | None:
-    """Find the next frame that another one of its kind follows."""
+    """Find the next frame, of a kind if one is given, that another frame of the same kind follows."""
     while (position := _find(file, b"\xff", position)) >= 0:
         file.seek(position)
         frame = _mpeg_frame(file.read(4))
@@ -218,13 +199,8 @@ def _next_frame(file: BinaryIO, position: int, kind: tuple[int, int, int] | None
     return None
 
 
-def _begins_a_frame(file: BinaryIO, position: int) -> bool:
-    file.seek(position)
-    return file.read(1) == b"\xff"
-
-
 def _after_id3(file: BinaryIO, position: int) -> int:
-    """Return where an ID3v2 tag ends that starts at a position, that position where there is none."""
+    """Return the end of the ID3v2 tag that starts at a position, or the position if no tag does."""
     file.seek(position)
     head = file.read(10)
     if len(head) < 10 or not head.startswith(b"ID3"):
@@ -234,7 +210,7 @@ def _after_id3(file: BinaryIO, position: int) -> int:
 
 
 def _find(file: BinaryIO, what: bytes, position: int) -> int:
-    """Return where some bytes come next, -1 where they do not."""
+    """Return the next position of some bytes, -1 if there is none."""
     while True:
         file.seek(position)
         content = file.read(_WINDOW_BYTES)

@@ -1,4 +1,4 @@
-"""AudioBudget for long audio: how much of it threads may hold at once."""
+"""How many seconds of long audio the threads of a run may embed at a time."""
 
 import threading
 from collections.abc import Iterator
@@ -6,23 +6,21 @@ from contextlib import contextmanager
 
 
 class AudioBudget:
-    """Let threads take seconds of audio from a limit that they share, and wait where there are too few left."""
+    """Share a number of seconds of audio among threads, which wait until enough of them are free."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._taken = 0.0
+        self._reserved: list[float] = []
 
     @contextmanager
     def reserve(self, seconds: float, *, of: float) -> Iterator[None]:
-        """Hold so many seconds of a limit; what is longer than the limit has it for itself."""
+        """Reserve some seconds of a limit; audio longer than the limit waits until nothing else is reserved."""
         with self._changed:
-            self._changed.wait_for(lambda: self._taken == 0 or self._taken + seconds <= of)
-            self._taken += seconds
+            self._changed.wait_for(lambda: not self._reserved or sum(self._reserved) + seconds <= of)
+            self._reserved.append(seconds)
         try:
             yield
         finally:
             with self._changed:
-                self._taken -= seconds
-                if abs(self._taken) < 1e-6:
-                    self._taken = 0.0
+                self._reserved.remove(seconds)
                 self._changed.notify_all()

@@ -2,8 +2,8 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,17 +17,17 @@ from balr.config import DataConfig
 from balr.data.audio import as_waveform, load_waveform
 from balr.data.dataset import AudioDataset
 from balr.data.decoder_pool import DecoderPool
-from balr.data.decoding import Decoded, WaveformReader, decoded_batches, failure
+from balr.data.decoding import Decoded, WaveformReader, decoded_batches
 from balr.data.planning import Plan, plan_corpus
 from balr.data.read_ahead import ReadAhead
 from balr.embeddings.devices import Loading, device_name, prepare_thread, resolve_loading, shared_threads
-from balr.embeddings.outcomes import Delivery, Embedded, LoggingObserver, Observer, Outcome
+from balr.embeddings.outcomes import BarObserver, Delivery, EmbeddingPairs, Observer
 from balr.embeddings.pipeline import run_pipeline
 from balr.embeddings.stage_timer import StageTimer
-from balr.errors import Failure, UtteranceError
-from balr.records import WHOLE, Part
+from balr.errors import UtteranceError
+from balr.records import WHOLE, Embedded, Embedding, Failure, Outcome, Part
 from balr.shutdown import Stop
-from balr.stores.embedding_files import Vector
+from balr.stores.base import Store
 
 log = logging.getLogger(__name__)
 
@@ -70,20 +70,23 @@ class EmbeddingsModel(ABC):
         stream_save: bool = False,
         data_config: DataConfig = DataConfig(),
         *,
+        store: Store | None = None,
+        failed_before: Collection[str] = (),
         observer: Observer | None = None,
         durations_file: Path | None = None,
         stop: Stop | None = None,
-    ) -> list[tuple[str, npt.NDArray[Any]]]:
-        """Embed every utterance of a dataset, or of what a path leads to, that has audio.
+    ) -> EmbeddingPairs:
+        """Embed every utterance of a dataset, or of the corpus at a path, that has audio.
 
-        With `stream_save` embeddings `(dim,)` go to `dataset.vector_path(...)` as they are computed and the list is
-        empty; without, (id, embedding) pairs are returned in the order of the dataset. A bad utterance is reported to
-        the observer, or logged, and left out. `durations_file` remembers the lengths of files from one run to the next.
-        Setting `stop` ends it early and in order. Raises OutputError where nothing more can be written.
+        Returns (id, embedding `(dim,)`) pairs in the order of the dataset, and in `.failures` the utterances that have
+        none. With `stream_save` embeddings go to `dataset.embedding_path(...)` as they are computed, with a `store` to
+        that, without what it holds already, and no pairs are returned. `failed_before`: ids that failed in an earlier
+        run. `durations_file` keeps the lengths of files from one run to the next. Setting `stop` ends the run early and
+        in order. Raises OutputError where nothing more can be written.
         """
         if not isinstance(dataset, AudioDataset):
             dataset = AudioDataset.from_path(dataset)
-        observer, stop = observer or LoggingObserver(), stop or Stop()
+        stop, bar = stop or Stop(), BarObserver()
         audible = dataset.filter(lambda utterance: utterance.audio is not None)
         loading = resolve_loading(data_config, self.device)
         plan = plan_corpus(
@@ -95,18 +98,22 @@ class EmbeddingsModel(ABC):
             isolated=loading.num_workers > 0,
             durations_file=durations_file,
         )
+        save = store.write if store else audible.save_batch if stream_save else None
+        plan = plan.left(audible, store.completed(), failed_before) if store else plan
+        delivery = Delivery(save, observer or bar, self.stages)
         self._batching |= {**asdict(loading), "batches": len(plan.batches)}
-        observer.planned(sum(length or 0.0 for length in plan.seconds), upsampled=plan.upsampled)
-        delivery = Delivery(audible if stream_save else None, observer, self.stages)
-        self._run(audible, plan, loading, data_config, delivery, stop)
+        (observer or bar).planned(plan.audio_seconds(), upsampled=plan.upsampled)
+        with closing(bar):
+            self._run(audible, plan, loading, data_config, delivery, stop)
         found = delivery.collected
-        return [(utterance.id, found[utterance.id]) for utterance in audible.utterances if utterance.id in found]
+        pairs = [(utterance.id, found[utterance.id]) for utterance in audible.utterances if utterance.id in found]
+        return EmbeddingPairs(pairs, delivery.failures)
 
-    def embed_file(self, path: str | Path, *, part: Part = WHOLE) -> Vector:
+    def embed_file(self, path: str | Path, *, part: Part = WHOLE) -> Embedding:
         """Embed an audio file, or a part of it, to `(dim,)`. Raises UtteranceError."""
         return self._embed_one(load_waveform(Path(path).expanduser(), self.sample_rate_hz, part=part))
 
-    def embed_waveform(self, waveform: npt.ArrayLike | torch.Tensor, sample_rate_hz: int) -> Vector:
+    def embed_waveform(self, waveform: npt.ArrayLike | torch.Tensor, sample_rate_hz: int) -> Embedding:
         """Embed samples `(samples,)` or `(channels, samples)` of any rate to `(dim,)`.
 
         Floats are in [-1, 1]; integers are scaled by what their type holds; channels are averaged. Raises
@@ -114,10 +121,10 @@ class EmbeddingsModel(ABC):
         """
         return self._embed_one(as_waveform(waveform, sample_rate_hz, target_hz=self.sample_rate_hz))
 
-    def _embed_one(self, waveform: torch.Tensor) -> Vector:
+    def _embed_one(self, waveform: torch.Tensor) -> Embedding:
         config = DataConfig()
         limits = {"chunk_seconds": config.chunk_seconds, "max_whole_seconds": config.max_whole_seconds}
-        embedding: Vector = self.embed([waveform], **limits)[0].cpu().numpy()
+        embedding: Embedding = self.embed([waveform], **limits)[0].cpu().numpy()
         flaw = _flaw(embedding, waveform)
         if flaw is not None:
             raise flaw
@@ -137,7 +144,7 @@ class EmbeddingsModel(ABC):
         """Wire the stages: processes decode, threads compute, one thread saves."""
         reader = WaveformReader(self.sample_rate_hz, config.max_audio_seconds)
         threads = min(loading.concurrent_batches, max(1, len(plan.batches)))
-        processes = min(loading.num_workers, len(dataset))
+        processes = min(loading.num_workers, plan.count)
         read_ahead = plan.read_ahead(dataset, most_seconds=config.max_ahead_seconds)
         postponed: list[Decoded] = []
         pool = (
@@ -202,12 +209,12 @@ class EmbeddingsModel(ABC):
             if isinstance(error, torch.OutOfMemoryError) and others_run:
                 without_room.append(Decoded((utterance,), waveform.cpu(), (waveform.numel(),)))
             elif error is not None:
-                outcomes.append(failure(utterance, "embed", error))
+                outcomes.append(Failure.of(utterance, "embed", error))
             elif not isinstance(result, Exception):
                 outcomes.append(Embedded(utterance, result, waveform.numel() / self.sample_rate_hz))
         return outcomes, without_room
 
-    def _embed_or_report(self, waveforms: Sequence[torch.Tensor], config: DataConfig) -> list[Vector | Exception]:
+    def _embed_or_report(self, waveforms: Sequence[torch.Tensor], config: DataConfig) -> list[Embedding | Exception]:
         """Embed a batch; where that fails, by halves, so that it costs only the utterance that it is due to."""
         if not waveforms:
             return []
@@ -232,7 +239,7 @@ class EmbeddingsModel(ABC):
         ]
 
 
-def _flaw(embedding: Vector, waveform: torch.Tensor) -> UtteranceError | None:
+def _flaw(embedding: Embedding, waveform: torch.Tensor) -> UtteranceError | None:
     if np.isfinite(embedding).all():
         return None if embedding.any() else UtteranceError("the embedding is all zeros")
     silent = bool((waveform == waveform[0]).all())

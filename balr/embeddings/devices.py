@@ -1,11 +1,10 @@
-"""What a machine offers and how a run uses it: devices, threads, processes, sizes of batches."""
+"""The devices of a machine, and the batches, threads and processes that suit each."""
 
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 
@@ -17,7 +16,7 @@ _MOST_CONCURRENT = 8
 
 @dataclass(frozen=True)
 class Loading:
-    """Fix what a DataConfig leaves to the machine: batches, processes that decode, threads that compute batches."""
+    """Hold how utterances are loaded and batched, with all that a DataConfig may leave open."""
 
     batch_size: int
     max_batch_seconds: float
@@ -27,45 +26,44 @@ class Loading:
 
 
 def resolve_loading(config: DataConfig, device: torch.device) -> Loading:
-    """Choose what a config leaves open by the device and the cores there are.
+    """Choose what a config leaves open for a device and the number of cores.
 
-    On a CPU, as many utterances at a time as there are cores (8 at most), each with its share of the threads: batches
-    bring nothing there, and threads that wait for one another at each layer lose to threads that do not. On a GPU,
-    large batches and two at a time, so that one is being prepared while the other is computed.
+    On a CPU: one utterance per batch and as many batches at a time as there are threads (8 at most), which share the
+    threads. Larger batches are no faster there, and threads that wait for each other at every layer are slower. On a
+    GPU: large batches, two at a time, so that one is prepared while the other is computed.
     """
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     if device.type == "cpu":
         threads = torch.get_num_threads()
-        threads_each = -(-threads // _MOST_CONCURRENT)
-        concurrent_batches = max(1, threads // threads_each)
-        usual = Loading(1, 120.0, concurrent_batches, max(1, concurrent_batches // 2), 4)
+        concurrent_batches = threads // -(-threads // _MOST_CONCURRENT)
+        defaults = Loading(1, 120.0, concurrent_batches, max(1, concurrent_batches // 2), 4)
     else:
-        usual = Loading(64, 600.0, 2 if device.type == "cuda" else 1, min(8, cores), 2)
-    said = {option.name: getattr(config, option.name) for option in fields(Loading)}
-    return replace(usual, **{name: value for name, value in said.items() if value is not None})
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        defaults = Loading(64, 600.0, 2 if device.type == "cuda" else 1, min(8, cores), 2)
+    chosen = {option.name: getattr(config, option.name) for option in fields(Loading)}
+    return replace(defaults, **{name: value for name, value in chosen.items() if value is not None})
 
 
 def select_device(device: str | torch.device) -> torch.device:
-    """Return the device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` means here; `auto` is cuda where there is one.
+    """Return the device for `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; `auto` is cuda if available, else cpu.
 
-    Raises ConfigError that names the devices there are.
+    Raises ConfigError that names the available devices.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    available = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
-        there.append("mps")
+        available.append("mps")
     try:
-        chosen = torch.device(device)
+        selected = torch.device(device)
     except RuntimeError:
-        chosen = None
-    if chosen is None or not any(str(chosen) in (name, name.partition(":")[0]) for name in there):
-        raise ConfigError(f"device={device}: not on this machine, which has {', '.join(there)}.")
-    return chosen
+        selected = None
+    if selected is None or not any(str(selected) in (name, name.partition(":")[0]) for name in available):
+        raise ConfigError(f"device={device}: not on this machine, which has {', '.join(available)}.")
+    return selected
 
 
 def device_name(device: torch.device) -> str:
-    """Return a device as a run record has it, with what it is."""
+    """Return a device as a run's record shows it, with the name of a GPU or the number of threads."""
     if device.type == "cuda":
         return f"{device}, {torch.cuda.get_device_name(device)}"
     return f"{device}, {torch.get_num_threads()} threads"
@@ -73,12 +71,15 @@ def device_name(device: torch.device) -> str:
 
 @contextmanager
 def shared_threads(concurrent_batches: int, device: torch.device) -> Iterator[None]:
-    """Share torch's threads out among those that compute, and keep tf32 off while they do."""
+    """Divide torch's threads among the batches computed at a time, and keep tf32 off meanwhile."""
     threads = torch.get_num_threads()
     if device.type == "cuda":
-        torch.cuda.synchronize(device)  # the weights were put there on another stream
-    # For all threads, from here on: one that put tf32 back after its batch would let it into the batch of another.
-    with _chosen(device), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        torch.cuda.synchronize(device)  # the weights were copied on another stream
+    # tf32 is off for the whole process: a thread that switched it back on would affect the batches of the others.
+    with (
+        torch.cuda.device(device) if device.type == "cuda" else nullcontext(),
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+    ):
         try:
             if device.type == "cpu":
                 torch.set_num_threads(max(1, threads // concurrent_batches))
@@ -88,12 +89,7 @@ def shared_threads(concurrent_batches: int, device: torch.device) -> Iterator[No
 
 
 def prepare_thread(device: torch.device) -> None:
-    """Give the calling thread a CUDA stream of its own on a GPU."""
+    """Give the calling thread a CUDA stream of its own, if the device is a GPU."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.cuda.set_stream(torch.cuda.Stream(device))
-
-
-def _chosen(device: torch.device) -> AbstractContextManager[Any]:
-    """Make a GPU the one that is meant where none is named."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -1,9 +1,8 @@
-"""The front end: from a waveform to what the network reads, by the settings that the checkpoint was trained with."""
+"""Log-mel filter bank features (fbank), with the settings that a checkpoint was trained with."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,14 +15,10 @@ _PREEMPHASIS = 0.97
 _BLOCK_FRAMES = 512
 _BLOCK_FRAMES_ON_A_GPU = 1 << 16
 
-_UNSUPPORTED = MappingProxyType(
-    {"s3prl": "WavLM and other s3prl models", "w2vbert": "W2V-BERT", "whisper_encoder": "Whisper"}
-)
-
 
 @dataclass(frozen=True)
 class FbankSettings:
-    """Fix everything that a log-mel filter bank depends on; dither is always 0."""
+    """Hold everything that a log-mel filter bank depends on; dither is always 0."""
 
     sample_rate_hz: int = 16_000
     num_mel_bins: int = 80
@@ -40,10 +35,10 @@ class FbankSettings:
 
 
 def fbank_settings(dataset_args: Mapping[str, Any], overrides: FeaturesConfig) -> FbankSettings:
-    """Take the settings from a checkpoint's `dataset_args`, then what the user overrides.
+    """Return the settings in a checkpoint's `dataset_args`, with the user's overrides.
 
-    Defaults are those of WeSpeaker's `dataset/processor.py`. Raises CheckpointError for what is no setting, and for a
-    normalisation that is not supported.
+    Defaults are those of WeSpeaker's `dataset/processor.py`. Raises CheckpointError for illegal values and for variance
+    normalisation.
     """
     cmvn_args = dataset_args.get("cmvn_args") or {}
     if cmvn_args.get("norm_var"):
@@ -59,7 +54,7 @@ def fbank_settings(dataset_args: Mapping[str, Any], overrides: FeaturesConfig) -
 
 
 def stated(dataset_args: Mapping[str, Any], key: str, default: int, *, kind: str) -> Any:
-    """Return a setting of a checkpoint's features. Raises CheckpointError where it is none of its `kind`."""
+    """Return a setting of a checkpoint's features. Raises CheckpointError if it is not legal for its `kind`."""
     section, _, name = key.rpartition(".")
     value = (dataset_args.get(section) or {} if section else dataset_args).get(name, default)
     if legal := legal_feature(kind, value):
@@ -70,24 +65,24 @@ def stated(dataset_args: Mapping[str, Any], key: str, default: int, *, kind: str
 def fbank(waveform: torch.Tensor, settings: FbankSettings) -> torch.Tensor:
     """Compute log-mel features `(frames, mels)` of a waveform `(samples,)` in [-1, 1], as WeSpeaker's recipe does.
 
-    The same operations in the same order as `torchaudio.compliance.kaldi.fbank`, so the same bits on a CPU, but in
-    blocks that stay in the processor's cache: two to three times as fast. Raises UtteranceError where the waveform is
+    These are the operations of `torchaudio.compliance.kaldi.fbank` in the same order, so the same bits on a CPU, but in
+    blocks that fit in the processor's cache: two to three times as fast. Raises UtteranceError if the waveform is
     shorter than a frame.
     """
-    return _normalised(_log_mel(_frames(waveform, settings), settings), settings)
+    return _subtract_mean(_log_mel(_frames(waveform, settings), settings), settings)
 
 
 def fbanks(waveforms: Sequence[torch.Tensor], settings: FbankSettings, *, at_once: bool) -> list[torch.Tensor]:
-    """Compute the features of several waveforms one after another, or all frames `at_once`, as suits a GPU."""
+    """Compute the features `(frames, mels)` of waveforms `(samples,)` one by one, or `at_once`, as suits a GPU."""
     if not at_once:
         return [fbank(waveform, settings) for waveform in waveforms]
     frames = [_frames(waveform, settings) for waveform in waveforms]
     features = torch.split(_log_mel(torch.cat(frames), settings), [len(one) for one in frames])
-    return [_normalised(one, settings) for one in features]
+    return [_subtract_mean(one, settings) for one in features]
 
 
 def _frames(waveform: torch.Tensor, settings: FbankSettings) -> torch.Tensor:
-    """View a waveform as overlapping frames `(frames, samples)`."""
+    """View a waveform `(samples,)` as overlapping frames `(frames, frame_samples)`."""
     size, shift = settings.shortest_samples, int(settings.sample_rate_hz * settings.frame_shift_ms * 0.001)
     if waveform.numel() < size:
         seconds = waveform.numel() / settings.sample_rate_hz
@@ -96,6 +91,7 @@ def _frames(waveform: torch.Tensor, settings: FbankSettings) -> torch.Tensor:
 
 
 def _log_mel(frames: torch.Tensor, settings: FbankSettings) -> torch.Tensor:
+    """Return the log mel energies `(frames, mels)` of frames `(frames, frame_samples)`."""
     window, banks = _tables(settings, frames.device)
     step = _BLOCK_FRAMES if frames.device.type == "cpu" else _BLOCK_FRAMES_ON_A_GPU
     padded = frames.new_zeros(min(step, len(frames)), 2 * len(banks))
@@ -107,12 +103,15 @@ def _log_mel(frames: torch.Tensor, settings: FbankSettings) -> torch.Tensor:
     return features.clamp_(min=torch.finfo(torch.float32).eps).log_()
 
 
-def _normalised(features: torch.Tensor, settings: FbankSettings) -> torch.Tensor:
+def _subtract_mean(features: torch.Tensor, settings: FbankSettings) -> torch.Tensor:
     return features.sub_(features.mean(dim=0)) if settings.mean_norm else features
 
 
 def _power_spectrum(frames: torch.Tensor, window: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
-    """Remove each frame's mean, emphasise high frequencies, window and transform; the last bin is not used."""
+    """Return the power spectrum `(frames, bins)` after Kaldi's mean removal, pre-emphasis and window.
+
+    `padded` `(frames, 2 * bins)` is work space. The last bin is left out, as no mel filter uses it.
+    """
     size = frames.shape[1]
     centred = frames - frames.mean(dim=1, keepdim=True)
     emphasised = padded[:, :size]
@@ -125,7 +124,7 @@ def _power_spectrum(frames: torch.Tensor, window: torch.Tensor, padded: torch.Te
 
 @lru_cache(maxsize=8)
 def _tables(settings: FbankSettings, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the window `(samples,)` and the mel filters `(bins, mels)`."""
+    """Return the window `(frame_samples,)` and the mel filters `(bins, mels)`."""
     from torchaudio.compliance import kaldi
 
     size = settings.shortest_samples
@@ -138,17 +137,8 @@ def _tables(settings: FbankSettings, device: torch.device) -> tuple[torch.Tensor
         "blackman": lambda: 0.42 - 0.5 * torch.cos(turn) + 0.08 * torch.cos(2 * turn),
     }
     points = 1 << (size - 1).bit_length()
-    # 20 Hz to half the sample rate, and Kaldi's limits for vocal tract warping, which is off (1.0).
+    # From 20 Hz to half the sample rate; Kaldi's limits for vocal tract warping have no effect, as it is off (1.0).
     banks, _ = kaldi.get_mel_banks(
         settings.num_mel_bins, points, float(settings.sample_rate_hz), 20.0, 0.0, 100.0, -500.0, 1.0
     )
     return windows[settings.window_type]().to(device), banks.T.contiguous().to(device)
-
-
-def frontend_name(dataset_args: Mapping[str, Any]) -> str:
-    """Return the front end of a checkpoint, `fbank` or `tfmel`. Raises CheckpointError for those not supported."""
-    name = str(dataset_args.get("frontend", "fbank"))
-    if name not in ("fbank", "tfmel"):
-        kind = f"{name} ({_UNSUPPORTED[name]})" if name in _UNSUPPORTED else name
-        raise CheckpointError(f"the front end {kind} is not supported; balr runs fbank and tfmel checkpoints.")
-    return name

@@ -1,4 +1,4 @@
-"""A network and the front end that it was trained with, as a checkpoint's config describes both."""
+"""The network of a checkpoint and the front end it was trained with: fbank, or ReDimNet2's own `tfmel`."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -9,17 +9,17 @@ import torch
 
 from balr.config import FeaturesConfig
 from balr.embeddings.architectures import build_network, build_tfmel
-from balr.embeddings.fbank import fbank_settings, fbanks, frontend_name, stated
+from balr.embeddings.fbank import fbank_settings, fbanks, stated
 from balr.embeddings.weights import CheckpointConfig
 from balr.errors import CheckpointError, ConfigError
 
 
 @dataclass(frozen=True)
 class Frontend:
-    """Compute features on the device of the waveforms `(samples,)`, one tensor each.
+    """Hold how features are computed: `compute` turns waveforms `(samples,)` into features on the same device.
 
-    `time_dim` is the dimension of the frames in a batch of features: 1 for `(batch, frames, mels)`. `settings` say how
-    features are computed, for a record.
+    With `time_dim` 1 the features of an utterance are `(frames, mels)`, with 2 `(mels, frames)`; it is the dimension of
+    the frames in a batch. `settings` is for the record of a run.
     """
 
     compute: Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
@@ -32,8 +32,14 @@ class Frontend:
 
 def build_with_frontend(config: CheckpointConfig, overrides: FeaturesConfig) -> tuple[torch.nn.Module, Frontend]:
     """Construct the network, without weights, and its front end. Raises CheckpointError or ConfigError."""
-    if frontend_name(config.dataset_args) == "tfmel":
+    name = config.dataset_args.get("frontend", "fbank")
+    if name == "tfmel":
         return _with_tfmel(config, overrides)
+    if name != "fbank":
+        raise CheckpointError(
+            f"the front end {name} is not supported; balr runs fbank and tfmel checkpoints, "
+            "not those on WavLM, W2V-BERT or Whisper."
+        )
     settings = fbank_settings(config.dataset_args, overrides)
     network = build_network(config.architecture, _sized(config, settings.num_mel_bins))
     frontend = Frontend(
@@ -48,12 +54,10 @@ def build_with_frontend(config: CheckpointConfig, overrides: FeaturesConfig) -> 
 
 
 def _with_tfmel(config: CheckpointConfig, overrides: FeaturesConfig) -> tuple[torch.nn.Module, Frontend]:
-    """Join a ReDimNet2 to its own front end, which normalises the waveform and subtracts the mean itself."""
+    """Construct a ReDimNet2 and its front end, which normalises the waveform and subtracts the mean itself."""
     changed = [name for name, value in vars(overrides).items() if value is not None]
     if changed:
-        raise ConfigError(
-            f"features.{changed[0]}: has no effect on a tfmel checkpoint, which brings its own front end."
-        )
+        raise ConfigError(f"features.{changed[0]}: has no effect on a tfmel checkpoint, which has its own front end.")
     sample_rate_hz = stated(config.dataset_args, "resample_rate", 16_000, kind="sample_rate_hz")
     mels = stated(config.dataset_args, "tfmel_args.n_mels", 80, kind="num_mel_bins")
     hop = stated(config.dataset_args, "tfmel_args.hop_length", 160, kind="samples")
@@ -68,19 +72,19 @@ def _with_tfmel(config: CheckpointConfig, overrides: FeaturesConfig) -> tuple[to
 
     def compute(waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of torch.cuda.amp.autocast, which torch renamed
+            warnings.simplefilter("ignore", FutureWarning)  # torch.cuda.amp.autocast was renamed
             return [tfmel(waveform.unsqueeze(0))[0][0] for waveform in waveforms]
 
     return network, Frontend(compute, sample_rate_hz, mels, sample_rate_hz / hop, time_dim=2, settings=tfmel_args)
 
 
 def _sized(config: CheckpointConfig, mels: int) -> Mapping[str, Any]:
-    """Return the network's arguments, with the number of mel bins where the config leaves it out."""
+    """Return the network's arguments with the number of mel bins, which a config may leave out."""
     name = "acoustic_dim" if config.architecture.startswith("SimAM_ResNet") else "feat_dim"
-    stated = config.model_args.get(name, mels)
-    if stated != mels:
+    expected = config.model_args.get(name, mels)
+    if expected != mels:
         raise CheckpointError(
-            f"{config.architecture} was made for {name}={stated}, but the features have {mels} mel bins; "
-            f"set embeddings.model.features.num_mel_bins={stated}, or leave it to the checkpoint."
+            f"{config.architecture} was trained with {name}={expected}, but the features have {mels} mel bins; "
+            f"set embeddings.model.features.num_mel_bins={expected}, or leave it to the checkpoint."
         )
     return {**config.model_args, name: mels}

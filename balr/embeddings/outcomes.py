@@ -1,25 +1,27 @@
 """What becomes of each utterance: it is saved or collected, and then reported.
 
-The invariant kept here: what is reported as embedded is on the disk, where it is to go there.
+The invariant kept here: an utterance that is reported as embedded is in its store.
 """
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
-from balr.data.dataset import AudioDataset
-from balr.data.decoding import failure
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
 from balr.embeddings.stage_timer import StageTimer
-from balr.errors import Failure, OutputError, PlaceError, one_line
-from balr.records import Utterance
-from balr.stores.embedding_files import Vector
+from balr.errors import one_line
+from balr.records import Embedded, Embedding, Failure, Outcome, Utterance
 
 log = logging.getLogger(__name__)
 
+Save = Callable[[Sequence[Embedded]], list[Failure]]
+
 
 class Observer(Protocol):
-    """Hear how much audio is planned, and of every utterance as it is done: a progress bar, a count, a record.
+    """Follow a run: how much audio is planned, then each utterance as it is done.
 
     `upsampled` of the utterances have a lower rate than the model. All but `planned` is called by one thread.
     """
@@ -31,60 +33,67 @@ class Observer(Protocol):
     def failed(self, failure: Failure) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Embedded:
-    """Hold the embedding `(dim,)` of an utterance."""
+class EmbeddingPairs(list[tuple[str, npt.NDArray[Any]]]):
+    """(id, embedding) pairs in the order of the dataset, and the `failures` of the utterances that have none."""
 
-    utterance: Utterance
-    vector: Vector
-    audio_seconds: float
-
-
-Outcome = Embedded | Failure
+    def __init__(self, pairs: Iterable[tuple[str, npt.NDArray[Any]]], failures: Sequence[Failure]) -> None:
+        super().__init__(pairs)
+        self.failures = tuple(failures)
 
 
 class Delivery:
-    """Save embeddings into the places of a dataset, or collect them where there is none, and report each.
+    """Save embeddings, or collect them where `save` is None, and report what became of each utterance."""
 
-    Once nothing more can be written, an OutputError is raised when all that was saved is reported.
-    """
-
-    def __init__(self, dataset: AudioDataset | None, observer: Observer, stages: StageTimer) -> None:
-        self.collected: dict[str, Vector] = {}
-        self._dataset = dataset
+    def __init__(self, save: Save | None, observer: Observer, stages: StageTimer) -> None:
+        self.collected: dict[str, Embedding] = {}
+        self.failures: list[Failure] = []
+        self._save = save
         self._observer = observer
         self._stages = stages
 
     def deliver(self, outcomes: Sequence[Outcome]) -> None:
-        """Save what was embedded in one go, then report all. Raises OutputError."""
+        """Report what failed, save what was embedded together, then report that. Raises OutputError."""
+        self._fail(outcome for outcome in outcomes if isinstance(outcome, Failure))
         embedded = [outcome for outcome in outcomes if isinstance(outcome, Embedded)]
-        errors: list[OutputError | None] = [None] * len(embedded)
-        if self._dataset is None:
-            self.collected |= {one.utterance.id: one.vector for one in embedded}
+        unplaced: list[Failure] = []
+        if self._save is None:
+            self.collected |= {one.utterance.id: one.embedding for one in embedded}
         elif embedded:
             with self._stages.timed("write"):
-                errors = self._dataset.save_together((one.utterance.id, one.vector) for one in embedded)
-        for outcome in outcomes:
-            if isinstance(outcome, Failure):
-                self._observer.failed(outcome)
-        for one, error in zip(embedded, errors, strict=True):
-            if error is None:
+                unplaced = self._save(embedded)
+        ids = {failure.id for failure in unplaced}
+        for one in embedded:
+            if one.utterance.id not in ids:
                 self._observer.embedded(one.utterance, one.audio_seconds)
-            elif isinstance(error, PlaceError):
-                self._observer.failed(failure(one.utterance, "write", error))
-        unwritable = [error for error in errors if error is not None and not isinstance(error, PlaceError)]
-        if unwritable:
-            raise unwritable[0]
+        self._fail(unplaced)
+
+    def _fail(self, failures: Iterable[Failure]) -> None:
+        for failure in failures:
+            self.failures.append(failure)
+            self._observer.failed(failure)
 
 
-class LoggingObserver:
-    """Log what nobody else hears of."""
+class BarObserver:
+    """Show a bar by seconds of audio on a terminal or in a notebook, and log failures."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._bar = Progress(console=console, disable=not (console.is_terminal or console.is_jupyter))
+        self._task: TaskID | None = None
 
     def planned(self, audio_seconds: float, *, upsampled: int) -> None:
-        log.debug("%.0f s of audio to embed, %d upsampled", audio_seconds, upsampled)
+        log.debug("%.0f s of audio to embed, %d utterances upsampled", audio_seconds, upsampled)
+        self._task = self._bar.add_task("embedding", total=audio_seconds)
 
     def embedded(self, utterance: Utterance, audio_seconds: float) -> None:
         log.debug("%s: embedded, %.1f s", utterance.id, audio_seconds)
+        if self._task is not None:
+            self._bar.start()  # not before the first result: a thread must not run while workers are forked
+            self._bar.advance(self._task, audio_seconds)
 
     def failed(self, failure: Failure) -> None:
         log.warning("%s: %s", one_line(failure.id), failure.reason)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.stop()

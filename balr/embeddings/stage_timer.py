@@ -1,4 +1,4 @@
-"""How long the stages of a run take: seconds added up over the threads that compute, so they may exceed the clock's."""
+"""How long the stages of a run take, in seconds added up over threads, so the sum may exceed the wall clock."""
 
 import threading
 import time
@@ -10,51 +10,45 @@ import torch
 
 
 class StageTimer:
-    """Add up the seconds of each stage; on a GPU, of what is put on the stream of the calling thread."""
+    """Add up the seconds of each stage; on a GPU, those of the work on the calling thread's CUDA stream."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
-        self._within = threading.local()
+        self._nested = threading.local()
         self._on_gpu: deque[tuple[str, torch.cuda.Event, torch.cuda.Event]] = deque()
 
     @contextmanager
     def timed(self, stage: str, device: torch.device | None = None) -> Iterator[None]:
-        """Time what is done inside, less what other stages inside take; it counts where it raises nothing."""
+        """Time a block without the stages nested in it. A block that raises does not count."""
         if device is None or device.type != "cuda":
-            around, self._within.seconds = getattr(self._within, "seconds", 0.0), 0.0
+            outer, self._nested.seconds = getattr(self._nested, "seconds", 0.0), 0.0
             started = time.perf_counter()
             try:
                 yield
-                self._add(stage, time.perf_counter() - started - self._within.seconds)
+                with self._lock:
+                    self._seconds[stage] += time.perf_counter() - started - self._nested.seconds
             finally:
-                self._within.seconds = around + time.perf_counter() - started
+                self._nested.seconds = outer + time.perf_counter() - started
             return
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         yield
         end.record()
-        self._on_gpu.append((stage, start, end))
-        self._collect(wait=False)
+        with self._lock:
+            self._on_gpu.append((stage, start, end))
+            self._collect()
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds of each stage until now."""
-        self._collect(wait=True)
         with self._lock:
+            for _, _, end in self._on_gpu:
+                end.synchronize()
+            self._collect()
             return {stage: round(seconds, 3) for stage, seconds in self._seconds.items()}
 
-    def _collect(self, *, wait: bool) -> None:
-        while self._on_gpu:
-            try:
-                stage, start, end = self._on_gpu.popleft()
-            except IndexError:  # another thread was quicker
-                return
-            if not (wait or end.query()):
-                self._on_gpu.appendleft((stage, start, end))
-                return
-            end.synchronize()
-            self._add(stage, start.elapsed_time(end) / 1000)
-
-    def _add(self, stage: str, seconds: float) -> None:
-        with self._lock:
-            self._seconds[stage] += seconds
+    def _collect(self) -> None:
+        """Add the stages that the GPU has finished."""
+        while self._on_gpu and self._on_gpu[0][2].query():
+            stage, start, end = self._on_gpu.popleft()
+            self._seconds[stage] += start.elapsed_time(end) / 1000

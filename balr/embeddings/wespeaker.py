@@ -20,10 +20,9 @@ from balr.embeddings.devices import resolve_loading, select_device
 from balr.embeddings.exact.attention import attend_in_blocks
 from balr.embeddings.exact.chunking import ChunkedNetwork, make_chunked
 from balr.embeddings.exact.folding import channels_last, fold
-from balr.embeddings.exact.grouping import by_group, of_equal_length
 from balr.embeddings.exact.openvino import CompiledNetwork, check_engine
-from balr.embeddings.exact.padding import LARGEST_RELATIVE_DIFFERENCE, RaggedNetwork
-from balr.embeddings.exact.precision import checked_precision, exact_kernels, lower_trunk
+from balr.embeddings.exact.padding import RaggedNetwork, by_group, rows_by_length
+from balr.embeddings.exact.precision import LARGEST_RELATIVE_DIFFERENCE, checked_precision, exact_kernels, lower_trunk
 from balr.embeddings.exact.probe import (
     EXAMPLE_SECONDS,
     LONGEST_SHORTEST_SECONDS,
@@ -41,12 +40,12 @@ log = logging.getLogger(__name__)
 
 
 class WespeakerModel(EmbeddingsModel):
-    """Load a checkpoint and embed waveforms with it, as WeSpeaker's recipe does for each utterance alone.
+    """Embed waveforms with a WeSpeaker checkpoint, as WeSpeaker's recipe does for each utterance alone.
 
     `model_dir` is where the model's files are downloaded to (None: the Hub's own cache); a folder that already holds
-    them needs no network. `features` overrides what the checkpoint's config says. `revision` None: the pinned revision
-    of a checkpoint that ships with balr, else `main`. `precision` is `fp32`, or `bf16` or `fp16` for the layers before
-    the pooling; `engine` is `torch`, or `openvino` on a CPU. Raises CheckpointError or ConfigError.
+    them needs no network. `features` overrides the checkpoint's config. `revision` None means the pinned revision of a
+    checkpoint that balr lists, else `main`. `precision` is `fp32`, or `bf16` or `fp16` for the layers before the
+    pooling; `engine` is `torch`, or `openvino` on a CPU. Raises CheckpointError or ConfigError.
     """
 
     _fewest_frames = 0
@@ -72,21 +71,14 @@ class WespeakerModel(EmbeddingsModel):
         self.files = find_checkpoint(
             model_repo, model_name, config_name=config_name, model_dir=model_dir, revision=revision
         )
-        config = read_config(self.files.config)
-        self.architecture = config.architecture
-        try:
-            network, self._frontend = build_with_frontend(config, features)
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.files.config}: {error}") from error
-        self.sample_rate_hz = self._frontend.sample_rate_hz
-        load_weights(network, self.files.weights)
+        network = self._load(features)
         example = self._frontend.compute([white_noise(EXAMPLE_SECONDS, self.sample_rate_hz)])[0].unsqueeze(0)
         fold(network, example)
         attend_in_blocks(network, example)
         with torch.inference_mode():
             self.embedding_dim = run_network(network, example).shape[-1]
-        self._network = self._exact = channels_last(network.to(self.device))
-        self._compiled = self._compile(engine, dtype)
+        self._network = self._network_fp32 = channels_last(network.to(self.device))
+        self._compiled = self._compile(dtype) if engine == "openvino" else None
         if dtype != torch.float32:
             self._lower(dtype, example.to(self.device))
         self._ragged = RaggedNetwork(self._network, time_dim=self._frontend.time_dim)
@@ -104,55 +96,50 @@ class WespeakerModel(EmbeddingsModel):
     ) -> torch.Tensor:
         """Embed waveforms `(samples,)` in [-1, 1] to `(batch, dim)`, float32 on `device`, each as if it were alone.
 
-        A waveform longer than `chunk_seconds` goes through the network in parts of half that, where its architecture
-        allows it without changing the embedding. Raises UtteranceError where one is shorter than the architecture can
-        embed, or longer than `max_whole_seconds` and cannot go in parts.
+        A waveform longer than `chunk_seconds` runs through the network in chunks of half that, if the architecture
+        allows it without changing the embedding. Raises UtteranceError if a waveform is shorter than the architecture
+        can embed, or longer than `max_whole_seconds` without being chunked.
         """
-        for waveform in waveforms:
-            self._refuse_short(waveform)
+        seconds = [waveform.numel() / self.sample_rate_hz for waveform in waveforms]
         longest = float("inf") if chunk_seconds is None else max(chunk_seconds, self._shortest_in_16_bits or 0.0)
-        is_long = [self._seconds(waveform) > longest for waveform in waveforms]
-        if any(is_long):
-            self._refuse_long(waveforms, max_whole_seconds)
+        is_long = [each > longest for each in seconds]
+        max_whole_seconds = float("inf") if max_whole_seconds is None else max_whole_seconds
+        self._refuse_lengths(min(seconds), max(seconds), max_whole_seconds if any(is_long) else float("inf"))
         with exact_kernels():
             with self.stages.timed("features", self.device):
                 features = self._frontend.compute([waveform.to(self.device) for waveform in waveforms])
             with self.stages.timed("forward", self.device):
                 if not any(is_long):
                     return self._embed_features(features).float()
-                if self._trunk is None:
-                    with self._budget.reserve(sum(map(self._seconds, waveforms)), of=max_whole_seconds or float("inf")):
+                if self._chunked is None:
+                    with self._budget.reserve(sum(seconds), of=max_whole_seconds):
                         return self._embed_features(features).float()
-                assert chunk_seconds is not None
-                frames = int(chunk_seconds / 2 * self._frontend.frames_per_second)
+                chunk_frames = int((chunk_seconds or 0.0) / 2 * self._frontend.frames_per_second)
                 rows = [
-                    self._trunk.embed(one.unsqueeze(0), chunk_frames=frames) if long else self._embed_features([one])
+                    self._chunked.embed(one[None], chunk_frames=chunk_frames) if long else self._embed_features([one])
                     for one, long in zip(features, is_long, strict=True)
                 ]
                 return torch.cat(rows).float()
 
     def _embed_features(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        short = self._short(features)
-        if short and len(short) < len(features):
-            rest = sorted({*range(len(features))} - {*short})
+        """Embed the features `(frames, mels)` of each utterance to `(batch, dim)`, in as few batches as are exact."""
+        frames = self._frames(features)
+        short = [row for row, count in enumerate(frames) if count < self._fewest_frames]
+        if short and len(short) < len(frames):
+            rest = [row for row, count in enumerate(frames) if count >= self._fewest_frames]
             return by_group(features, [short, rest], self._embed_features)
-        run = self._exactly if short else self._forward
-        if len(features) == 1:
-            return run(features[0].unsqueeze(0))
-        if not short and self.takes_ragged_batches:
-            return by_group(features, group_by_length(self._frames(features)), self._ragged)
-        return by_group(features, of_equal_length(self._frames(features)), lambda group: run(torch.stack(list(group))))
-
-    def _short(self, features: Sequence[torch.Tensor]) -> list[int]:
-        """Return the rows of what is too short for 16 bits."""
-        return [row for row, frames in enumerate(self._frames(features)) if frames < self._fewest_frames]
+        if not short and len(features) > 1 and self.takes_ragged_batches:
+            return by_group(features, group_by_length(frames), self._ragged)
+        run = self._forward_fp32 if short else self._forward
+        groups = list(rows_by_length(frames).values())
+        return by_group(features, groups, lambda group: run(torch.stack(list(group))))
 
     def _frames(self, features: Sequence[torch.Tensor]) -> list[int]:
         return [one.shape[self._frontend.time_dim - 1] for one in features]
 
     @cached_property
     def takes_ragged_batches(self) -> bool:
-        """Tell whether utterances of different lengths go into one batch exactly, on this device, by trying it."""
+        """Return whether a batch may hold different lengths, which is tried once, on noise on this device."""
         if self._compiled is not None:
             return False
         with torch.inference_mode(), exact_kernels():
@@ -165,7 +152,7 @@ class WespeakerModel(EmbeddingsModel):
         return exact
 
     def describe(self) -> dict[str, Any]:
-        """Say, for a record, which checkpoint computes, by its content, and from which features."""
+        """Return what the record of a run says of the model: checkpoint by content, features, precision, engine."""
         return {
             **super().describe(),
             "checkpoint": {
@@ -182,27 +169,41 @@ class WespeakerModel(EmbeddingsModel):
         }
 
     def execution_facts(self) -> dict[str, Any]:
-        """Say, after a run, how batches and long audio were worked through."""
-        found = super().execution_facts()
-        tried = vars(self).get("takes_ragged_batches")
+        """Return, after a run, how batches and long audio were computed."""
+        facts = super().execution_facts()
         lengths = {None: "one utterance each", True: "different, exact by trial", False: "equal frame counts"}
-        found["batching"] |= {"lengths": lengths[tried]}
-        if "_trunk" in vars(self):
-            found["batching"] |= {"long_audio": "whole" if self._trunk is None else "in chunks"}
+        facts["batching"] |= {"lengths": lengths[vars(self).get("takes_ragged_batches")]}
+        if "_chunked" in vars(self):
+            facts["batching"] |= {"long_audio": "whole" if self._chunked is None else "in chunks"}
         if self._compiled and self._compiled.left_to_torch:
-            found["batching"] |= {"batches_left_to_torch": self._compiled.left_to_torch}
-        return found
+            facts["batching"] |= {"batches_left_to_torch": self._compiled.left_to_torch}
+        return facts
 
     @cached_property
     def shortest_seconds(self) -> float:
         """Find the shortest audio that this network can embed."""
-        return shortest_seconds(embedder(self._exactly, self._frontend, self.device), self.sample_rate_hz)
+        return shortest_seconds(embedder(self._forward_fp32, self._frontend, self.device), self.sample_rate_hz)
+
+    def _load(self, features: FeaturesConfig) -> torch.nn.Module:
+        config = read_config(self.files.config)
+        try:
+            network, self._frontend = build_with_frontend(config, features)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.files.config}: {error}") from error
+        load_weights(network, self.files.weights)
+        self.architecture, self.sample_rate_hz = config.architecture, self._frontend.sample_rate_hz
+        return network
+
+    def _compile(self, dtype: torch.dtype) -> CompiledNetwork:
+        mels, time_dim = self._frontend.mels, self._frontend.time_dim
+        requests = resolve_loading(DataConfig(), self.device).concurrent_batches
+        return CompiledNetwork(self._network, mels=mels, time_dim=time_dim, dtype=dtype, requests=requests)
 
     def _lower(self, dtype: torch.dtype, example: torch.Tensor) -> None:
-        """Go to 16 bits, but hold the network in fp32 for what is too short for them, if there is any."""
-        self._exact = deepcopy(self._network)
+        """Convert the network to 16 bits, and keep a copy in fp32 if there is audio that is too short for them."""
+        self._network_fp32 = deepcopy(self._network)
         lower_trunk(self._network, dtype, example)
-        lowered, exact = (embedder(run, self._frontend, self.device) for run in (self._forward, self._exactly))
+        lowered, exact = (embedder(run, self._frontend, self.device) for run in (self._forward, self._forward_fp32))
         near = shortest_near(lowered, exact, self.sample_rate_hz, shortest=self.shortest_seconds)
         if self._compiled:
             self._compiled.left_to_torch = 0
@@ -211,7 +212,7 @@ class WespeakerModel(EmbeddingsModel):
             noise = white_noise(near, self.sample_rate_hz).to(self.device)
             (self._fewest_frames,) = self._frames(self._frontend.compute([noise]))
         else:
-            self._exact = self._network
+            self._network_fp32 = self._network
         self._shortest_in_16_bits = round(near, 3)
 
     @property
@@ -219,38 +220,28 @@ class WespeakerModel(EmbeddingsModel):
         return self._compiled or partial(run_network, self._network)
 
     @property
-    def _exactly(self) -> Run:
-        return partial(run_network, self._exact)
+    def _forward_fp32(self) -> Run:
+        return partial(run_network, self._network_fp32)
 
-    def _compile(self, engine: str, dtype: torch.dtype) -> CompiledNetwork | None:
-        if engine == "torch":
-            return None
-        mels, time_dim = self._frontend.mels, self._frontend.time_dim
-        requests = resolve_loading(DataConfig(), self.device).concurrent_batches
-        return CompiledNetwork(self._network, mels=mels, time_dim=time_dim, dtype=dtype, requests=requests)
-
-    def _refuse_short(self, waveform: torch.Tensor) -> None:
-        seconds = self._seconds(waveform)
-        if seconds < LONGEST_SHORTEST_SECONDS and seconds < self.shortest_seconds:
-            raise UtteranceError(f"too short: {seconds:.3f} s, {self.architecture} needs {self.shortest_seconds:.3f} s")
-
-    def _refuse_long(self, waveforms: Sequence[torch.Tensor], max_whole_seconds: float | None) -> None:
-        longest = max(self._seconds(waveform) for waveform in waveforms)
-        if self._trunk is None and max_whole_seconds is not None and longest > max_whole_seconds:
+    def _refuse_lengths(self, shortest: float, longest: float, max_whole_seconds: float) -> None:
+        """Raise UtteranceError if an utterance of a batch is too short, or too long for a network without chunks."""
+        if shortest < LONGEST_SHORTEST_SECONDS and shortest < self.shortest_seconds:
+            raise UtteranceError(
+                f"too short: {shortest:.3f} s, {self.architecture} needs {self.shortest_seconds:.3f} s"
+            )
+        if longest > max_whole_seconds and self._chunked is None:
             raise UtteranceError(
                 f"too long: {longest:.1f} s, and {self.architecture} has to see an utterance whole, up to "
                 f"data.max_whole_seconds={max_whole_seconds:g} here; cut the file, or raise that where memory allows"
             )
-
-    def _seconds(self, waveform: torch.Tensor) -> float:
-        return waveform.numel() / self.sample_rate_hz
 
     def _noise_features(self, frames: int) -> torch.Tensor:
         shape = (frames, self._frontend.mels) if self._frontend.time_dim == 1 else (self._frontend.mels, frames)
         return torch.randn(shape, generator=torch.Generator().manual_seed(frames)).to(self.device)
 
     @cached_property
-    def _trunk(self) -> ChunkedNetwork | None:
-        """Return the network as one that takes long utterances in parts, or None where it has to see them whole."""
+    def _chunked(self) -> ChunkedNetwork | None:
+        if self._frontend.time_dim != 1:
+            return None
         with torch.inference_mode(), exact_kernels():
-            return make_chunked(self._network, self._frontend.mels) if self._frontend.time_dim == 1 else None
+            return make_chunked(self._network, self._frontend.mels)

@@ -45,13 +45,14 @@ def corpus_facts(corpus: Corpus, source: str) -> dict[str, Any]:
 
 def software() -> dict[str, Any]:
     """Return the versions of Python and of what decides numbers, and the commit of a checkout of balr."""
-    return {"python": platform.python_version(), "packages": _versions(), "git": _git()}
+    return {"software": {"python": platform.python_version(), "packages": _versions(), "git": _git()}}
 
 
 def machine() -> dict[str, Any]:
     """Return the host, its system, its processor and how many cores of it this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"host": platform.node(), "system": platform.platform(), "processor": _processor(), "cores": cores}
+    facts = {"host": platform.node(), "system": platform.platform(), "processor": _processor(), "cores": cores}
+    return {"machine": facts}
 
 
 def _versions() -> dict[str, str]:

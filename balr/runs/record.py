@@ -1,6 +1,6 @@
-"""run.json: what made the embeddings of a folder, and an entry for each run that worked there.
+"""run.json: which model the embeddings of a folder are of, which corpus, and an entry for each run that worked there.
 
-The invariant kept here: one folder holds embeddings of one model.
+The invariant kept here: one folder holds the embeddings of one model and one corpus.
 """
 
 import json
@@ -24,17 +24,14 @@ Facts = dict[str, Any]
 
 @dataclass
 class Record:
-    """Hold run.json: the identity of the model, the size of its embeddings, whether another's are being replaced.
-
-    `corpus_root` is the folder of the corpus, by whatever links it was reached.
-    """
+    """The content of run.json. `forcing`: a run that embeds all again has not reached its end."""
 
     folder: Path
     model: Facts = field(default_factory=dict)
     embedding_dim: int | None = None
-    replacing: bool = False
-    runs: list[Facts] = field(default_factory=list)
     corpus_root: str | None = None
+    forcing: bool = False
+    runs: list[Facts] = field(default_factory=list)
 
     @classmethod
     def of(cls, folder: Path) -> Self:
@@ -43,22 +40,25 @@ class Record:
         if not path.is_file():
             return cls(folder)
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            dim = kept.get("embedding_dim")
-            runs = [{str(name): fact for name, fact in run.items()} for run in kept.get("runs", [])]
-            root = kept.get("corpus_root")
-            root = None if root is None else str(root)
+            content = json.loads(path.read_text(encoding="utf-8"))
+            dim, root = content.get("embedding_dim"), content.get("corpus_root")
+            runs = [{str(name): fact for name, fact in run.items()} for run in content.get("runs", [])]
             return cls(
-                folder, dict(kept["model"]), None if dim is None else int(dim), bool(kept["replacing"]), runs, root
+                folder,
+                dict(content["model"]),
+                None if dim is None else int(dim),
+                None if root is None else str(root),
+                bool(content["forcing"]),
+                runs,
             )
         except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise OutputError(
                 f"{path}: not balr's record of runs ({type(error).__name__}: {one_line(error)[:80]}); choose another "
-                "save_dir, or remove it and make all again with force=true."
+                "save_dir, or remove it and embed all again with force=true."
             ) from error
 
     def refuse_another_corpus(self, root: Path) -> None:
-        """Refuse a folder that holds embeddings of a corpus in another folder. Raises OutputError."""
+        """Raise OutputError where the folder holds embeddings of a corpus in another folder."""
         here = os.path.realpath(root)
         if self.corpus_root not in (None, here):
             raise OutputError(
@@ -66,32 +66,34 @@ class Record:
                 "choose another save_dir."
             )
 
-    def refuse_another_model(self, model: Mapping[str, Any]) -> None:
-        """Refuse a folder that was made with another model or other features. Raises OutputError with what differs."""
-        if self.replacing:
+    def refuse_another_model(self, model: Facts) -> None:
+        """Raise OutputError, with what differs, where the folder holds embeddings of another model or features."""
+        if not self.model:
             raise OutputError(
-                f"{self.folder}: a run that was to replace another model's embeddings stopped; force=true redoes it."
+                f"{self.folder}: holds embeddings and no {RUN} that says which model they are of; choose another "
+                "save_dir, or force=true to embed all again."
             )
-        before = self.model or model
-        differing = [name for name in {**before, **model} if before.get(name) != model.get(name)]
+        before, here = self.model.get("settings", {}), model["settings"]
+        differing = [
+            f"{name} {before.get(name)} there, {here.get(name)} here"
+            for name in dict.fromkeys([*before, *here])
+            if before.get(name) != here.get(name)
+        ]
+        if self.model.get("files") != model["files"]:
+            differing.insert(0, f"those of {self.model.get('name')}, and this model is {model['name']}")
         if differing:
-            shown = ", ".join(
-                f"{name} ({before.get(name, '-')} there, {model.get(name, '-')} here)" for name in differing
-            )
             raise OutputError(
-                f"{self.folder}: was made with another model: {shown}; choose another save_dir, or force=true to "
-                "embed again."
+                f"{self.folder}: holds other embeddings: {'; '.join(differing)}; choose another save_dir, or "
+                "force=true to embed all again."
             )
 
-    def made_by(self, model: Mapping[str, Any], *, embedding_dim: int | None, root: Path) -> None:
-        """Note which model makes the embeddings of which corpus from now on, and whether it replaces another's."""
-        self.corpus_root = os.path.realpath(root)
-        self.replacing = self.replacing or bool(self.model and self.model != dict(model))
-        self.model, self.embedding_dim = dict(model), embedding_dim
+    def is_of(self, model: Facts) -> bool:
+        """Return whether the embeddings are of this model, wherever its files are."""
+        return all(self.model.get(name) == model[name] for name in ("files", "settings"))
 
     @contextmanager
     def of_run(self, facts: Facts) -> Iterator[Facts]:
-        """Write an entry for a run, and at its end how it ended and what it put into the entry that is yielded."""
+        """Write an entry for a run; at its end, also how it ended and what was put into the yielded entry."""
         for run in self.runs:
             run["exit"] = run.get("exit") or _NOT_ENDED
         entry = {**facts, "ended": None, "exit": None}
@@ -99,18 +101,17 @@ class Record:
         self.write()
         try:
             yield entry
-            self.replacing = self.replacing and entry["counts"]["not_reached"] > 0
-            self._end(entry, entry["exit"] or "done")
         except BaseException as error:
-            with suppress(OutputError):  # the disk is full, most likely, and that is what is being told
+            with suppress(OutputError):  # the disk is full, most likely, which is the error that is raised
                 self._end(entry, _reason(error))
             raise
+        self._end(entry, entry["exit"] or "done")
 
     def write(self) -> None:
-        """Keep the record as it is now. Raises OutputError."""
-        kept = {name: getattr(self, name) for name in ("model", "embedding_dim", "corpus_root", "replacing", "runs")}
+        """Write run.json. Raises OutputError."""
+        names = ("model", "embedding_dim", "corpus_root", "forcing", "runs")
         with whole_file(self.folder / RUN) as file:
-            file.write(json.dumps(kept, indent=2).encode() + b"\n")
+            file.write(json.dumps({name: getattr(self, name) for name in names}, indent=2).encode() + b"\n")
 
     def _end(self, entry: Facts, reason: str) -> None:
         entry |= {"ended": now(), "exit": reason}
@@ -118,21 +119,20 @@ class Record:
 
 
 def identity(model: Mapping[str, Any], precision: str) -> Facts:
-    """Return what decides a model's numbers: its files, by content where local, its feature settings, the precision."""
+    """Return what decides a model's numbers: its files, by content where local, and the settings; and its `name`."""
     settings = {"precision": precision, "engine": model.get("engine", "torch")}
     settings |= {f"features.{name}": value for name, value in model.get("features", {}).items() if name != "_target_"}
-    names = {name: model[name] for name in ("model_name", "config_name")}
+    names = {key: model[key] for key in ("model_name", "config_name")}
+    repo, revision = model["model_repo"], model.get("revision")
     folder = Path(os.path.expanduser(model["model_dir"])) if model.get("model_dir") else None
     if folder and (folder / DOWNLOADED_FROM).is_file():
         repo, _, revision = (folder / DOWNLOADED_FROM).read_text(encoding="utf-8").rpartition("@")
-        return {"model_repo": repo, "revision": revision, **names, **settings}
-    if folder and all((folder / name).is_file() for name in names.values()):
-        return {**{f"{key} sha256": sha256(folder / name) for key, name in names.items()}, **settings}
-    repo = model["model_repo"]
-    return {"model_repo": repo, "revision": model.get("revision") or pinned_revision(repo), **names, **settings}
+    elif folder and all((folder / name).is_file() for name in names.values()):
+        files = {f"{key} sha256": sha256(folder / name) for key, name in names.items()}
+        return {"name": str(folder.absolute()), "files": files, "settings": settings}
+    files = {"model_repo": repo, "revision": revision or pinned_revision(repo), **names}
+    return {"name": repo, "files": files, "settings": settings}
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt):
-        return f"interrupted{f' by {error}' if str(error) else ''}"
     return one_line(error) if isinstance(error, BalrError) else f"{type(error).__name__}: {one_line(error)}"

@@ -1,63 +1,49 @@
-"""`balr verify`: does a folder of embeddings hold what its lists, its record and the corpus say it does?"""
+"""`balr verify`: does a folder of embeddings hold what its manifest, its record and the corpus say it does?"""
 
 import os
+import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
 
-from balr.atomic import files_of, is_leftover, locked, remove
 from balr.data.corpus import Corpus
-from balr.errors import InputError, OutputError, one_line
-from balr.lists import (
-    COLUMNS,
-    FAILURES,
-    METADATA,
-    Row,
-    is_same_audio,
-    is_same_source,
-    known_rows,
-    made_as_planned,
-    read_failures,
-    read_list,
-    source,
-    write_rows,
-)
-from balr.runs.progress import tracked
-from balr.runs.record import RUN, Record
-from balr.stores.embedding_files import MISSING, read_vector, whole_vector
+from balr.errors import OutputError, one_line
+from balr.records import Utterance
+from balr.runs.failures import FAILURES, read_failures
+from balr.runs.record import RUN, Facts, Record
+from balr.runs.summary import as_text
+from balr.stores.commit_log import Row
+from balr.stores.embedding_files import checksum, decode, read_content
+from balr.stores.folder import files_of, locked
+from balr.stores.manifest import METADATA, is_of, manifest_of, source
 
 Kind = Literal["missing", "extra", "broken", "unreadable", "contradiction", "unfinished"]
+_FORGOTTEN: Collection[Kind] = ("missing", "extra", "broken", "contradiction")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Name what is not as it should be, an utterance by its `id` or something else, and what is wrong with it."""
+    """What is wrong, and with what: an utterance by its id, a file, or a list. `row`: the manifest lists it so."""
 
     kind: Kind
     what: str
     reason: str
-    id: str | None = None
-
-    @classmethod
-    def of(cls, kind: Kind, id: str, reason: str) -> Self:
-        """Return what is wrong with an utterance."""
-        return cls(kind, id, reason, id)
+    in_manifest: bool = False
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Add up a folder; `norms` are the least, the median and the largest of its whole embeddings.
-
-    `unlisted` are those of a run that did not come to write its list.
-    """
+    """A folder added up; `norms` are the least, the median and the largest of its whole embeddings."""
 
     listed: int
-    unlisted: int
     whole: int
     failed: int
     utterances: int | None
@@ -66,95 +52,104 @@ class Verdict:
     last_run: str
     findings: tuple[Finding, ...]
 
+    def as_text(self, *, most_of_a_kind: int | None = None) -> str:
+        """Render the counts, then all findings, or the first few of each kind."""
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        table.add_row(f"in {METADATA}", f"{self.listed:,}")
+        table.add_row("  whole", f"{self.whole:,}")
+        if self.norms:
+            least, median, most = (f"{norm:.3g}" for norm in self.norms)
+            table.add_row("  each of", f"{self.embedding_dim} numbers, norm {least} to {most}, median {median}")
+        table.add_row(f"in {FAILURES}", f"{self.failed:,}")
+        if self.utterances is not None:
+            table.add_row("in the corpus", f"{self.utterances:,}")
+        table.add_row("last run", self.last_run)
+        lines = [as_text(table)]
+        counts = Counter(finding.kind for finding in self.findings)
+        for kind, count in counts.items():
+            findings = [finding for finding in self.findings if finding.kind == kind][:most_of_a_kind]
+            lines += [f"{kind}: {one_line(finding.what)}: {one_line(finding.reason)}" for finding in findings]
+            if len(findings) < count:
+                lines.append(f"{kind}: and {count - len(findings):,} more; sent to a file, all are listed")
+        total = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+        return "\n".join([*lines, total or "all is as it should be"])
+
 
 def verify(folder: Path, corpus: Corpus | None = None) -> Verdict:
-    """Read every embedding of a folder and compare it with the lists, the record and, where given, the corpus.
+    """Read every embedding of a folder and compare it with the manifest, the record and, where given, the corpus.
 
     Raises OutputError where there is no such folder, or its lists are not balr's.
     """
     if not (folder / METADATA).is_file() and not (folder / RUN).is_file():
         raise OutputError(f"{folder}: holds neither {METADATA} nor {RUN}; give the save_dir of a run.")
-    listed = list(read_list(folder / METADATA, COLUMNS))
-    rows = {row["id"]: row for row in known_rows(folder)}
+    rows = {row["id"]: row for row in manifest_of(folder).read()}
     failed = {row["id"]: row["reason"] for row in read_failures(folder)}
     record, findings = _record(folder)
-    files = {id_: os.path.join(folder, row["embedding"]) for id_, row in rows.items()}
-    norms: dict[str, float] = {}
-    dims: dict[str, int] = {}
-    for id_, row in tracked(rows.items(), "reading embeddings"):
-        vector = _vector(files[id_], row)
-        if isinstance(vector, Finding):
-            findings.append(vector)
-        else:
-            norms[id_], dims[id_] = float(np.linalg.norm(vector)), vector.size
-    usual = _usual(dims.values(), recorded=None if record is None else record.embedding_dim)
-    for id_ in [id_ for id_, dim in dims.items() if dim != usual]:
-        findings.append(Finding.of("broken", id_, f"{files[id_]}: {dims[id_]} numbers, not {usual}"))
-        del norms[id_]
-    if record is not None and None not in (usual, record.embedding_dim) and usual != record.embedding_dim:
-        findings.append(Finding("contradiction", RUN, f"embeddings of {record.embedding_dim}, found of {usual}"))
-    findings += _among_the_lists(folder, listed, failed, record)
-    findings += _not_listed(folder, set(map(os.path.normpath, files.values())))
-    if corpus is not None:
-        findings += _against(corpus, rows, failed)
-    run = record.runs[-1] if record and record.runs else {}
+    embeddings, damaged = _read_all(folder, rows)
+    dims = Counter(embedding.size for embedding in embeddings.values())
+    recorded = None if record is None else record.embedding_dim
+    dim = recorded if recorded in dims or not dims else dims.most_common(1)[0][0]
+    if None not in (dim, recorded) and dim != recorded:
+        findings.append(Finding("contradiction", RUN, f"embeddings of {recorded} numbers, found of {dim}"))
+    odd = {id_: embedding.size for id_, embedding in embeddings.items() if embedding.size != dim}
+    damaged += [Finding("broken", id_, f"{size} numbers, not {dim}", in_manifest=True) for id_, size in odd.items()]
+    norms = [float(np.linalg.norm(embedding)) for embedding in embeddings.values() if embedding.size == dim]
+    findings += [*damaged, *_unlisted(folder, rows), *_unfinished(record, rows, failed)]
+    findings += () if corpus is None else _against(folder, corpus, rows, failed)
+    run: Facts = record.runs[-1] if record and record.runs else {}
     return Verdict(
-        listed=len(listed),
-        unlisted=sum(1 for _ in made_as_planned(folder)),
+        listed=len(rows),
         whole=len(norms),
         failed=len(failed),
         utterances=None if corpus is None else len(corpus),
-        embedding_dim=usual,
-        norms=(min(norms.values()), float(np.median(list(norms.values()))), max(norms.values())) if norms else None,
+        embedding_dim=dim,
+        norms=(min(norms), float(np.median(norms)), max(norms)) if norms else None,
         last_run=f"{run.get('started', '-')}, {run.get('exit') or 'not ended'}" if run else "-",
         findings=tuple(findings),
     )
 
 
-def repair(folder: Path, verdict: Verdict) -> int:
-    """Remove broken embeddings, and from metadata.csv what is not there, so that the next run makes them again.
+def forget(folder: Path, verdict: Verdict) -> int:
+    """Take off the manifest what does not fit it, so that the next run embeds it again; no file is removed.
 
-    Only embeddings below the folder are removed, whatever its lists name. Returns how many are to be made again.
-    Raises OutputError where another run holds the folder, or where its record cannot vouch for any embedding.
+    Returns how many rows are gone. Raises OutputError where another run works in the folder, or its record does not fit
+    its embeddings.
     """
-    if any(finding.what == RUN and finding.id is None for finding in verdict.findings):
-        raise OutputError(
-            f"{folder / RUN}: does not fit the embeddings, which is not repaired; force=true makes all anew."
-        )
-    wrong = {finding.id for finding in verdict.findings if finding.kind in ("missing", "broken")}
+    if any(finding.what == RUN and not finding.in_manifest for finding in verdict.findings):
+        raise OutputError(f"{folder / RUN}: does not fit the embeddings; force=true embeds all again.")
+    ids = {one.what for one in verdict.findings if one.in_manifest and one.kind in _FORGOTTEN}
+    if not ids:
+        return 0
     with locked(folder):
-        known = known_rows(folder)
-        gone = [row for row in known if row["id"] in wrong and row["audio"] and _is_of(folder, row["embedding"])]
-        for row in gone:
-            remove(folder / row["embedding"])
-        ids = {row["id"] for row in gone}
-        rows = list(read_list(folder / METADATA, COLUMNS))
-        if any(row["id"] in ids for row in rows):
-            write_rows(folder / METADATA, [row for row in rows if row["id"] not in ids])
+        rows = list(manifest_of(folder).read())
+        manifest_of(folder, more_columns=rows[0]).finish(row for row in rows if row["id"] not in ids)
     return len(ids)
 
 
-def _vector(file: str, row: Row) -> npt.NDArray[Any] | Finding:
-    """Read the embedding of a row, which may be one from elsewhere where there is no audio beside it."""
-    try:
-        return whole_vector(file) if row["audio"] or not os.path.isfile(file) else read_vector(Path(file))
-    except FileNotFoundError:
-        return Finding.of("missing", row["id"], f"{file}: {MISSING}")
-    except OSError as error:
-        return Finding.of("unreadable", row["id"], f"{file}: {error.strerror or error}")
-    except (ValueError, InputError) as error:
-        return Finding.of("broken", row["id"], f"{file}: {one_line(error)}")
+def _read_all(folder: Path, rows: Mapping[str, Row]) -> tuple[dict[str, npt.NDArray[Any]], list[Finding]]:
+    embeddings, findings = {}, []
+    hidden = not sys.stderr.isatty()
+    console = Console(stderr=True)
+    for id_, row in track(rows.items(), "reading embeddings", console=console, transient=True, disable=hidden):
+        file = os.path.join(folder, row["embedding"])
+        try:
+            if row["audio"]:
+                embeddings[id_] = _read(file, row)
+        except (FileNotFoundError, NotADirectoryError):
+            findings.append(Finding("missing", id_, f"{file}: missing", in_manifest=True))
+        except OSError as error:
+            findings.append(Finding("unreadable", id_, f"{file}: {error.strerror or error}", in_manifest=True))
+        except ValueError as error:
+            findings.append(Finding("broken", id_, f"{file}: {one_line(error)}", in_manifest=True))
+    return embeddings, findings
 
 
-def _is_of(folder: Path, embedding: str) -> bool:
-    place = os.path.realpath(os.path.join(folder, os.path.dirname(embedding)))
-    inside = os.path.join(os.path.realpath(folder), "")
-    return os.path.join(place, "").startswith(inside) and embedding.endswith(("_emb.npy", "_emb.txt"))
-
-
-def _usual(dims: Collection[int], *, recorded: int | None) -> int | None:
-    """Return the size that embeddings should have: the recorded one, or where none has that, the most frequent."""
-    return recorded if recorded in dims or not dims else Counter(dims).most_common(1)[0][0]
+def _read(file: str, row: Row) -> npt.NDArray[Any]:
+    content = read_content(file)
+    embedding = decode(content, os.path.splitext(file)[1])
+    if checksum(content) != row["crc32"]:
+        raise ValueError(f"its CRC-32 is {checksum(content)}, and {row['crc32'] or 'none'} in {METADATA}")
+    return embedding
 
 
 def _record(folder: Path) -> tuple[Record | None, list[Finding]]:
@@ -163,28 +158,13 @@ def _record(folder: Path) -> tuple[Record | None, list[Finding]]:
     except OutputError as error:
         return None, [Finding("broken", RUN, str(error))]
     if not record.runs:
-        return None, [Finding("missing", RUN, f"{folder / RUN}: no record of what made these embeddings")]
-    if record.replacing:
-        return record, [
-            Finding("contradiction", RUN, "a run that was to replace another model's embeddings stopped: two are mixed")
-        ]
+        return None, [Finding("missing", RUN, f"{folder / RUN}: no record of the model of these embeddings")]
     return record, []
 
 
-def _among_the_lists(
-    folder: Path, rows: Sequence[Row], failed: Mapping[str, str], record: Record | None
-) -> Iterator[Finding]:
-    for id_, count in Counter(row["id"] for row in rows).items():
-        if count > 1:
-            yield Finding.of("contradiction", id_, f"{count} lines of {METADATA}")
-        if id_ in failed:
-            yield Finding.of("contradiction", id_, f"in {METADATA} and in {FAILURES}")
-    made_of: dict[str, Row] = {}
-    for row in rows:
-        first = made_of.setdefault(row["embedding"], row)
-        if row["audio"] and not is_same_audio(first["audio"], Path(row["audio"])):
-            yield Finding.of("contradiction", row["id"], f"{folder / row['embedding']}: is that of {first['id']}, too")
-    if record is None or not record.runs:
+def _unfinished(record: Record | None, rows: Mapping[str, Row], failed: Mapping[str, str]) -> Iterator[Finding]:
+    """Find what the end of the last run says of the lists."""
+    if record is None:
         return
     last = record.runs[-1]
     counts = last.get("counts")
@@ -194,30 +174,46 @@ def _among_the_lists(
     not_reached = counts.get("not_reached", 0)
     if not_reached:
         yield Finding("unfinished", "last run", f"{last.get('exit')}; it did not reach {not_reached} utterances")
+    for id_ in failed:
+        if id_ in rows:
+            yield Finding("contradiction", id_, f"in {METADATA} and in {FAILURES}", in_manifest=True)
     lost = counts.get("total", 0) - not_reached - len(rows) - len(failed)
     if lost > 0:
         yield Finding("missing", METADATA, f"{lost} utterances of the last run are neither listed nor failed")
 
 
-def _not_listed(folder: Path, listed: set[str]) -> Iterator[Finding]:
+def _unlisted(folder: Path, rows: Mapping[str, Row]) -> Iterator[Finding]:
+    listed = {os.path.normpath(os.path.join(folder, row["embedding"])) for row in rows.values()}
     for path in sorted(files_of(folder)):
-        if is_leftover(path):
-            yield Finding("extra", path, "half-written by a run that was killed; the next one clears it away")
-        elif path.endswith(("_emb.npy", "_emb.txt")) and os.path.normpath(path) not in listed:
+        if path.endswith(("_emb.npy", "_emb.txt")) and os.path.normpath(path) not in listed:
             yield Finding("extra", path, f"not in {METADATA}")
 
 
-def _against(corpus: Corpus, listed: Mapping[str, Row], failed: Mapping[str, str]) -> Iterator[Finding]:
-    ids = set()
+def _against(folder: Path, corpus: Corpus, rows: Mapping[str, Row], failed: Mapping[str, str]) -> Iterator[Finding]:
+    """Compare the lists with a corpus: its utterances, their audio, and where their embeddings belong."""
+    ids = {utterance.id for utterance in corpus.utterances}
     for utterance in corpus.utterances:
-        ids.add(utterance.id)
-        row = listed.get(utterance.id)
-        if row is None:
-            if utterance.id not in failed:
-                yield Finding.of("missing", utterance.id, "in the corpus, but neither embedded nor failed")
-        elif row["audio"] and utterance.audio and not is_same_source(row, utterance):
-            here = f"{utterance.audio}{utterance.part.suffix}"
-            yield Finding.of("contradiction", utterance.id, f"made of {source(row)}, in the corpus {here}")
-    for id_ in (*listed, *(id_ for id_ in failed if id_ not in listed)):
+        row = rows.get(utterance.id)
+        if row is not None:
+            yield from _misplaced(folder, corpus, utterance, row)
+        elif utterance.id not in failed:
+            yield Finding("missing", utterance.id, "in the corpus, but neither embedded nor failed")
+    for id_ in dict.fromkeys([*rows, *failed]):
         if id_ not in ids:
-            yield Finding.of("extra", id_, "not in the corpus")
+            yield Finding("extra", id_, "not in the corpus", in_manifest=id_ in rows)
+
+
+def _misplaced(folder: Path, corpus: Corpus, utterance: Utterance, row: Row) -> Iterator[Finding]:
+    if utterance.audio is None or not row["audio"]:
+        return
+    if not is_of(row, utterance):
+        here = f"{utterance.audio}{utterance.part.suffix}"
+        reason = f"of {source(row)}, in the corpus {here}"
+        yield Finding("contradiction", utterance.id, reason, in_manifest=True)
+    elif not Path(row["embedding"]).is_absolute():
+        corpus.set_output_dir(folder)
+        corpus.vector_format = os.path.splitext(row["embedding"])[1].lstrip(".")
+        expected = os.path.relpath(corpus.embedding_path(utterance), os.path.abspath(folder))
+        if expected != row["embedding"]:
+            reason = f"listed as {row['embedding']}, and its place is {expected}"
+            yield Finding("contradiction", utterance.id, reason, in_manifest=True)

@@ -70,7 +70,7 @@ def test_resampling_is_torchaudio_s_default(tmp_path: Path) -> None:
 def test_resampling_in_blocks_is_resampling_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate_hz: int, samples: int
 ) -> None:
-    monkeypatch.setattr(decoders, "_BLOCK_SAMPLES", 6_000)
+    monkeypatch.setattr(decoders, "BLOCK_SAMPLES", 6_000)
     signal = speechlike(samples / rate_hz + 0.01, rate_hz=rate_hz)[:samples]
     expected = torchaudio.transforms.Resample(rate_hz, 16_000)(torch.from_numpy(signal))
     waveform = load_waveform(write_wav(tmp_path / "a.wav", signal, rate_hz=rate_hz, subtype="FLOAT"), 16_000)

@@ -16,7 +16,7 @@ BLOCKS = (1 << 20, 44_100, 5_000)
 def assert_blocks_are_the_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
     for samples in BLOCKS:
-        monkeypatch.setattr(decoders, "_BLOCK_SAMPLES", samples)
+        monkeypatch.setattr(decoders, "BLOCK_SAMPLES", samples)
         audio = open_audio(path)
         blocks = list(audio.blocks)
         assert [start for start, _ in blocks] == list(np.cumsum([0, *(len(block) for _, block in blocks[:-1])]))

@@ -103,15 +103,28 @@ def test_a_set_flag_ends_it_early_and_no_process_is_left() -> None:
     assert not multiprocessing.active_children()
 
 
+class Recorded(ReadAhead):
+    """The bound for utterances of 10 seconds each, with what was reserved at most."""
+
+    now = most = 0.0
+
+    def reserve(self, batch: tuple[int, ...]) -> bool:
+        if not super().reserve(batch):
+            return False
+        self.now += 10.0 * len(batch)
+        self.most = max(self.most, self.now)
+        return True
+
+
 def test_the_bound_of_what_is_read_ahead_is_kept() -> None:
-    room = ReadAhead([str(index) for index in range(10)], [10.0] * 10, most_seconds=45.0)
+    room = Recorded([str(index) for index in range(10)], [10.0] * 10, most_seconds=45.0)
     with DecoderPool(faulty.read, processes=3, timeout_seconds=30.0) as pool:
-        begun = 0
+        found = []
         for batch, _ in pool.results(PLAN, waveforms(), ahead=8, read_ahead=room, stop=Stop()):
-            begun += 1
-            assert sum(room._on_the_way.values()) <= 45.0
+            found.append(batch)
+            room.now -= 10.0 * len(batch)
             room.release([str(index) for index in batch])
-        assert begun == len(PLAN)
+        assert sorted(found) == PLAN and 40.0 <= room.most <= 45.0
 
 
 def test_processes_take_no_signal_of_the_run_and_end_with_their_pool() -> None:
@@ -130,5 +143,5 @@ def test_processes_that_cannot_be_started_are_one_error(monkeypatch: pytest.Monk
         raise OSError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(os, "fork", refused)
-    with pytest.raises(ConfigError, match=r"data.num_workers=0 decodes in this one"):
+    with pytest.raises(ConfigError, match=r"data.num_workers=0 decodes in this process"):
         DecoderPool(faulty.read, processes=2, timeout_seconds=1.0)

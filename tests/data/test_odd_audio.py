@@ -12,11 +12,11 @@ import numpy.typing as npt
 import pytest
 import soundfile
 import torch
-from conftest import Command, rows, speechlike, vectors, write_wav
+from conftest import Command, embeddings, rows, speechlike, write_wav
 
 from balr.data.audio import load_waveform
 from balr.errors import UtteranceError
-from balr.stores.embedding_files import read_vector
+from balr.stores.embedding_files import read_embedding
 
 Samples = npt.NDArray[np.float32]
 
@@ -37,7 +37,7 @@ def test_clipping_dc_pauses_and_odd_levels_are_embedded(balr: Command, tmp_path:
     for name, samples in odd(speechlike(1.0)).items():
         write_wav(tmp_path / "corpus" / f"{name}.wav", samples, subtype="FLOAT")
     assert balr("input=corpus", "save_dir=out") == 0
-    found = [read_vector(path) for path in (tmp_path / "out").rglob("*_emb.npy")]
+    found = [read_embedding(path) for path in (tmp_path / "out").rglob("*_emb.npy")]
     assert len(found) == 5 and all(np.isfinite(vector).all() and vector.any() for vector in found)
 
 
@@ -47,7 +47,7 @@ def test_silence_is_embedded_or_fails_with_its_reason_but_is_never_nan(balr: Com
     if code:
         (failure,) = rows(tmp_path / "out" / "failures.csv")
         assert "digital silence" in failure["reason"]
-    assert all(np.isfinite(read_vector(path)).all() for path in (tmp_path / "out").rglob("*_emb.npy"))
+    assert all(np.isfinite(read_embedding(path)).all() for path in (tmp_path / "out").rglob("*_emb.npy"))
 
 
 def test_nan_samples_are_a_failure_of_their_file(balr: Command, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_telephone_speech_is_warned_of_once_with_its_count(
     assert balr("input=corpus", "save_dir=out") == 0
     told = capsys.readouterr().err
     assert told.count("3 of 5 utterances have a lower rate than the model's 16000 Hz") == 1
-    assert len(vectors(tmp_path / "out")) == 5
+    assert len(embeddings(tmp_path / "out")) == 5
     assert balr("input=corpus", "save_dir=out", "force=true") == 0, "rates are remembered with lengths"
     assert capsys.readouterr().err.count("3 of 5 utterances") == 1
 

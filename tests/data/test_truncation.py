@@ -93,7 +93,7 @@ def test_an_mp3_that_lacks_frames_its_header_declares_is_truncated_though_no_fra
     whole = encode(tmp_path / "a.mp3", speech(4.0, 44_100), codec="libmp3lame", rate_hz=44_100, kbps=64).read_bytes()
     starts = [at for at in range(len(whole) - 1) if whole[at] == 0xFF and whole[at + 1] in (0xFA, 0xFB)]
     (tmp_path / "a.mp3").write_bytes(whole[: starts[len(starts) // 2]])
-    with pytest.raises(UtteranceError, match="declared MPEG frames"):
+    with pytest.raises(UtteranceError, match=r"declares \d+ MPEG frames"):
         load_waveform(tmp_path / "a.mp3", 16_000)
 
 

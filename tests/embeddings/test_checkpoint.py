@@ -80,9 +80,9 @@ def test_a_missing_tensor_is_an_error_and_a_projection_head_is_not(tiny_checkpoi
         ({"model_args": {"feat_dim": 80, "colour": 3}}, "does not take model_args"),
         ({"model_args": "none"}, "model_args must be a mapping"),
         ({"model_args": {**TINY, "feat_dim": 72}}, "made for feat_dim=72, but the features have 80 mel bins"),
-        ({"dataset_args": {"frontend": "s3prl"}}, "WavLM.* is not supported"),
-        ({"dataset_args": {"frontend": "w2vbert"}}, "W2V-BERT.* is not supported"),
-        ({"dataset_args": {"frontend": "whisper_encoder"}}, "Whisper.* is not supported"),
+        ({"dataset_args": {"frontend": "s3prl"}}, "the front end s3prl is not supported.*WavLM"),
+        ({"dataset_args": {"frontend": "w2vbert"}}, "the front end w2vbert is not supported.*W2V-BERT"),
+        ({"dataset_args": {"frontend": "whisper_encoder"}}, "the front end whisper_encoder is not supported.*Whisper"),
         ({"dataset_args": {"cmvn_args": {"norm_var": True}}}, "variance normalisation is not supported"),
     ],
 )

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from balr.data.dataset import AudioDataset
-from balr.embeddings.outcomes import Delivery, Embedded, Outcome
+from balr.embeddings.outcomes import Delivery
 from balr.embeddings.pipeline import run_pipeline
 from balr.embeddings.stage_timer import StageTimer
-from balr.errors import Failure, OutputError
-from balr.records import Utterance
+from balr.errors import OutputError
+from balr.records import Embedded, Failure, Outcome, Utterance
 from balr.shutdown import Stop
 
 
@@ -129,6 +129,9 @@ def test_what_is_urgent_is_delivered_before_the_next_is_embedded_long_after() ->
     assert len(work.embedded) < 15
 
 
+BAD = Failure("x", "x.wav", "decode", "bad")
+
+
 class Noting:
     def __init__(self) -> None:
         self.embedded_ids: list[str] = []
@@ -155,7 +158,7 @@ def outcomes(dataset: AudioDataset) -> list[Outcome]:
 
 def test_what_is_saved_is_reported_and_lies_in_its_place(dataset: AudioDataset, tmp_path: Path) -> None:
     noting = Noting()
-    Delivery(dataset, noting, StageTimer()).deliver([*outcomes(dataset), Failure("x", "x.wav", "decode", "bad")])
+    Delivery(dataset.save_batch, noting, StageTimer()).deliver([*outcomes(dataset), BAD])
     assert noting.embedded_ids == [str(number) for number in range(6)] and len(noting.failures) == 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{n}_emb.npy" for n in range(6)]
 
@@ -169,17 +172,16 @@ def test_what_is_collected_is_written_nowhere(dataset: AudioDataset, tmp_path: P
 def test_a_place_that_is_taken_costs_its_utterance_alone(dataset: AudioDataset, tmp_path: Path) -> None:
     (tmp_path / "out" / "2_emb.npy").mkdir(parents=True)
     noting = Noting()
-    Delivery(dataset, noting, StageTimer()).deliver(outcomes(dataset))
+    Delivery(dataset.save_batch, noting, StageTimer()).deliver(outcomes(dataset))
     assert noting.embedded_ids == ["0", "1", "3", "4", "5"]
     assert [(failure.id, failure.stage) for failure in noting.failures] == [("2", "write")]
 
 
-def test_what_was_saved_before_a_disk_failed_is_reported_and_the_error_raised(
-    dataset: AudioDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    full = OutputError("full")
-    monkeypatch.setattr(dataset, "save_together", lambda pairs: [None, None, *[full] * (len(list(pairs)) - 2)])
+def test_what_failed_is_reported_before_a_disk_is_full_and_what_is_not_saved_never(dataset: AudioDataset) -> None:
+    def full(batch: Sequence[Embedded]) -> list[Failure]:
+        raise OutputError("full")
+
     noting = Noting()
     with pytest.raises(OutputError, match="full"):
-        Delivery(dataset, noting, StageTimer()).deliver([*outcomes(dataset), Failure("x", "x.wav", "decode", "bad")])
-    assert noting.embedded_ids == ["0", "1"] and [failure.id for failure in noting.failures] == ["x"]
+        Delivery(full, noting, StageTimer()).deliver([*outcomes(dataset), BAD])
+    assert noting.embedded_ids == [] and [failure.id for failure in noting.failures] == ["x"]

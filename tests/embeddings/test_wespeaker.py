@@ -51,7 +51,7 @@ def test_saving_as_computed_returns_nothing_and_writes_the_same(
     dataset.set_output_dir(tmp_path / "out")
     assert model.extract_embeddings(dataset, True, SERIAL) == []
     for utterance in dataset.utterances:
-        saved = np.load(dataset.vector_path(utterance))
+        saved = np.load(dataset.embedding_path(utterance))
         assert saved.dtype == np.float32 and np.array_equal(saved, expected[utterance.id])
 
 
@@ -124,7 +124,7 @@ def test_a_tfmel_checkpoint_takes_no_fbank_settings(tmp_path: Path) -> None:
     folder = write_checkpoint(
         tmp_path / "c", "ReDimNet2B0", {"feat_dim": 72, "embed_dim": 16}, dataset_args=dataset_args
     )
-    with pytest.raises(ConfigError, match="brings its own front end"):
+    with pytest.raises(ConfigError, match="has its own front end"):
         WespeakerModel("", "avg_model.pt", model_dir=folder, features=FeaturesConfig(num_mel_bins=72))
 
 

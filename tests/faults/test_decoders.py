@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import rows, run_command, speechlike, vectors, write_wav
+from conftest import embeddings, rows, run_command, speechlike, write_wav
 
 from balr.main import main
 
@@ -73,7 +73,7 @@ def test_each_costs_its_own_utterance_and_the_run_goes_on(
     failed = {row["id"]: row["reason"] for row in rows(tmp_path / "out" / "failures.csv")}
     assert failed.keys() == {f"{name}.wav" for name in REASONS}
     assert all(reason in failed[f"{name}.wav"] for name, reason in REASONS.items()), failed
-    assert len(vectors(tmp_path / "out")) == 10
+    assert len(embeddings(tmp_path / "out")) == 10
 
     assert main([*done.args[3:]]) == 0, "the same command, without the faults"
-    assert len(vectors(tmp_path / "out")) == 15 and not (tmp_path / "out" / "failures.csv").exists()
+    assert len(embeddings(tmp_path / "out")) == 15 and not (tmp_path / "out" / "failures.csv").exists()

@@ -3,17 +3,19 @@
 import errno
 import logging
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import Command, rows, speechlike, vectors, write_wav
+from conftest import Command, embeddings, rows, speechlike, write_wav
 
 from balr.main import main
 from balr.runs.progress import Tally
-from balr.stores.embedding_files import flaw_of_vector
+from balr.stores.commit_log import CommitLog
+from balr.stores.embedding_files import decode, read_content
 
 OneLine = Callable[[], str]
 
@@ -30,19 +32,21 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def whole_vectors(folder: Path) -> dict[str, bytes]:
-    assert all(flaw_of_vector(path) is None for path in folder.rglob("*_emb.npy"))
-    assert not list(folder.rglob(".*.tmp"))
-    return vectors(folder)
+def whole_embeddings(folder: Path) -> dict[str, bytes]:
+    for path in folder.rglob("*_emb.npy"):
+        decode(read_content(path), ".npy")
+    assert not list(folder.rglob("*.tmp"))
+    return embeddings(folder)
 
 
 @pytest.mark.parametrize(
-    ("code", "good_writes"),
+    ("code", "refused"),
     [
-        (errno.ENOSPC, 0),
-        (errno.EIO, 4),
-        *(pytest.param(errno.ENOSPC, count, marks=pytest.mark.slow) for count in range(1, 10)),
-        *(pytest.param(code, 4, marks=pytest.mark.slow) for code in (errno.EDQUOT, errno.EROFS)),
+        (errno.ENOSPC, "run.json"),
+        (errno.EIO, "utt3_emb.npy"),
+        *(pytest.param(errno.ENOSPC, f"utt{number}_emb", marks=pytest.mark.slow) for number in range(6)),
+        *(pytest.param(errno.ENOSPC, name, marks=pytest.mark.slow) for name in ("durations.csv", "metadata.csv")),
+        *(pytest.param(code, "utt4_emb", marks=pytest.mark.slow) for code in (errno.EDQUOT, errno.EROFS)),
     ],
 )
 def test_a_write_that_fails_ends_the_run_in_one_line_and_the_next_run_completes_it(
@@ -52,13 +56,10 @@ def test_a_write_that_fails_ends_the_run_in_one_line_and_the_next_run_completes_
     monkeypatch: pytest.MonkeyPatch,
     one_error_line: OneLine,
     code: int,
-    good_writes: int,
+    refused: str,
 ) -> None:
-    written: list[int] = []
-
     def fsync(file: int) -> None:
-        written.append(file)
-        if len(written) > good_writes:
+        if refused in Path(f"/proc/self/fd/{file}").readlink().name:
             raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patch:
@@ -66,11 +67,13 @@ def test_a_write_that_fails_ends_the_run_in_one_line_and_the_next_run_completes_
         assert balr(f"input={corpus}", "save_dir=out") == 2
     line = one_error_line()
     assert os.strerror(code) in line and str(tmp_path / "out") in line
-    saved = len(whole_vectors(tmp_path / "out"))
-    assert good_writes < 2 or f"This run saved {saved} of 6 embeddings" in line
+    if "_emb" in refused:
+        saved = len(rows(tmp_path / "out" / "metadata.csv")) if (tmp_path / "out" / "metadata.csv").exists() else 0
+        assert f"This run saved {saved} of 6 utterances" in line
+        assert saved <= len(whole_embeddings(tmp_path / "out")) < 6
     assert balr(f"input={corpus}", "save_dir=out") == 0
     assert balr(f"input={corpus}", "save_dir=undisturbed") == 0
-    assert whole_vectors(tmp_path / "out") == vectors(tmp_path / "undisturbed")
+    assert whole_embeddings(tmp_path / "out") == embeddings(tmp_path / "undisturbed")
     assert len(rows(tmp_path / "out" / "metadata.csv")) == 6
 
 
@@ -81,12 +84,16 @@ def test_a_full_disk_ends_the_run_in_one_line_and_room_lets_it_go_on(
         write_wav(tmp_path / "corpus" / f"{number:02}.wav", speechlike(0.5 + 0.01 * number, seed=number))
     assert balr("input=corpus", f"save_dir={small_disk}/out") == 2
     line = one_error_line()
-    saved = len(whole_vectors(small_disk / "out"))
+    whole_embeddings(small_disk / "out")
+    saved = len(list(CommitLog(small_disk / "out" / "metadata.csv", ["id"]).read()))
     assert 0 < saved < 45
-    assert "No space left on device" in line and f"This run saved {saved} of 45 embeddings" in line
+    assert (
+        "No space left on device" in line
+        and int(re.findall(r"This run saved (\d+) of 45 utterances", line)[0]) <= saved
+    )
     subprocess.run(["mount", "-o", "remount,size=10m", str(small_disk)], check=True)
     assert balr("input=corpus", f"save_dir={small_disk}/out") == 0
-    assert len(whole_vectors(small_disk / "out")) == len(rows(small_disk / "out" / "metadata.csv")) == 45
+    assert len(whole_embeddings(small_disk / "out")) == len(rows(small_disk / "out" / "metadata.csv")) == 45
 
 
 def test_a_log_that_finds_no_room_stops_no_run(
@@ -113,19 +120,19 @@ def test_a_log_that_finds_no_room_stops_no_run(
 def test_a_name_that_a_disk_refuses_costs_its_utterance_alone(
     balr: Command, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replace = Path.replace
+    replace = os.replace
 
-    def refuse(self: Path, target: Path) -> Path:
-        if target.name == "utt3_emb.npy":
+    def refuse(path: str, target: str) -> None:
+        if str(target).endswith("utt3_emb.npy"):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(target))
-        return replace(self, target)
+        replace(path, target)
 
-    monkeypatch.setattr(Path, "replace", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
     for force in ("false", "true"):
         assert balr(f"input={corpus}", "save_dir=out", f"force={force}") == 1
         (failure,) = rows(tmp_path / "out" / "failures.csv")
         assert failure["stage"] == "write" and "Invalid argument" in failure["reason"]
-        assert len(vectors(tmp_path / "out")) == len(rows(tmp_path / "out" / "metadata.csv")) == 5
+        assert len(embeddings(tmp_path / "out")) == len(rows(tmp_path / "out" / "metadata.csv")) == 5
 
 
 def test_a_flush_that_is_refused_ends_the_run_all_the_same(
@@ -145,10 +152,9 @@ def test_a_file_where_a_folder_should_be_costs_the_utterances_below_it(
 ) -> None:
     (tmp_path / "out" / "spk1" / "utt1_emb.npy").mkdir(parents=True)
     (tmp_path / "out" / "spk0").write_text("a file")
-    assert balr(f"input={corpus}", "save_dir=out", f"force={force}") == (2 if force == "false" else 1)
-    if force == "true":
-        assert len(rows(tmp_path / "out" / "failures.csv")) == 4
-        assert len(rows(tmp_path / "out" / "metadata.csv")) == 2
+    assert balr(f"input={corpus}", "save_dir=out", f"force={force}") == 1
+    assert len(rows(tmp_path / "out" / "failures.csv")) == 4
+    assert len(rows(tmp_path / "out" / "metadata.csv")) == 2
 
 
 def test_a_working_folder_without_room_is_told_with_the_way_out(
@@ -167,8 +173,8 @@ def test_a_read_only_disk_is_told_before_anything_is_loaded(
 ) -> None:
     assert balr(f"input={corpus}", f"save_dir={small_disk}/out") == 0
     capsys.readouterr()
-    before = vectors(small_disk / "out")
+    before = embeddings(small_disk / "out")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert balr(f"input={corpus}", f"save_dir={small_disk}/out", "force=true") == 2
-    assert vectors(small_disk / "out") == before
+    assert embeddings(small_disk / "out") == before
     assert "Read-only file system; choose another save_dir" in one_error_line()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import alive_in_group, rows, speechlike, vectors, wait_until, write_wav
+from conftest import alive_in_group, embeddings, rows, speechlike, wait_until, write_wav
 
 UTTERANCES = 60
 
@@ -47,10 +47,11 @@ def start(many: Path, tiny_checkpoint: Path, tmp_path: Path) -> Iterator[Start]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {**vectors(folder), "metadata.csv": (folder / "metadata.csv").read_bytes()}
+    lists = {name: (folder / name).read_bytes() for name in ("metadata.csv", "failures.csv")}
+    return {**embeddings(folder), **lists}
 
 
-def wait_for_vectors(folder: Path, count: int, process: "subprocess.Popen[str]") -> None:
+def wait_for_embeddings(folder: Path, count: int, process: "subprocess.Popen[str]") -> None:
     deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline:
         if len(list(folder.glob("*_emb.npy"))) >= count:
@@ -65,35 +66,38 @@ def test_a_signal_ends_a_run_in_order_and_the_next_one_completes_it(
     start: Start, tmp_path: Path, number: int, send: Callable[[int, int], None]
 ) -> None:
     process = start("out", "data.num_workers=2")
-    wait_for_vectors(tmp_path / "out", 2, process)
+    wait_for_embeddings(tmp_path / "out", 2, process)
     send(process.pid, number)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 128 + number, told
     assert f"stopped by {signal.Signals(number).name}" in told and "Traceback" not in told
-    there = vectors(tmp_path / "out")
+    there = embeddings(tmp_path / "out")
     assert 2 <= len(there) < UTTERANCES
     assert len(rows(tmp_path / "out" / "metadata.csv")) == len(there)
     assert start("out").wait(60) == 1  # of the one file that is no audio
-    assert len(vectors(tmp_path / "out")) == UTTERANCES
+    assert len(embeddings(tmp_path / "out")) == UTTERANCES
     assert [row["id"] for row in rows(tmp_path / "out" / "failures.csv")] == ["text.wav"]
 
 
-def killed_at_moments(start: Start, tmp_path: Path, moments: list[int]) -> None:
-    assert start("undisturbed").wait(60) == 1
+def killed_at_moments(start: Start, tmp_path: Path, moments: list[int], *overrides: str) -> None:
+    assert start("undisturbed", *overrides).wait(60) == 1
     for number in moments:
-        process = start("out")
-        wait_for_vectors(tmp_path / "out", number, process)
+        process = start("out", *overrides)
+        wait_for_embeddings(tmp_path / "out", number, process)
         process.kill()
         process.wait()
         wait_until(lambda leader=process.pid: not alive_in_group(leader))
-    assert start("out").wait(60) == 1
+    assert start("out", *overrides).wait(60) == 1
     assert content(tmp_path / "out") == content(tmp_path / "undisturbed")
-    assert not list((tmp_path / "out").rglob(".*.tmp"))
+    assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
 @pytest.mark.slow
-def test_a_killed_run_is_completed_to_the_content_of_an_undisturbed_one(start: Start, tmp_path: Path) -> None:
-    killed_at_moments(start, tmp_path, [0, 20])
+@pytest.mark.parametrize("data", ["cpu", "gpu"])
+def test_a_killed_run_is_completed_to_the_content_of_an_undisturbed_one(
+    start: Start, tmp_path: Path, data: str
+) -> None:
+    killed_at_moments(start, tmp_path, [0, 20], f"data={data}", "device=cpu")
 
 
 @pytest.mark.slow
@@ -102,9 +106,15 @@ def test_thirty_kills_later_the_content_is_that_of_an_undisturbed_run(start: Sta
 
 
 @pytest.mark.slow
+def test_thirty_kills_between_batches_of_many_do_not_change_a_byte(start: Start, tmp_path: Path) -> None:
+    moments = sorted(random.Random(1).choices(range(UTTERANCES), k=30))
+    killed_at_moments(start, tmp_path, moments, "data=gpu", "device=cpu", "data.batch_size=8")
+
+
+@pytest.mark.slow
 def test_a_second_run_in_one_folder_is_refused_while_the_first_one_lasts(start: Start, tmp_path: Path) -> None:
     first = start("out")
-    wait_for_vectors(tmp_path / "out", 1, first)
+    wait_for_embeddings(tmp_path / "out", 1, first)
     first.send_signal(signal.SIGSTOP)
     second = start("out")
     _, told = second.communicate(timeout=60)
@@ -112,4 +122,4 @@ def test_a_second_run_in_one_folder_is_refused_while_the_first_one_lasts(start: 
     assert "another run is at work there" in told and "Traceback" not in told
     first.send_signal(signal.SIGCONT)
     assert first.wait(60) == 1
-    assert len(vectors(tmp_path / "out")) == UTTERANCES
+    assert len(embeddings(tmp_path / "out")) == UTTERANCES

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import TINY, alive_in_group, rows, speechlike, vectors, wait_until, write_wav
+from conftest import TINY, alive_in_group, embeddings, rows, speechlike, wait_until, write_wav
 from untrained_checkpoint import write_checkpoint
 
 Start = Callable[[], "subprocess.Popen[str]"]
@@ -72,4 +72,4 @@ def test_no_job_outlives_a_stopped_sweep_and_the_same_command_completes_it(
     _, told = again.communicate(timeout=200)
     assert again.returncode == 0, told
     for path in out.rglob("run.json"):
-        assert len(rows(path.parent / "metadata.csv")) == len(vectors(path.parent)) == UTTERANCES
+        assert len(rows(path.parent / "metadata.csv")) == len(embeddings(path.parent)) == UTTERANCES

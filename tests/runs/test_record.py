@@ -82,23 +82,7 @@ def test_a_run_that_was_killed_is_told_apart_by_the_next(balr: Command, corpus: 
     assert runs(tmp_path / "out")[0]["exit"].startswith("unknown: killed")
 
 
-def test_an_embedding_of_another_size_counts_as_broken(
-    balr: Command, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import numpy as np
-
-    from balr.stores.embedding_files import write_vector
-
-    assert balr(f"input={corpus}", "save_dir=out") == 0
-    path = tmp_path / "out" / "spk0" / "utt0_emb.npy"
-    before = path.read_bytes()
-    write_vector(path, np.ones(31, np.float32))
-    assert balr(f"input={corpus}", "save_dir=out") == 0
-    assert "made again: 31 numbers, not 32" in capsys.readouterr().err
-    assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize("text", ["", "[]", "null", '{"model": 3}', '{"model": {}, "replacing": false, "runs": [3]}'])
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"model": 3}', '{"model": {}, "forcing": false, "runs": [3]}'])
 def test_a_record_that_is_not_balr_s_is_left_alone(
     balr: Command, corpus: Path, tmp_path: Path, one_error_line: Callable[[], str], text: str
 ) -> None:

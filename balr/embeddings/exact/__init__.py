@@ -1,1 +1,1 @@
-"""The same embedding by another way of computing it: padded, in chunks, folded, in 16 bits, by OpenVINO."""
+"""Faster or smaller ways to compute the same embedding: padded, chunked, folded, in 16 bits, by OpenVINO."""

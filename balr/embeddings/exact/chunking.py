@@ -1,9 +1,8 @@
-"""Long utterances in bounded memory: a convolutional trunk runs over overlapping chunks, the pooling over all frames.
+"""Long utterances in bounded memory: the layers before the pooling run over overlapping chunks of the features.
 
-Each frame that a chunk contributes has all around it that its convolutions see, so it is the frame of the whole
-utterance. A pooling that rests on mean and variance alone is given two frames with those of all; another one is given
-all frames, a small part of what the trunk holds on the way. A trunk that looks at the whole utterance (squeeze and
-excitation, attention, context masks) cannot be cut; that is found by trying.
+Each chunk is read with a halo as wide as the receptive field of the convolutions, so its frames are those of the whole
+utterance. Pooling by mean and variance then gets two frames with the mean and variance of all; any other pooling gets
+all frames. Networks with global context (squeeze and excitation, attention, context masks) cannot be chunked.
 """
 
 import logging
@@ -15,20 +14,18 @@ import torch
 from torch import nn
 
 from balr.embeddings.architectures import find_pooling, has_global_context, run_network
+from balr.embeddings.exact.padding import kernel_span
+from balr.embeddings.exact.precision import LARGEST_RELATIVE_DIFFERENCE, relative_difference
 
 log = logging.getLogger(__name__)
 
 _PROBE_FRAMES = 200
-_LARGEST_RELATIVE_DIFFERENCE = 3e-5
-_LARGEST_RELATIVE_DIFFERENCE_IN_16_BITS = 2e-2
-
-Change = Callable[[torch.Tensor], torch.Tensor]
 
 
 class ChunkedNetwork:
-    """Hold a network whose trunk can be cut: frames in for each frame out (stride), and how far it looks (halo).
+    """Run the layers before the pooling on chunks: `stride` input frames per output frame, `halo` frames on each side.
 
-    Threads may share it: what the pooling is given is changed only in the thread that asks for that.
+    Threads may share it: each one replaces the pooling's input for itself only.
     """
 
     def __init__(self, network: nn.Module, pooling: nn.Module) -> None:
@@ -36,140 +33,121 @@ class ChunkedNetwork:
         self.stride = 1
         self.halo = 0
         self.takes_moments = False
-        self._here = threading.local()
+        self._thread = threading.local()
         pooling.register_forward_pre_hook(self._before_pooling)
 
     def embed(self, features: torch.Tensor, *, chunk_frames: int) -> torch.Tensor:
-        """Embed features `(1, frames, mels)` as the whole network would, the trunk over chunks of about that size."""
+        """Embed features `(1, frames, mels)` to `(1, dim)`, in chunks of about `chunk_frames` frames."""
         chunks = self._chunks(features, chunk_frames)
-        frames = _with_moments_of(chunks) if self.takes_moments else self._joined(chunks, features.shape[1])
-        # The rest of the network runs as it is, on a few frames whose place these take before the pooling.
-        with self._changing(lambda _: frames):
+        pooled = _merge_moments(chunks) if self.takes_moments else torch.cat(list(chunks), dim=-1)
+        # To run the pooling and what follows, the network gets a few frames whose place `pooled` takes.
+        with self._replace_pooling_input(lambda _: pooled):
             return run_network(self.network, features[:, :_PROBE_FRAMES])
 
     def run(self, features: torch.Tensor) -> torch.Tensor:
-        """Run the network up to its pooling and return what that is given, `(1, ..., frames)`."""
-        with self._changing(_stop):
+        """Run features `(1, frames, mels)` up to the pooling and return its input `(1, ..., frames / stride)`."""
+        with self._replace_pooling_input(_stop):
             try:
                 self.network(features)
             except _PoolingReachedError as reached:
-                return reached.given
+                inputs: torch.Tensor = reached.args[0]
+                return inputs
         raise AssertionError("the network did not reach its pooling")
 
     def _chunks(self, features: torch.Tensor, chunk_frames: int) -> Iterator[torch.Tensor]:
-        # A chunk much shorter than what lies around it would be mostly work done twice.
+        # At least as long as the halo: most work on shorter chunks would be for the overlap.
         step = max(1, max(chunk_frames, self.halo) // self.stride) * self.stride
         for start in range(0, features.shape[1], step):
-            first, after = max(0, start - self.halo), start + step
-            made = self.run(features[:, first : after + self.halo])
+            first, end = max(0, start - self.halo), start + step
             skip = (start - first) // self.stride
-            made = made[..., skip : None if after >= features.shape[1] else skip + step // self.stride]
-            if made.shape[-1]:  # a trunk without padding makes nothing of a short last chunk
-                yield made
-
-    def _joined(self, chunks: Iterator[torch.Tensor], total: int) -> torch.Tensor:
-        kept: torch.Tensor | None = None
-        filled = 0
-        for made in chunks:
-            if kept is None:
-                kept = made.new_empty(*made.shape[:-1], -(-total // self.stride))
-            kept[..., filled : filled + made.shape[-1]] = made
-            filled += made.shape[-1]
-        assert kept is not None
-        return kept[..., :filled]
+            last = None if end >= features.shape[1] else skip + step // self.stride
+            chunk = self.run(features[:, first : end + self.halo])[..., skip:last]
+            if chunk.shape[-1]:  # without padding, a short last chunk may give no frame
+                yield chunk
 
     @contextmanager
-    def _changing(self, change: Change) -> Iterator[None]:
-        self._here.change = change
+    def _replace_pooling_input(self, replace: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+        self._thread.replace = replace
         try:
             yield
         finally:
-            self._here.change = None
+            del self._thread.replace
 
-    def _before_pooling(self, _: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor] | None:
-        change: Change | None = getattr(self._here, "change", None)
-        return None if change is None else (change(given[0]),)
+    def _before_pooling(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor] | None:
+        return (self._thread.replace(inputs[0]),) if hasattr(self._thread, "replace") else None
 
 
 def make_chunked(network: nn.Module, mels: int) -> ChunkedNetwork | None:
-    """Return the network as one whose trunk can be cut into chunks, or None where that would change the embedding.
+    """Return the network in a form that runs on chunks, or None if that would change the embedding.
 
-    How far the trunk looks is added up over its convolutions as if each followed the one before, which is never too
-    little; whether it looks at more than convolutions see is tried on noise.
+    The halo is the sum of what each convolution sees, which is never too small; a trial on noise shows whether the
+    network sees more than that.
     """
     pooling = find_pooling(network)
     if pooling is None or any(has_global_context(module) for module in network.modules() if module is not pooling):
         return None
     generator = torch.Generator().manual_seed(0)
     device = next(network.parameters()).device
-    trunk = ChunkedNetwork(network, pooling)
-    trunk.stride, trunk.halo = _reach(trunk, torch.randn(1, _PROBE_FRAMES, mels, generator=generator).to(device))
-    total = 2 * trunk.halo + 3 * _PROBE_FRAMES + 5
-    louder = torch.linspace(0.1, 5.0, total).reshape(1, total, 1)  # what looks at all time sees chunks apart
+    chunked = ChunkedNetwork(network, pooling)
+    probe = torch.randn(1, _PROBE_FRAMES, mels, generator=generator).to(device)
+    chunked.stride, chunked.halo = _stride_and_halo(chunked, probe)
+    total = 2 * chunked.halo + 3 * _PROBE_FRAMES + 5
+    louder = torch.linspace(0.1, 5.0, total).reshape(1, total, 1)  # so that each chunk has other statistics
     noise = (torch.randn(1, total, mels, generator=generator) * louder).to(device)
     whole = run_network(network, noise)
-    tolerance = _LARGEST_RELATIVE_DIFFERENCE
-    if any(parameter.dtype in (torch.bfloat16, torch.float16) for parameter in network.parameters()):
-        tolerance = _LARGEST_RELATIVE_DIFFERENCE_IN_16_BITS
+    tolerance = max(LARGEST_RELATIVE_DIFFERENCE[parameter.dtype] for parameter in network.parameters())
     for takes_moments in (False, True):
-        trunk.takes_moments = takes_moments
-        cut = trunk.embed(noise, chunk_frames=_PROBE_FRAMES)
-        difference = float((whole - cut).abs().max() / whole.abs().max())
-        log.debug("in chunks, %d frames around each, moments %s: moved by %.1e", trunk.halo, takes_moments, difference)
+        chunked.takes_moments = takes_moments
+        difference = relative_difference(chunked.embed(noise, chunk_frames=_PROBE_FRAMES), whole)
+        log.debug("in chunks: halo %d, moments %s, difference %.1e", chunked.halo, takes_moments, difference)
         if not difference < tolerance:
-            trunk.takes_moments = False
-            return trunk if takes_moments else None
-    return trunk
+            chunked.takes_moments = False
+            return chunked if takes_moments else None
+    return chunked
 
 
-def _with_moments_of(chunks: Iterator[torch.Tensor]) -> torch.Tensor:
-    """Return two frames whose mean and (unbiased) variance are those of all frames, merged as Chan et al. (1979) do."""
+def _merge_moments(chunks: Iterator[torch.Tensor]) -> torch.Tensor:
+    """Return two frames `(1, ..., 2)` with the mean and unbiased variance of all chunks (Chan et al., 1979)."""
     count, mean, squares = 0, torch.zeros(()), torch.zeros(())
     for chunk in chunks:
-        frames = chunk.to("cpu" if chunk.device.type == "mps" else chunk.device, torch.float64)  # mps has none
+        frames = chunk.to("cpu" if chunk.device.type == "mps" else chunk.device, torch.float64)  # mps has no float64
         added = frames.shape[-1]
         chunk_mean = frames.mean(dim=-1)
         chunk_squares = (frames - chunk_mean.unsqueeze(-1)).square().sum(dim=-1)
-        if count == 0:
-            mean, squares = torch.zeros_like(chunk_mean), torch.zeros_like(chunk_mean)
-        apart = chunk_mean - mean
-        mean = mean + apart * (added / (count + added))
-        squares = squares + chunk_squares + apart.square() * (count * added / (count + added))
+        delta = chunk_mean - mean
+        mean = mean + delta * (added / (count + added))
+        squares = squares + chunk_squares + delta.square() * (count * added / (count + added))
         count += added
     spread = (squares / (count - 1) / 2).sqrt()
     return torch.stack((mean - spread, mean + spread), dim=-1).to(chunk.device, torch.float32)
 
 
-def _reach(trunk: ChunkedNetwork, probe: torch.Tensor) -> tuple[int, int]:
-    """Return the trunk's stride and the frames that it can look to one side, a multiple of the stride."""
+def _stride_and_halo(chunked: ChunkedNetwork, probe: torch.Tensor) -> tuple[int, int]:
+    """Return the network's stride before the pooling, and its halo in input frames, a multiple of the stride."""
     left = right = 0
     this_thread = threading.get_ident()
 
-    def add(conv: nn.Conv1d | nn.Conv2d, given: tuple[torch.Tensor]) -> None:
+    def add(conv: nn.Conv1d | nn.Conv2d, inputs: tuple[torch.Tensor]) -> None:
         nonlocal left, right
-        if threading.get_ident() != this_thread:
+        if threading.get_ident() != this_thread:  # another thread embeds with the same network
             return
-        frames_apart = round(probe.shape[1] / given[0].shape[-1])
-        padding = conv.padding[-1] if not isinstance(conv.padding, str) else (conv.kernel_size[-1] - 1) // 2
-        left += int(padding) * frames_apart
-        right += ((conv.kernel_size[-1] - 1) * conv.dilation[-1] - int(padding)) * frames_apart
+        frame_step = round(probe.shape[1] / inputs[0].shape[-1])
+        span, _, padding, _ = kernel_span(conv)
+        left += padding * frame_step
+        right += (span - 1 - padding) * frame_step
 
     with ExitStack() as hooks:
-        for module in trunk.network.modules():
+        for module in chunked.network.modules():
             if isinstance(module, nn.Conv1d | nn.Conv2d):
                 hooks.callback(module.register_forward_pre_hook(add).remove)
-        output = trunk.run(probe)
-    stride = max(1, round(probe.shape[1] / output.shape[-1]))
+        frames = chunked.run(probe).shape[-1]
+    stride = max(1, round(probe.shape[1] / frames))
     return stride, -(-max(left, right) // stride) * stride
 
 
 class _PoolingReachedError(Exception):
-    """End the run of a trunk where the pooling begins, with what that is given."""
-
-    def __init__(self, given: torch.Tensor) -> None:
-        super().__init__()
-        self.given = given
+    """End a run where the pooling would begin; the argument is the pooling's input `(1, ..., frames)`."""
 
 
-def _stop(given: torch.Tensor) -> torch.Tensor:
-    raise _PoolingReachedError(given)
+def _stop(inputs: torch.Tensor) -> torch.Tensor:
+    raise _PoolingReachedError(inputs)

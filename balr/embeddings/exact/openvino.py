@@ -1,4 +1,4 @@
-"""OpenVINO in torch's place on a CPU: the same network as a graph compiled for the processor, an optional extra."""
+"""OpenVINO instead of torch on a CPU: the same network, compiled for the processor. An optional extra."""
 
 import logging
 import threading
@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from balr.embeddings.architectures import run_network
-from balr.embeddings.exact.padding import LARGEST_RELATIVE_DIFFERENCE
-from balr.embeddings.exact.precision import refuse_far
+from balr.embeddings.exact.precision import LARGEST_RELATIVE_DIFFERENCE, refuse_far, relative_difference
 from balr.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -21,32 +20,33 @@ _PROBE_FRAMES = (200, 331, 90)
 
 
 def check_engine(engine: str, device: torch.device) -> None:
-    """Raise ConfigError where there is no such engine, or not here."""
+    """Raise ConfigError if an engine does not exist, is not installed or does not run on the device."""
     if engine not in ("torch", "openvino"):
         raise ConfigError(f"embeddings.model.engine={engine}: must be torch or openvino.")
-    if engine == "openvino" and device.type != "cpu":
+    if engine == "torch":
+        return
+    if device.type != "cpu":
         raise ConfigError(f"embeddings.model.engine=openvino: runs on a CPU, and device is {device}.")
-    if engine == "openvino":
-        try:
-            import onnx
-            import openvino
-        except ImportError as error:
-            raise ConfigError(
-                "embeddings.model.engine=openvino: is not installed: pip install 'balr[openvino]'."
-            ) from error
-        log.debug("OpenVINO %s, ONNX %s", openvino.__version__, onnx.__version__)
+    try:
+        import onnx
+        import openvino
+    except ImportError as error:
+        raise ConfigError("embeddings.model.engine=openvino: not installed: pip install 'balr[openvino]'.") from error
+    log.debug("OpenVINO %s, ONNX %s", openvino.__version__, onnx.__version__)
 
 
 class CompiledNetwork:
-    """Run batches of one length through a compiled network, and through the network itself what that cannot take.
+    """Run batches of one length through a compiled network; what OpenVINO refuses runs in torch.
 
-    OpenVINO refuses CAM++ features of under two seconds, say. Each thread has a request of its own.
+    OpenVINO refuses, for example, CAM++ features of under two seconds. `time_dim` is the dimension of the frames in a
+    batch of features. `left_to_torch` counts the batches that ran in torch.
     """
 
     def __init__(self, network: nn.Module, *, mels: int, time_dim: int, dtype: torch.dtype, requests: int) -> None:
         """Compile a network in evaluation mode for features of any batch size and number of frames.
 
-        Raises ConfigError where OpenVINO cannot run the network or would move its embeddings.
+        `requests` batches may run at a time. Raises ConfigError if OpenVINO cannot run the network, or moves its
+        embeddings.
         """
         import openvino
 
@@ -54,7 +54,7 @@ class CompiledNetwork:
         self._mels = mels
         self._time_dim = time_dim
         self.left_to_torch = 0
-        self._here = threading.local()
+        self._thread = threading.local()  # an inference request serves one thread at a time
         try:
             core = openvino.Core()
             hints = {
@@ -69,45 +69,44 @@ class CompiledNetwork:
             self._compiled: Any = core.compile_model(graph, "CPU", hints)
         except RuntimeError as error:
             raise ConfigError(f"embeddings.model.engine=openvino: cannot run this network: {error}") from error
-        self._try(dtype)
+        self._compare(dtype)
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings `(batch, dim)` of a batch of features."""
+        """Return the embeddings `(batch, dim)` of features `(batch, frames, mels)`."""
         try:
             return self._infer(features)
         except RuntimeError as error:
             self.left_to_torch += 1
-            log.debug("%d frames are left to torch: %s", features.shape[self._time_dim], error)
+            log.debug("a batch of %d frames runs in torch: %s", features.shape[self._time_dim], error)
             return run_network(self._network, features)
 
     def _infer(self, features: torch.Tensor) -> torch.Tensor:
-        if not hasattr(self._here, "request"):
-            self._here.request = self._compiled.create_infer_request()
-        (embeddings,) = self._here.request.infer({0: features.numpy()}).values()
+        if not hasattr(self._thread, "request"):
+            self._thread.request = self._compiled.create_infer_request()
+        (embeddings,) = self._thread.request.infer({0: features.numpy()}).values()
         return torch.from_numpy(embeddings.copy())
 
     @torch.inference_mode()
-    def _try(self, dtype: torch.dtype) -> None:
-        """Compare with the network itself on noise of several lengths, of which some may be refused but not all."""
-        moved = []
+    def _compare(self, dtype: torch.dtype) -> None:
+        """Compare with the network itself on noise of several lengths; OpenVINO may refuse some, but not all."""
+        differences = []
         for frames in _PROBE_FRAMES:
             noise = _noise(frames, self._mels, self._time_dim)
-            expected = run_network(self._network, noise)
+            reference = run_network(self._network, noise)
             try:
-                made = self._infer(noise)
+                embeddings = self._infer(noise)
             except RuntimeError as error:
                 log.debug("%d frames are refused: %s", frames, error)
                 continue
-            moved.append(float((made - expected).abs().max() / expected.abs().max()))
+            differences.append(relative_difference(embeddings, reference))
             if dtype != torch.float32:
-                refuse_far(made, expected, "embeddings.model.engine=openvino with 16 bits")
-        if not moved:
+                refuse_far(embeddings, reference, "embeddings.model.engine=openvino with 16 bits")
+        if not differences:
             raise ConfigError("embeddings.model.engine=openvino: refuses features of any length here; use torch.")
-        log.info("compiled by OpenVINO; embeddings of noise move by %.1e", max(moved))
-        if not max(moved) < LARGEST_RELATIVE_DIFFERENCE[dtype]:
-            raise ConfigError(
-                f"embeddings.model.engine=openvino: would move embeddings by {max(moved):.1e}; use torch."
-            )
+        moved = max(differences)
+        log.info("compiled by OpenVINO; embeddings of noise move by %.1e", moved)
+        if not moved < LARGEST_RELATIVE_DIFFERENCE[dtype]:
+            raise ConfigError(f"embeddings.model.engine=openvino: would move embeddings by {moved:.1e}; use torch.")
 
 
 class _LastOutput(nn.Module):
@@ -120,9 +119,9 @@ class _LastOutput(nn.Module):
 
 
 def _export(network: nn.Module, path: Path, mels: int, time_dim: int) -> None:
-    """Write a network as ONNX, which OpenVINO reads without its own converter and what that reports home."""
+    """Write a network as ONNX, which OpenVINO reads without its own converter, which collects usage data."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tracing, tried on other lengths right after, and of a newer exporter
+        warnings.simplefilter("ignore")  # tracing fixes some lengths, which the comparison checks; a newer exporter
         torch.onnx.export(
             _LastOutput(network).eval(),
             (_noise(_PROBE_FRAMES[0], mels, time_dim),),

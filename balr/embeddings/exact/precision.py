@@ -1,9 +1,8 @@
-"""Reduced precision: the trunk in 16 bits, where nearly all the work is, pooling and what follows in fp32."""
+"""Reduced precision: the layers before the pooling, where nearly all the work is, in 16 bits; the rest in fp32."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,64 +13,64 @@ from balr.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-_TYPES: Mapping[str, torch.dtype] = MappingProxyType(
-    {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-)
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LEAST_COSINE = 0.9999
-_SUMS_SQUARES = "SimAMBasicBlock"
+# How far another way to compute the same embedding may move it, by the type that the network computes in.
+LARGEST_RELATIVE_DIFFERENCE = {torch.float32: 3e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 _BF16_UNITS = ("amx_bf16", "avx512_bf16", "bf16", "arm_bf16")
 
 
 def checked_precision(precision: str, device: torch.device) -> torch.dtype:
-    """Return the type that `fp32`, `bf16` or `fp16` means. Raises ConfigError where the device is not made for it."""
+    """Return the type of `fp32`, `bf16` or `fp16`. Raises ConfigError if the device does not compute well in it."""
     if precision not in _TYPES:
         raise ConfigError(f"precision={precision}: must be one of {', '.join(_TYPES)}.")
+    problem = None
     if precision == "fp32":
-        return torch.float32
-    lacks = None
-    if device.type == "cpu":
-        if precision == "fp16":
-            lacks = "fp16 is for GPUs; processors with bf16 units take bf16"
-        elif not any(torch.cpu.get_capabilities().get(unit) for unit in _BF16_UNITS):
-            lacks = "this processor has no bf16 units (AVX512-BF16 or AMX), where bf16 is slower than fp32"
-    elif device.type == "cuda":
+        pass
+    elif device.type == "cpu" and precision == "fp16":
+        problem = "fp16 is for GPUs; processors with bf16 units take bf16"
+    elif device.type == "cpu":
+        if not any(torch.cpu.get_capabilities().get(unit) for unit in _BF16_UNITS):
+            problem = "this processor has no bf16 units (AVX512-BF16 or AMX), and without them bf16 is slower than fp32"
+    elif device.type != "cuda":
+        problem = f"reduced precision is not supported on {device.type}"
+    elif precision == "bf16":
         with torch.cuda.device(device):
-            if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-                lacks = "this GPU has no bf16 units; fp16 is what it takes"
-    else:
-        lacks = f"reduced precision is not supported on {device.type}"
-    if lacks:
-        raise ConfigError(f"precision={precision}: {lacks}.")
+            if not torch.cuda.is_bf16_supported(including_emulation=False):
+                problem = "this GPU has no bf16 units; use fp16"
+    if problem:
+        raise ConfigError(f"precision={precision}: {problem}.")
     return _TYPES[precision]
 
 
 @contextmanager
 def exact_kernels() -> Iterator[None]:
-    """Keep tf32 out of convolutions, where torch lets it in: fp32 means fp32."""
+    """Keep tf32 out of convolutions, where torch allows it by default: fp32 means fp32."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
 
 
 def lower_trunk(network: nn.Module, dtype: torch.dtype, example: torch.Tensor) -> None:
-    """Convert, in place, what runs before the pooling; batch norms keep their statistics in fp32.
+    """Convert, in place, the layers before the pooling to 16 bits, but for the statistics of batch norms.
 
-    Raises ConfigError where a network cannot run that way or its embedding would not stay near that of fp32.
+    Raises ConfigError if the network cannot run like that, or if the embedding of the features `example`
+    `(1, frames, mels)` moves too far from that in fp32.
     """
-    if dtype == torch.float16 and any(type(module).__name__ == _SUMS_SQUARES for module in network.modules()):
-        raise ConfigError("precision=fp16: SimAM sums squares over all time, more than fp16 holds; use bf16 or fp32.")
+    if dtype == torch.float16 and any(type(module).__name__ == "SimAMBasicBlock" for module in network.modules()):
+        raise ConfigError("precision=fp16: SimAM sums squares over all frames and overflows fp16; use bf16 or fp32.")
     pooling = find_pooling(network)
     if pooling is None:
-        raise ConfigError(f"precision: the trunk of {type(network).__name__} is not told from its head; use fp32.")
+        raise ConfigError(f"precision: {type(network).__name__} has no pooling layer that balr knows; use fp32.")
     with torch.inference_mode():
         reference = run_network(network, example)
-    kept = {module for part in _head(network, pooling, example) for module in part.modules()}
+    kept = {module for part in _find_head(network, pooling, example) for module in part.modules()}
     for module in network.modules():
         if module not in kept and not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
                 if tensor.is_floating_point():
                     tensor.data = tensor.data.to(dtype)
-    network.register_forward_pre_hook(lambda _, given: (given[0].to(dtype),))
-    pooling.register_forward_pre_hook(lambda _, given: (given[0].float(),))
+    network.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype),))
+    pooling.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
     try:
         with torch.inference_mode():
             lowered = run_network(network, example)
@@ -80,24 +79,29 @@ def lower_trunk(network: nn.Module, dtype: torch.dtype, example: torch.Tensor) -
     refuse_far(lowered, reference, "precision")
 
 
-def refuse_far(made: torch.Tensor, expected: torch.Tensor, option: str) -> None:
-    """Raise ConfigError where embeddings in 16 bits are not near those of fp32, as a checkpoint may have it."""
-    cosine = float(nn.functional.cosine_similarity(made.float(), expected.float()).min())
+def relative_difference(embeddings: torch.Tensor, reference: torch.Tensor) -> float:
+    """Return the largest difference between two tensors `(batch, dim)` by the largest number of the second."""
+    return float((embeddings - reference).abs().max() / reference.abs().max())
+
+
+def refuse_far(lowered: torch.Tensor, reference: torch.Tensor, option: str) -> None:
+    """Raise ConfigError if embeddings `(batch, dim)` in 16 bits are not close to those in fp32."""
+    cosine = float(nn.functional.cosine_similarity(lowered.float(), reference.float()).min())
     log.info("16 bits: cosine to fp32 %.6f on noise", cosine)
     if not cosine > LEAST_COSINE:
         raise ConfigError(f"{option}: the cosine of 16-bit embeddings of noise to fp32 is {cosine:.5f}; use fp32.")
 
 
-def _head(network: nn.Module, pooling: nn.Module, example: torch.Tensor) -> list[nn.Module]:
-    """Return the pooling, what runs after it, and a front end, which is a part of a network and runs before all."""
-    found = [module for name, module in network.named_children() if name == "frontend"]
+def _find_head(network: nn.Module, pooling: nn.Module, example: torch.Tensor) -> list[nn.Module]:
+    """Return the pooling, the modules that run after it, and the front end that some networks carry along."""
+    head = [module for name, module in network.named_children() if name == "frontend"]
 
-    def note(module: nn.Module, _: Any) -> None:
-        if module is pooling or pooling in found:
-            found.append(module)
+    def record(module: nn.Module, _: Any) -> None:
+        if module is pooling or pooling in head:
+            head.append(module)
 
     with ExitStack() as hooks, torch.inference_mode():
         for module in network.modules():
-            hooks.callback(module.register_forward_pre_hook(note).remove)
+            hooks.callback(module.register_forward_pre_hook(record).remove)
         run_network(network, example)
-    return found
+    return head

@@ -1,6 +1,7 @@
-"""The shortest audio: that a network can embed at all, and that 16 bits embed as fp32 does."""
+"""The shortest audio that a network can embed at all, and the shortest that 16 bits embed as fp32 does."""
 
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,23 +14,22 @@ LONGEST_SHORTEST_SECONDS = 1.0
 EXAMPLE_SECONDS = 0.7
 _LONGEST_SECONDS = 2.8
 _STEP = 2**0.5
-# Of a hundred clips of real speech, the one that 16 bits move most moves up to twice as far as the worst noise here.
+# Of a hundred clips of real speech, 16 bits move the worst one up to twice as far as the worst noise here.
 _LEAST_COSINE_OF_NOISE = 1 - (1 - LEAST_COSINE) / 2
 _NOISES = 3
 _SOUND_SECONDS = 0.04
 _SILENCE_SECONDS = 0.06
 _LEVELS_DB = 60.0
 
-Waveforms = Sequence[torch.Tensor]
 Run = Callable[[torch.Tensor], torch.Tensor]
-Embed = Callable[[Waveforms], torch.Tensor]
+Embed = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 
 
 def embedder(run: Run, frontend: Frontend, device: torch.device) -> Embed:
-    """Join a front end and what runs on a batch of its features, for waveforms of one length."""
+    """Return a function that embeds waveforms `(samples,)` of one length to `(batch, dim)`."""
 
     @torch.inference_mode()
-    def embed(waveforms: Waveforms) -> torch.Tensor:
+    def embed(waveforms: Sequence[torch.Tensor]) -> torch.Tensor:
         with exact_kernels(), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the variance of a single frame; the result is checked
             return run(torch.stack(frontend.compute([waveform.to(device) for waveform in waveforms])))
@@ -38,23 +38,20 @@ def embedder(run: Run, frontend: Frontend, device: torch.device) -> Embed:
 
 
 def shortest_seconds(embed: Embed, sample_rate_hz: int) -> float:
-    """Find the shortest audio that can be embedded, a second at most, by trying noise frame by frame."""
+    """Find the shortest audio that can be embedded, at most one second, by bisection on noise in steps of 5 ms."""
     noise = white_noise(LONGEST_SHORTEST_SECONDS, sample_rate_hz)
     step = sample_rate_hz // 200
     lengths = range(step, noise.numel() + 1, step)
-    low, high = 0, len(lengths) - 1
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _can_embed(embed, noise[: lengths[middle]]) else (middle + 1, high)
-    return lengths[low] / sample_rate_hz
+    # The last length is the answer if no shorter one can be embedded.
+    index = bisect_left(lengths[:-1], True, key=lambda length: _can_embed(embed, noise[:length]))
+    return lengths[index] / sample_rate_hz
 
 
 def shortest_near(lowered: Embed, exact: Embed, sample_rate_hz: int, *, shortest: float) -> float:
-    """Find from how many seconds on, at least `shortest`, 16 bits embed as fp32 does.
+    """Find the shortest audio, in seconds and at least `shortest`, that 16 bits embed as fp32 does.
 
-    Rounding that many frames average out can show in few. Lengths are tried in steps of half an octave, from 0.7 s down
-    to the first that is not near; where 0.7 s is not near itself, from 2.8 s. Raises ConfigError where even those are
-    not.
+    Rounding that averages out over many frames can show over few. The search goes down from 0.7 s by half an octave at
+    a time, to the first length that is not close; if 0.7 s is not, down from 2.8 s. Raises ConfigError if 2.8 s is not.
     """
     noises = speechlike_noises(_LONGEST_SECONDS, sample_rate_hz)
 
@@ -72,33 +69,37 @@ def shortest_near(lowered: Embed, exact: Embed, sample_rate_hz: int, *, shortest
                 f"precision: the cosine of 16-bit embeddings of {near:g} s of noise to fp32 is {reached:.5f}; use fp32."
             )
     while near > shortest:
-        below = max(near / _STEP, shortest)
-        if not cosine(below, silence=True) > _LEAST_COSINE_OF_NOISE:
+        shorter = max(near / _STEP, shortest)
+        if not cosine(shorter, silence=True) > _LEAST_COSINE_OF_NOISE:
             break
-        near = below
+        near = shorter
     return near
 
 
 def white_noise(seconds: float, sample_rate_hz: int, *, seed: int = 0) -> torch.Tensor:
+    """Return a waveform `(samples,)` of white noise at -20 dB."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(round(seconds * sample_rate_hz), generator=generator) * 0.1
 
 
 def speechlike_noises(seconds: float, sample_rate_hz: int) -> list[torch.Tensor]:
-    """Make noises whose level is another every 40 ms, as speech's is: 16 bits move even noise up to ten times less."""
+    """Return waveforms `(samples,)` of noise whose level changes every 40 ms, as that of speech does.
+
+    16 bits move the embedding of even noise up to ten times less.
+    """
     sound = round(_SOUND_SECONDS * sample_rate_hz)
-    made = []
+    noises = []
     for seed in range(_NOISES):
         noise = white_noise(seconds, sample_rate_hz, seed=seed)
         sounds = -(-noise.numel() // sound)
         decibels = torch.rand(sounds, generator=torch.Generator().manual_seed(seed)) * _LEVELS_DB
         levels = (10 ** (0.5 - decibels / 20)).repeat_interleave(sound)
-        made.append((noise * levels[: noise.numel()]).clamp(-1, 1))
-    return made
+        noises.append((noise * levels[: noise.numel()]).clamp(-1, 1))
+    return noises
 
 
 def _silent_at_the_end(noise: torch.Tensor, sample_rate_hz: int) -> torch.Tensor:
-    """Return noise that ends in digital silence, which moves short audio more than any sound does."""
+    """Return the noise `(samples,)` with digital silence at its end, which moves short audio more than any sound."""
     silent = min(round(_SILENCE_SECONDS * sample_rate_hz), noise.numel() // 2)
     return torch.cat((noise[: noise.numel() - silent], noise.new_zeros(silent)))
 

@@ -1,0 +1,111 @@
+"""A csv that only grows while a run works: a kill at any moment costs at most its last line."""
+
+import csv
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from balr.atomic import as_output_error, write_csv, write_rows
+from balr.errors import OutputError
+
+Row = Mapping[str, str]
+
+
+class CommitLog:
+    """Rows of a csv, appended as they come. Its header begins with `columns`, or the file is not balr's."""
+
+    def __init__(self, path: Path, columns: Sequence[str], *, more_columns: Iterable[str] = ()) -> None:
+        self.path = path
+        self._columns = list(columns)
+        self._header = [*columns, *more_columns]
+        self._state: tuple[int, ...] | None = None  # of the file as this run left it
+
+    @property
+    def has_begun(self) -> bool:
+        """Return whether rows can be appended."""
+        return self._state is not None
+
+    def read(self) -> Iterator[dict[str, str]]:
+        """Yield the rows, without a last one that a kill left incomplete. Raises OutputError."""
+        if not self.path.is_file():
+            return
+        with as_output_error(self.path, "read"), self.path.open("rb") as content:
+            lines = _Lines(content)
+            reader = csv.reader(lines, strict=True)
+            try:
+                header = next(reader, [])
+            except (csv.Error, ValueError):
+                header = []
+            if header[: len(self._columns)] != self._columns:
+                raise OutputError(
+                    f"{self.path}: was not written by balr and would be overwritten; choose another save_dir."
+                )
+            try:
+                for cells in reader:
+                    if not lines.last.endswith("\n"):
+                        return
+                    yield dict(zip(header, cells, strict=True))
+            except (csv.Error, ValueError) as error:
+                if next(content, None) is not None:
+                    raise OutputError(
+                        f"{self.path}:{reader.line_num}: damaged: {error}; choose another save_dir, or remove the file "
+                        "and embed all again."
+                    ) from error
+
+    def begin(self, rows: Iterable[Row]) -> None:
+        """Write the file anew, whole or not at all; rows can be appended to it from now on. Raises OutputError."""
+        write_csv(self.path, self._header, rows)
+        with as_output_error(self.path, "read"):
+            self._state = _state(self.path.stat())
+
+    def append(self, rows: Iterable[Row], *, durably: bool) -> None:
+        """Add rows; `durably` also flushes them to disk. Raises OutputError, also where the file has vanished."""
+        self.check()
+        with as_output_error(self.path), open(os.open(self.path, os.O_WRONLY | os.O_APPEND), "ab") as file:
+            write_rows(file, self._header, rows)
+            file.flush()
+            if durably:
+                os.fsync(file.fileno())
+            self._state = _state(os.fstat(file.fileno()))
+
+    def check(self) -> None:
+        """Raise OutputError where rows were appended to a file that is no longer in its place."""
+        try:
+            found = _state(self.path.stat())
+        except OSError:
+            found = None
+        if self._state not in (None, found):
+            raise OutputError(f"{self.path}: was removed or changed by something else while the run worked.")
+
+    def finish(self, rows: Iterable[Row]) -> None:
+        """Write the file anew in its final order. Raises OutputError."""
+        write_csv(self.path, self._header, rows)
+        self._state = None
+
+    def remove(self) -> None:
+        """Remove the file, if there is one. Raises OutputError."""
+        with as_output_error(self.path, "removed"):
+            if self.path.is_file():
+                self.path.unlink()
+        self._state = None
+
+
+class _Lines:
+    """Yield the lines of a file as text and remember the last one."""
+
+    def __init__(self, content: Iterable[bytes]) -> None:
+        self._content = iter(content)
+        self.last = ""
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        self.last = next(self._content).decode(errors="surrogateescape")
+        if "\0" in self.last:  # no path holds one; a disk without power may leave a tail of them
+            raise ValueError("a NUL character")
+        return self.last
+
+
+def _state(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size

@@ -1,0 +1,80 @@
+"""A folder that one run at a time writes to; its lock also marks it as the save_dir of a run."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from balr.errors import OutputError
+
+_LOCK = ".balr.lock"
+_SECONDS_FOR_A_KILLED_RUN = 2.0  # its decoder processes hold the lock until they have ended, too
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Create a folder and lock it for this run; the lock ends with its process. A new folder goes if it stays empty.
+
+    Raises OutputError where the folder cannot be written to, or another run has locked it.
+    """
+    lock, is_new = FileLock(folder / _LOCK), not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=_SECONDS_FOR_A_KILLED_RUN)
+    except Timeout as error:
+        raise OutputError(
+            f"{folder}: another run works there; wait for its end, or choose another save_dir."
+        ) from error
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{folder}: cannot be written to: {reason}; choose another save_dir.") from error
+    try:
+        yield
+    finally:
+        lock.release()  # its file stays: without it a third run could lock a new one beside a second run
+        if is_new:
+            _remove_if_unused(folder)
+
+
+def _remove_if_unused(folder: Path) -> None:
+    """Remove a folder, and the empty ones above it, where a run wrote nothing into it but its lock."""
+    with suppress(OSError):
+        if [path.name for path in folder.iterdir()] == [_LOCK]:
+            (folder / _LOCK).unlink()
+            os.removedirs(folder)
+
+
+def is_of_a_run(folder: str) -> bool:
+    """Return whether a folder is the save_dir of a run."""
+    return os.path.lexists(os.path.join(folder, _LOCK))
+
+
+def folds_case(folder: Path) -> bool:
+    """Return whether the file system of a locked folder takes `A` for `a`."""
+    return os.path.lexists(folder / _LOCK.upper())
+
+
+def files_of(folder: Path) -> Iterator[str]:
+    """Yield the files below a folder, except those in the folders of other runs."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not is_of_a_run(os.path.join(parent, name))]
+        yield from (os.path.join(parent, name) for name in names)
+
+
+def refuse_foreign_folders(top: Path, files: Iterable[str]) -> None:
+    """Refuse that a folder of these files, below `top`, is a link or another run's. Raises OutputError."""
+    seen = {str(top)}
+    for file in files:
+        folder = os.path.dirname(file)
+        while folder not in seen:
+            if os.path.islink(folder):
+                raise OutputError(
+                    f"{folder}: is a link, and embeddings would be written outside of save_dir; remove it, or choose "
+                    "another save_dir."
+                )
+            if is_of_a_run(folder):
+                raise OutputError(f"{folder}: is the save_dir of another run; choose another save_dir.")
+            seen.add(folder)
+            folder = os.path.dirname(folder)

@@ -1,0 +1,50 @@
+"""The rows of metadata.csv: which embeddings exist, of which audio, and their checksums."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from balr.records import WHOLE, Utterance
+from balr.stores.commit_log import CommitLog, Row
+
+METADATA = "metadata.csv"
+COLUMNS = ("id", "audio", "speaker", "embedding", "crc32")
+_PART_COLUMNS = ("start", "end", "channel")
+
+
+def manifest_of(folder: Path, more_columns: Iterable[str] = ()) -> CommitLog:
+    """Return the manifest of a folder; to write it, `more_columns` are those of its rows beyond balr's own."""
+    return CommitLog(folder / METADATA, COLUMNS, more_columns=[name for name in more_columns if name not in COLUMNS])
+
+
+def columns_of(utterances: Iterable[Utterance]) -> Iterable[str]:
+    """Return the columns that the rows of these utterances have beyond balr's own."""
+    columns: dict[str, None] = {}
+    for utterance in utterances:
+        if utterance.part is not WHOLE:
+            columns |= dict.fromkeys(_PART_COLUMNS)
+        columns |= dict.fromkeys(utterance.extra)
+    return columns
+
+
+def row_of(utterance: Utterance, embedding: str, crc32: str) -> Row:
+    """Return the row of an utterance whose embedding is stored as `embedding`."""
+    known = (utterance.id, str(utterance.audio or ""), utterance.speaker or "", embedding, crc32)
+    return {**utterance.extra, **utterance.part.cells(), **dict(zip(COLUMNS, known, strict=True))}
+
+
+def is_of(row: Row, utterance: Utterance) -> bool:
+    """Return whether a row is of the audio, and the part of it, that an utterance is."""
+    is_same_part = all(row.get(name, "") == cell for name, cell in utterance.part.cells().items())
+    return is_same_part and utterance.audio is not None and is_same_file(row["audio"], utterance.audio)
+
+
+def is_same_file(path: str, audio: Path) -> bool:
+    """Return whether two paths lead to one file, through any links."""
+    return path == str(audio) or os.path.realpath(path) == os.path.realpath(audio)
+
+
+def source(row: Row) -> str:
+    """Name the audio of a row and which part of it is meant."""
+    times = f"_{row['start']}-{row.get('end') or 'end'}" if row.get("start") else ""
+    return f"{row['audio']}{times}" + (f"_ch{row['channel']}" if row.get("channel") else "")

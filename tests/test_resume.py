@@ -1,0 +1,99 @@
+"""A run that was cut short is completed in the very batches of an undisturbed one."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from conftest import Command, break_off_after, embeddings, rows, speechlike, write_wav
+
+from balr.config import DataConfig
+from balr.data.corpus import Corpus
+from balr.data.planning import plan_corpus
+from balr.records import Embedded, Failure
+from balr.stores.files import FilesStore
+
+BATCHES = ("data.batch_size=4", "data.max_batch_seconds=60")
+
+
+@pytest.fixture
+def alike(tmp_path: Path) -> Path:
+    """Return a corpus of twelve utterances of nearly equal length and one file that is no audio."""
+    for number in range(12):
+        write_wav(tmp_path / "alike" / f"{number:02}.wav", speechlike(1.0 + 0.003 * number, seed=number))
+    (tmp_path / "alike" / "text.wav").write_text("no audio")
+    return tmp_path / "alike"
+
+
+@pytest.mark.parametrize("count", range(13))
+def test_a_run_that_was_cut_within_a_batch_ends_with_the_bytes_of_an_undisturbed_one(
+    balr: Command, alike: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    with monkeypatch.context() as patch:
+        break_off_after(patch, count)
+        assert balr(f"input={alike}", "save_dir=out", *BATCHES) == (2 if count < 12 else 1)
+    assert count == 0 or len(rows(tmp_path / "out" / "metadata.csv")) == count
+    assert balr(f"input={alike}", "save_dir=out", *BATCHES) == 1
+    assert balr(f"input={alike}", "save_dir=undisturbed", *BATCHES) == 1
+    assert embeddings(tmp_path / "out") == embeddings(tmp_path / "undisturbed")
+    for name in ("metadata.csv", "failures.csv"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+
+
+def test_counts_add_up_where_a_batch_is_computed_again(
+    balr: Command,
+    alike: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with monkeypatch.context() as patch:
+        break_off_after(patch, 6)
+        assert balr(f"input={alike}", "save_dir=out", *BATCHES) == 2
+    capsys.readouterr()
+    assert balr(f"input={alike}", "save_dir=out", *BATCHES) == 1
+    printed = capsys.readouterr().err
+    assert re.findall(r"  (embedded|already there|failed) +(\d+)", printed) == [
+        ("embedded", "6"),
+        ("already there", "6"),
+        ("failed", "1"),
+    ]
+
+
+def test_a_plan_for_what_is_left_keeps_its_batches(tmp_path: Path) -> None:
+    for number in range(8):
+        write_wav(tmp_path / f"{number}.wav", speechlike(1.0 + 0.001 * number))
+    corpus = Corpus.from_dir(tmp_path)
+    plan = plan_corpus(
+        corpus,
+        DataConfig(),
+        sample_rate_hz=16_000,
+        batch_size=4,
+        max_batch_seconds=60.0,
+        isolated=False,
+        durations_file=None,
+    )
+    first, second = plan.batches
+    ids = [corpus.utterances[index].id for index in (*first, *second)]
+    assert plan.left(corpus, set(), ()).batches == plan.batches
+    assert plan.left(corpus, set(ids[:4]), ()).batches == (second,)
+    assert plan.left(corpus, set(ids[:5]), ()).batches == (second,), "cut short, so computed as a whole"
+    assert plan.left(corpus, set(ids) - {ids[1]}, {ids[1]}).batches == ((first[1],),), "failed, so tried alone"
+    assert plan.left(corpus, set(ids[2:]), {ids[1]}).batches == (first,)
+    assert plan.left(corpus, set(ids), ()).batches == ()
+
+
+def test_a_failure_is_listed_before_its_batch_is(
+    balr: Command, alike: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, seen = FilesStore.write, []
+
+    def noting(self: FilesStore, batch: Sequence[Embedded]) -> list[Failure]:
+        seen.append((tmp_path / "out" / "failures.csv").exists())
+        return whole(self, batch)
+
+    monkeypatch.setattr(FilesStore, "write", noting)
+    for path in sorted(alike.glob("*.wav"))[3:]:
+        path.unlink()
+    (alike / "cut.wav").write_bytes((alike / "00.wav").read_bytes()[:20_000])
+    assert balr(f"input={alike}", "save_dir=out", *BATCHES) == 1
+    assert seen == [True]
