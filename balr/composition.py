@@ -1,15 +1,14 @@
-"""From Hydra's composed config to a checked one: what is known to Hydra, what is refused, how results are named.
+"""From Hydra's composed config to a checked one: what Hydra knows, what is refused, how results are named.
 
-Imports no torch: whatever is wrong with a command is told before anything heavy loads.
+Imports no torch: a wrong command is refused before anything heavy loads.
 """
 
 import hashlib
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
-from types import MappingProxyType, NoneType
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
@@ -17,34 +16,24 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
-from balr.checkpoints import published_checkpoints
-from balr.config import FeaturesConfig, RunConfig
-from balr.errors import BalrError, ConfigError
+from balr.checkpoints import files_in, published_checkpoints, published_names
+from balr.config import RunConfig, flat, known_keys
+from balr.errors import ConfigError
 
 _T = TypeVar("_T")
-_TEXT, _TEXT_OR_NULL, _MAPPING = (str,), (str, NoneType), (dict,)
-_MODEL_SETTINGS: Mapping[str, tuple[type, ...]] = MappingProxyType(
-    {
-        "_target_": _TEXT,
-        "model_repo": _TEXT_OR_NULL,
-        "model_name": _TEXT,
-        "config_name": _TEXT,
-        "model_dir": _TEXT_OR_NULL,
-        "revision": _TEXT_OR_NULL,
-        "features": _MAPPING,
-    }
-)
-_MAY_BE_ABSENT = ("model_dir", "revision", "features")
-_KINDS = MappingProxyType({_TEXT: "text", _TEXT_OR_NULL: "text or null", _MAPPING: "a mapping"})
 _LONGEST_NAME_BYTES = 150
-_SLASH_OR_QUOTE = "/'\""
+_MODEL = "embeddings.model."
+_NAMES_NO_VARIANT = ("embeddings/model", "input", "save_dir", "save_output", "force", "max_failures", "fail_fast")
 
 
 def register() -> None:
-    """Make the schema and the resolvers of `conf/` known to Hydra; calling it again changes nothing."""
-    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    """Register the schema and the resolvers of `conf/` with Hydra; calling it again changes nothing."""
+    schema = OmegaConf.structured(RunConfig)
+    for frozen in (schema.data, schema.embeddings.model.features):
+        OmegaConf.set_readonly(frozen, None)  # frozen in Python, but not for overrides
+    ConfigStore.instance().store(name="run_schema", node=schema)
     OmegaConf.register_new_resolver("balr.corpus", corpus_name, replace=True)
     OmegaConf.register_new_resolver("balr.label", _label_of_this_job, replace=True)
 
@@ -52,99 +41,53 @@ def register() -> None:
 def check(cfg: DictConfig) -> RunConfig:
     """Return the composed config as a checked `RunConfig`.
 
-    Raises ConfigError that lists every missing value at once, or names the value that cannot be.
+    Raises ConfigError that lists all missing values, or names the key that is unknown or has a wrong value.
     """
-    missing = _missing_keys(OmegaConf.to_container(cfg, resolve=False))
+    leaves, known = flat(OmegaConf.to_container(cfg, resolve=False)), known_keys()
+    missing = [key for key, value in leaves.items() if value == MISSING]
+    if missing == ["input"]:
+        raise ConfigError("Missing input: a csv, a folder, an audio file or a wav.scp, as in balr extract recordings/.")
     if missing:
-        if missing == ["input"]:
-            raise ConfigError(
-                "Missing input: a csv, a folder, an audio file or a wav.scp, as in balr extract recordings/."
-            )
         raise ConfigError(f"Missing {', '.join(missing)}: give each as KEY=VALUE.")
-    run = OmegaConf.to_object(cfg)
-    assert isinstance(run, RunConfig)
-    if not run.input:
-        raise ConfigError("input is empty: give a csv, a folder, an audio file or a wav.scp.")
-    if not all(isinstance(name, str) for name in run.audio_formats):
-        raise ConfigError(f"audio_formats={run.audio_formats}: must be suffixes of files, such as [wav,flac].")
-    if run.vector_format not in ("npy", "txt"):
-        raise ConfigError(f"vector_format={run.vector_format}: must be npy or txt.")
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", run.device):
-        raise ConfigError(f"device={run.device}: must be auto, cpu, cuda, cuda:N or mps.")
-    if run.save_dir == "":
-        raise ConfigError("save_dir is empty: give a folder, or save_dir=null to write beside the audio.")
-    if not re.fullmatch(r"\d+|\d+(\.\d+)?%", str(run.max_failures)):
-        raise ConfigError(f"max_failures={run.max_failures}: must be a number of utterances, or a share such as 1%.")
-    _check_model(run.embeddings.get("model") if isinstance(run.embeddings, dict) else run.embeddings)
-    return _in_a_sweep(run, cfg) if HydraConfig.get().mode == RunMode.MULTIRUN else run
-
-
-def _check_model(model: object) -> None:
-    """Refuse what is no description of a model. Raises ConfigError."""
-    if isinstance(model, str):
-        raise ConfigError(f"embeddings.model={model}: a model is chosen with a slash: embeddings/model={model}.")
-    if not isinstance(model, dict):
-        raise ConfigError("embeddings.model: must be a mapping; embeddings/model=NAME chooses one, see balr models.")
-    for name, kinds in _MODEL_SETTINGS.items():
-        if name not in model:
-            if name not in _MAY_BE_ABSENT:
-                raise ConfigError(f"embeddings.model.{name} is missing: a model cannot do without it.")
-        elif not isinstance(model[name], kinds):
-            quotes = " (a number is text in quotes)" if str in kinds and isinstance(model[name], int | float) else ""
-            raise ConfigError(f"embeddings.model.{name}={model[name]}: must be {_KINDS[kinds]}{quotes}.")
-    if not model["_target_"].startswith("balr."):
-        raise _no_class(model["_target_"], "EmbeddingsModel")
-    if "features" in model:
-        build(model["features"], FeaturesConfig)
+    for key in leaves:
+        if key not in known:
+            raise ConfigError(f"{key}: no such key; --cfg job shows all keys.")
+    _take_local_checkpoint(cfg.embeddings.model)
+    run: RunConfig = OmegaConf.to_object(cfg)  # type: ignore[assignment]
+    run.embeddings = cfg.embeddings  # nodes, which `build` instantiates
+    legal = {
+        "input": (run.input, "a csv, a folder, an audio file or a wav.scp"),
+        "audio_formats": (all(isinstance(one, str) for one in run.audio_formats), "suffixes, such as [wav,flac]"),
+        "vector_format": (run.vector_format in ("npy", "txt"), "npy or txt"),
+        "device": (re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", run.device), "auto, cpu, cuda, cuda:N or mps"),
+        "save_dir": (run.save_dir != "", "a folder, or null to write beside the audio"),
+        "max_failures": (
+            re.fullmatch(r"\d+|\d+(\.\d+)?%", str(run.max_failures)),
+            "a number of utterances, or a share such as 1%",
+        ),
+    }
+    for key, (is_legal, expected) in legal.items():
+        if not is_legal:
+            raise ConfigError(f"{key}={getattr(run, key)}: must be {expected}.")
+    return _in_a_sweep(run, _label_of_this_job(_root_=cfg)) if HydraConfig.get().mode == RunMode.MULTIRUN else run
 
 
 def build(node: Mapping[str, Any], kind: type[_T], **arguments: object) -> _T:
-    """Instantiate a `_target_` node that must be a `kind` defined in balr.
+    """Instantiate a `_target_` node that must be a `kind` of balr's own. Raises ConfigError if it is anything else.
 
-    Raises ConfigError where a target is anything else or does not take the node's keys: a config can come with a
-    downloaded model or from a colleague, and must not name arbitrary code.
+    A config may come with a downloaded model or from a colleague, and must not run arbitrary code.
     """
-    _check_targets(node, kind)
+    target = str(node["_target_"])
     try:
-        made = instantiate({**node}, _convert_="all", **arguments)
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, BalrError):
-            raise cause from None
-        if isinstance(cause, TypeError):
-            raise ConfigError(f"{node['_target_']} does not take these settings: {cause}.") from error
-        raise ConfigError(f"{node['_target_']}: {error}") from error
-    assert isinstance(made, kind)
-    return made
-
-
-def _check_targets(node: Mapping[str, Any], kind: type) -> None:
-    target = node.get("_target_") if isinstance(node, Mapping) else None
-    try:
-        cls = resolve_name(target) if isinstance(target, str) and target.startswith("balr.") else None
+        cls = resolve_name(target) if target.startswith("balr.") else None
     except (ImportError, AttributeError, ValueError):
         cls = None
     if not isinstance(cls, type) or not cls.__module__.startswith("balr.") or not issubclass(cls, kind):
-        raise _no_class(target, kind.__name__)
-    flags = [name for name in node if str(name).startswith("_") and name != "_target_"]
-    if flags:
-        raise ConfigError(f"{flags[0]}: refused beside _target_={target}: how a class is called is not for configs.")
-    for child in _mappings_with_targets(list(node.values())):
-        _check_targets(child, FeaturesConfig)
-
-
-def _no_class(target: object, kind: str) -> ConfigError:
-    return ConfigError(f"_target_={target}: not a class of balr that fits here ({kind}); see conf/ for those.")
-
-
-def _mappings_with_targets(nodes: Iterable[object]) -> Iterator[Mapping[str, Any]]:
-    for node in nodes:
-        if isinstance(node, Mapping) and "_target_" in node:
-            yield node
-        elif isinstance(node, Mapping):
-            yield from _mappings_with_targets(node.values())
-        elif isinstance(node, list | tuple | ListConfig):
-            yield from _mappings_with_targets(node)
+        raise ConfigError(f"_target_={target}: not a class of balr that fits here ({kind.__name__}); see conf/.")
+    try:
+        return instantiate(node, _recursive_=False, _convert_="object", **arguments)  # type: ignore[no-any-return]
+    except InstantiationException as error:
+        raise (error.__cause__ or error) from None
 
 
 def corpus_name(path: str) -> str:
@@ -158,61 +101,97 @@ def corpus_name(path: str) -> str:
     whole = resolved if is_folder else resolved.with_suffix("")
     below = whole.relative_to(here).parts if whole.is_relative_to(here) else ()
     parts = below if len(below) >= (1 if is_folder else 2) else whole.parts[1:][-2:]
-    return _as_folder_name("-".join(parts) or "root")
+    return _as_folder_name(["-".join(parts)])
 
 
-def job_label(choice: str, overrides: Sequence[str], swept: Collection[str]) -> str:
-    """Name what a job computes: its model, and whatever else changes the numbers or tells it from other jobs.
+def job_label(choice: str, overrides: Iterable[str], *, is_sweep: bool) -> str:
+    """Name what a job computes by its model and the overrides that change it, as in `campplus_lm+precision-bf16`.
 
-    The label is the config name of the model, or its repository where that was overridden, then the other overrides
-    below `embeddings.` and those that a sweep varies.
+    The model is named by its config, or by its repository or folder if only that was given. In a sweep, all overrides
+    that can differ between jobs are part of the name.
     """
-    parts = []
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        value = value.strip(_SLASH_OR_QUOTE)
-        if key == "embeddings.model.model_repo":
-            known = published_checkpoints().get(value)
-            choice = known.name if known else value.replace("/", "--")
-        elif (
-            (key == "precision" and value != "fp32")
-            or key.startswith("embeddings.")
-            or (key in swept and key not in ("input", "save_dir", "embeddings/model"))
-        ):
-            parts.append(f"{key.removeprefix('embeddings.model.')}={value}")
-    return _as_folder_name(",".join([choice, *sorted(parts)]))
+    given = _by_key(overrides)
+    is_named = "embeddings/model" in given
+    for key, label in ((f"{_MODEL}model_repo", _repository_label), (f"{_MODEL}model_dir", _folder_label)):
+        value = given.pop(key, "")
+        if value not in ("", "null") and is_named:
+            given[key] = label(value)
+        elif value not in ("", "null"):
+            choice, is_named = label(value), True
+    variants = [
+        f"{key.removeprefix(_MODEL)}-{value}"
+        for key, value in sorted(given.items())
+        if key.startswith(("embeddings.", "experiment"))
+        or (key == "precision" and value != "fp32")
+        or (is_sweep and key not in _NAMES_NO_VARIANT and not key.startswith("hydra"))
+    ]
+    return _as_folder_name([choice, *variants], distinct=True)
 
 
-def _missing_keys(node: object, prefix: str = "") -> list[str]:
-    if node == MISSING:
-        return [prefix]
-    children = node.items() if isinstance(node, dict) else ()
-    return [key for name, child in children for key in _missing_keys(child, f"{prefix}.{name}".lstrip("."))]
+def _repository_label(repo: str) -> str:
+    known = published_checkpoints().get(repo)
+    return known.name if known else repo.replace("/", "--")
+
+
+def _folder_label(folder: str) -> str:
+    """Name a checkpoint by its folder; a hash of the path tells it from another folder or model of that name."""
+    path = Path(os.path.abspath(os.path.expanduser(folder)))
+    is_only_one = path.parent == Path.cwd() and path.name not in published_names()
+    return path.name if is_only_one else f"{path.name}-{_digest(str(path))}"
+
+
+def _overrides() -> list[str]:
+    """Return the overrides of this job as they were typed."""
+    typed = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return [str(override) for override in typed or ()]
+
+
+def _by_key(overrides: Iterable[str]) -> dict[str, str]:
+    pairs = (override.lstrip("+~").partition("=") for override in overrides)
+    return {key: value.strip("'\"") for key, _, value in pairs}
 
 
 def _label_of_this_job(*, _root_: DictConfig) -> str:
     if not HydraConfig.initialized():  # composed in a notebook or a test
-        return job_label("", [f"embeddings.model.model_repo={_root_.embeddings.model.model_repo}"], ())
+        return job_label("", [f"{_MODEL}model_repo={_root_.embeddings.model.model_repo}"], is_sweep=False)
     hydra = HydraConfig.get()
-    from_yaml = hydra.sweeper.get("params") or {}
-    swept = {*_root_.sweep_over, *(key.lstrip("+") for key in from_yaml)}
-    return job_label(hydra.runtime.choices["embeddings/model"], hydra.overrides.task, swept)
+    is_sweep = hydra.mode == RunMode.MULTIRUN
+    return job_label(hydra.runtime.choices["embeddings/model"], _overrides(), is_sweep=is_sweep)
 
 
-def _in_a_sweep(run: RunConfig, cfg: DictConfig) -> RunConfig:
-    """Give the job a folder of its own below a save_dir that is the same for the whole sweep."""
+def _take_local_checkpoint(model: DictConfig) -> None:
+    """Take the files of `model_dir` under any names, unless the command names a model. Raises CheckpointError."""
+    given = _by_key(_overrides())
+    is_chosen = model.model_repo and ("embeddings/model" in given or f"{_MODEL}model_repo" in given)
+    if is_chosen or not model.model_dir:
+        return
+    folder, names = Path(model.model_dir).expanduser(), (model.model_name, model.config_name)
+    is_named = f"{_MODEL}model_name" in given or f"{_MODEL}config_name" in given
+    if is_named or all((folder / name).is_file() for name in names):
+        found = names if folder.is_dir() and any(folder.iterdir()) else None
+    else:
+        found = files_in(folder)
+    if found is not None:
+        model.model_repo, model.model_name, model.config_name = "", *found
+
+
+def _in_a_sweep(run: RunConfig, label: str) -> RunConfig:
+    """Give each job a folder of its own, also below a `save_dir` that is the same for all."""
     if run.save_dir is None:
         raise ConfigError("save_dir=null in a sweep: jobs would overwrite one another's embeddings beside the audio.")
-    as_written = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(as_written, dict)
-    if "${balr.label" not in as_written["save_dir"]:
-        run.save_dir = str(Path(run.save_dir) / corpus_name(run.input) / _label_of_this_job(_root_=cfg))
+    folder = Path(run.save_dir)
+    run.save_dir = str(folder.joinpath(*(name for name in (corpus_name(run.input), label) if name not in folder.parts)))
     return run
 
 
-def _as_folder_name(text: str) -> str:
-    name = re.sub(r"[^\w=,+@.-]+", "-", text).strip("-.") or "unnamed"
-    if len(name.encode()) <= _LONGEST_NAME_BYTES:
+def _as_folder_name(parts: Sequence[str], *, distinct: bool = False) -> str:
+    """Join parts to a name without special characters; if `distinct`, a hash stands for those that were replaced."""
+    text = "+".join(parts)
+    name = "+".join(re.sub(r"[^\w@.-]+", "-", part) for part in parts).strip("-.") or "unnamed"
+    if len(name.encode()) <= _LONGEST_NAME_BYTES and (name == text or not distinct):
         return name
-    start = name.encode()[:_LONGEST_NAME_BYTES].decode(errors="ignore")
-    return f"{start}-{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:8]}"
+    return f"{name.encode()[:_LONGEST_NAME_BYTES].decode(errors='ignore')}-{_digest(repr(parts))}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]

@@ -1,15 +1,12 @@
-"""The configuration: where its tree is, and the schema of a run.
-
-Imports no torch: `--help`, `--cfg job` and `balr models` rest on this module alone.
-"""
+"""The schema of a run, with the types and ranges of all settings, and the folder of the config tree. No torch here."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_type_hints
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from balr.errors import ConfigError
 
@@ -25,42 +22,21 @@ _RANGES: Mapping[str, tuple[int, int]] = MappingProxyType(
 )
 
 
-@dataclass
-class RunConfig:
-    """Name and type every run-level key; values and explanations are in `conf/config.yaml`.
-
-    Not frozen: OmegaConf takes a frozen schema as read-only and would refuse every override.
-    """
-
-    input: str = MISSING
-    root_dir: str | None = MISSING
-    audio_formats: list[str] = MISSING
-    channel: int | None = MISSING
-    device: str = MISSING
-    precision: str = MISSING
-    force: bool = MISSING
-    max_failures: Any = MISSING
-    fail_fast: bool = MISSING
-    save_output: bool = MISSING
-    save_dir: str | None = MISSING
-    vector_format: str = MISSING
-    sweep_over: list[str] = MISSING
-    embeddings: Any = MISSING
-    data: Any = MISSING
-
-
 @dataclass(frozen=True)
 class DataConfig:
-    """Say how utterances are loaded and put into batches; None leaves a choice to the device and the cores there are.
+    """Choose how utterances are loaded and batched; no choice changes an embedding.
 
-    `batch_size` utterances at most, of nearly equal length, go through the network at once, and `max_batch_seconds` of
-    audio, padding included; `concurrent_batches` batches are computed at a time. `num_workers` processes decode ahead
-    (0: none), each at most `prefetch_factor` batches. `shuffle` takes batches in a drawn order, not the longest first.
-    Audio longer than `chunk_seconds` goes through the network in parts of half that, where it does not change the
-    embedding; where it would, audio longer than `max_whole_seconds` is refused. At most `max_ahead_seconds` of audio
-    are decoded and not embedded yet, or one batch that is longer. A file that holds more than `max_audio_seconds`, or
-    that takes a process more than
-    `decode_timeout_seconds`, is a failure. No choice here changes an embedding.
+    None leaves a choice to the device and the number of cores.
+
+    `batch_size`: utterances that go through the network at once, of nearly equal length; `max_batch_seconds`: audio in
+    such a batch, padding included. `shuffle`: batches in a random order, not the longest first. `concurrent_batches`:
+    batches computed at a time. `num_workers`: processes that decode (0: this process, which a broken file may crash);
+    `prefetch_factor`: batches decoded ahead for each of them.
+
+    Audio longer than `chunk_seconds` goes through the network in chunks of half that where this gives the same
+    embedding; elsewhere, audio longer than `max_whole_seconds` fails. `max_ahead_seconds` limits the audio that is
+    decoded and not embedded yet, except for one batch that is longer by itself. A file that holds more than
+    `max_audio_seconds`, or takes a process longer than `decode_timeout_seconds` to decode, fails.
     """
 
     batch_size: int | None = None
@@ -76,19 +52,11 @@ class DataConfig:
     decode_timeout_seconds: float = 120.0
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("concurrent_batches", 1), ("num_workers", 0), ("prefetch_factor", 1)):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < least):
-                raise ConfigError(f"data.{name}={value}: must be a whole number, {least} or more.")
-        seconds = (option.name for option in fields(self) if option.name.endswith("_seconds"))
-        for name in seconds:
-            value = getattr(self, name)
-            if (value is not None or name != "max_batch_seconds") and (
-                type(value) not in (int, float) or not value >= 1
-            ):
-                raise ConfigError(f"data.{name}={value}: must be a number, 1 or more.")
-        if type(self.shuffle) is not bool:
-            raise ConfigError(f"data.shuffle={self.shuffle}: must be true or false.")
+        for name, kind in get_type_hints(DataConfig).items():
+            value, least = getattr(self, name), 0 if name in ("num_workers", "shuffle") else 1
+            if not isinstance(value, kind | int) or (value is not None and not value >= least):
+                number = "number" if name.endswith("_seconds") else "whole number"
+                raise ConfigError(f"data.{name}={value}: must be a {number}, {least} or more.")
 
 
 @dataclass(frozen=True)
@@ -113,8 +81,61 @@ class FeaturesConfig:
                 raise ConfigError(f"features.{name}={value}: must be {legal}.")
 
 
+@dataclass
+class ModelConfig:
+    """Name and type every setting of a model; values are in `conf/embeddings/model/`."""
+
+    _target_: str = MISSING
+    model_repo: str = MISSING
+    model_name: str = MISSING
+    config_name: str = MISSING
+    model_dir: str | None = MISSING
+    revision: str | None = MISSING
+    engine: str = MISSING
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+
+
+@dataclass
+class EmbeddingsConfig:
+    """The part of the tree below `embeddings`."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+
+@dataclass
+class RunConfig:
+    """Name and type every run-level key; values and explanations are in `conf/config.yaml`."""
+
+    input: str = MISSING
+    root_dir: str | None = MISSING
+    audio_formats: list[str] = MISSING
+    channel: int | None = MISSING
+    device: str = MISSING
+    precision: str = MISSING
+    force: bool = MISSING
+    max_failures: Any = MISSING
+    fail_fast: bool = MISSING
+    save_output: bool = MISSING
+    save_dir: str | None = MISSING
+    vector_format: str = MISSING
+    embeddings: Any = field(default_factory=EmbeddingsConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+def flat(node: object, prefix: str = "") -> dict[str, object]:
+    """Return the leaves of a nested dict by their dotted keys."""
+    if not isinstance(node, dict):
+        return {prefix.rstrip("."): node}
+    return {key: leaf for name, child in node.items() for key, leaf in flat(child, f"{prefix}{name}.").items()}
+
+
+def known_keys() -> list[str]:
+    """Return the dotted keys of all settings."""
+    return list(flat(OmegaConf.to_container(OmegaConf.structured(RunConfig))))
+
+
 def legal_feature(name: str, value: object) -> str | None:
-    """Say what a setting of the features must be, where a value is not that."""
+    """Return what a setting of the features must be, or None if the value is legal."""
     if name == "window_type":
         return None if value in WINDOWS else f"one of {', '.join(WINDOWS)}"
     if name not in _RANGES:

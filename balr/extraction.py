@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from balr.composition import build
-from balr.config import DataConfig, RunConfig
+from balr.config import RunConfig
 from balr.data.corpus import Corpus
 from balr.errors import OutputError
 from balr.records import Failure, Utterance
@@ -163,7 +163,7 @@ def _embed(model: "EmbeddingsModel", cfg: RunConfig, corpus: Corpus, follower: _
     """Run the pipeline over what is left of a corpus."""
     from balr.data.dataset import AudioDataset
 
-    files, data_config = follower.files, build(cfg.data, DataConfig)
+    files, data_config = follower.files, cfg.data
     with follower.tally:
         model.extract_embeddings(
             AudioDataset.of(corpus),

@@ -1,4 +1,4 @@
-"""What Hydra says in many lines or not at all, in one line that names near alternatives."""
+"""Errors of Hydra's command line, each in one line that suggests what was meant."""
 
 import os
 import re
@@ -6,35 +6,36 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 
-import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
-from omegaconf import OmegaConf
 
-from balr.config import config_dir
+from balr.config import config_dir, known_keys
 from balr.errors import ConfigError, one_line
 
 FLAGS_WITH_VALUE = frozenset(
     {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info"}
 )
-_FLAGS = FLAGS_WITH_VALUE | frozenset(
+FLAGS = FLAGS_WITH_VALUE | frozenset(
     {"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "-i"}
     | {"--shell-completion", "-sc", "--experimental-rerun"}
 )
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
 def refuse_odd_arguments(flags: Sequence[str], overrides: Sequence[str]) -> None:
-    """Refuse what Hydra would take without a word that helps, or unpickle. Raises ConfigError.
+    """Refuse arguments that Hydra would reject without a clear reason, or unpickle. Raises ConfigError.
 
     Raises Hydra's own error where an override cannot be parsed.
     """
     for flag, value in pairwise([*flags, ""]):
         name, _, joined = flag.partition("=")
-        if flag.startswith("-") and name not in _FLAGS:
+        if flag.startswith("-") and name not in FLAGS:
             raise ConfigError(f"{flag}: no such flag; --hydra-help shows all.")
         if name in ("--cfg", "-c") and (joined or value) not in ("job", "hydra", "all"):
             raise ConfigError(f"{name} {joined or value}: job, hydra or all is expected.")
+        if name == "--info" and (what := joined or value) and what not in _INFO:
+            raise ConfigError(f"--info {what}: one of {', '.join(_INFO)} is expected, as in --info=defaults.")
         if name == "--experimental-rerun":
             raise ConfigError("--experimental-rerun: refused, as it unpickles a file.")
         folder = os.path.expanduser(joined or value)
@@ -45,21 +46,30 @@ def refuse_odd_arguments(flags: Sequence[str], overrides: Sequence[str]) -> None
 
 
 def _refuse_no_name(override: Override) -> None:
-    """Refuse what is not the name of a config where one is chosen by its name; Hydra would not say where."""
-    group = override.key_or_group
-    folder = config_dir() / group
-    if override.is_delete() or override.is_sweep_override() or ".." in group or not folder.is_dir():
-        return
-    names = sorted(path.stem for path in folder.glob("[!_]*.yaml"))
-    if not names and not override.is_add():
-        groups = [f"{group}/{path.name}=NAME" for path in sorted(folder.iterdir())]
-        raise ConfigError(f"{override.input_line}: no such choice; did you mean {' or '.join(groups)}?")
-    if not isinstance(override.value(), str):
-        raise ConfigError(f"{override.input_line}: a config is chosen by its name; there are {', '.join(names)}.")
+    """Refuse an override that means a group and does not name it, or chooses a config by something else than a name."""
+    group, typed, root = override.key_or_group, override.input_line or "", config_dir()
+    if re.fullmatch(r"[\w.]+", group) and not list((root / group).glob("*.yaml")):
+        wanted = group.replace(".", "/")
+        meant = [f"{one}={typed.partition('=')[2] or 'NAME'}" for one in _groups() if _is_meant(one, wanted)]
+        if meant:
+            raise ConfigError(f"{typed}: a config is chosen by its group; did you mean {' or '.join(meant)}?")
+    names = sorted(path.stem for path in (root / group).glob("[!_]*.yaml")) if ".." not in group else []
+    is_name = override.is_delete() or override.is_sweep_override() or isinstance(override.value(), str)
+    if names and not is_name:
+        raise ConfigError(f"{typed}: a config is chosen by its name; there are {', '.join(names)}.")
+
+
+def _groups() -> list[str]:
+    root = config_dir()
+    return sorted({path.parent.relative_to(root).as_posix() for path in root.glob("*/**/*.yaml")})
+
+
+def _is_meant(group: str, wanted: str) -> bool:
+    return group == wanted or group.endswith(f"/{wanted}") or (group.startswith(f"{wanted}/") and wanted != "hydra")
 
 
 def explain(error: Exception) -> str:
-    """Put Hydra's messages, often several lines, into one that names near alternatives."""
+    """Put an error of Hydra's, often several lines, into one that suggests near alternatives."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
         options = [str(option) for option in error.options if not str(option).startswith("_")]
@@ -68,9 +78,12 @@ def explain(error: Exception) -> str:
         return f"{group}={name}: no such config; {choice}"
     if isinstance(error, ConfigCompositionException):
         reason = one_line(error.__cause__ or error)
-        if "is not in struct" in reason or "not in 'RunConfig'" in reason:
+        if re.search("is not in struct|not in '[A-Z][a-z]+Config'", reason):
             return _unknown_key(str(error), reason)
-        return one_line(f"{error}: {str(error.__cause__ or '').partition('full_key')[0]}").rstrip(": ")
+        what = str(error).removeprefix("Error merging override ")
+        why = str(error.__cause__ or "").partition("full_key")[0]
+        why = re.sub(r"Invalid type assigned: (\w+) is not .*", r"a mapping is expected, not \1", why)
+        return one_line(f"{what}: {why}").rstrip(": ")
     if isinstance(error, OverrideParseException):
         expected = "after the one input, KEY=VALUE is expected, with quotes around special characters"
         return f"{error.override!r}: not an override; {expected}."
@@ -82,24 +95,10 @@ def explain(error: Exception) -> str:
 
 
 def _unknown_key(message: str, reason: str) -> str:
-    key = message.partition("'")[2].partition("'")[0] or reason
-    keys = _keys()
+    found = re.search(r"full_key: (\S+)", reason) or re.search("'(.+?)'", message)
+    key = found[1] if found else reason
+    keys = [*_groups(), *known_keys()]
     same_end = [known for known in keys if re.split(r"[./]", known)[-1] == key]
     near = same_end or get_close_matches(key, keys, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "--cfg job shows all keys."
     return f"{key}: no such key; {hint}"
-
-
-def _keys() -> list[str]:
-    """Return what can be overridden: keys, and groups from which a config is chosen."""
-    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-        tree = OmegaConf.to_container(hydra.compose("config"), resolve=False)
-    found = sorted({path.parent.relative_to(config_dir()).as_posix() for path in config_dir().glob("*/**/*.yaml")})
-    nodes = [("", tree)]
-    while nodes:
-        prefix, node = nodes.pop()
-        if isinstance(node, dict):
-            nodes.extend((f"{prefix}{name!s}.", child) for name, child in node.items() if not str(name).startswith("_"))
-        else:
-            found.append(str(prefix).rstrip("."))
-    return found

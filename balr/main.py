@@ -11,7 +11,6 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -125,8 +124,6 @@ def _argv(argv: Sequence[str] | None) -> Iterator[None]:
 def _flags_first(argv: Sequence[str]) -> list[str]:
     """Let Hydra's flags stand anywhere among the overrides; its own parser wants the overrides in one piece."""
     flags, overrides = _flags_and_overrides(argv)
-    if {"-m", "--multirun"} & set(flags):
-        overrides += _name_what_is_swept(overrides)
     return [*flags, *overrides]
 
 
@@ -137,16 +134,6 @@ def _flags_and_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         takes_next = number > 0 and argv[number - 1] in FLAGS_WITH_VALUE
         (flags if takes_next or word.startswith("-") else overrides).append(word)
     return flags, overrides
-
-
-def _name_what_is_swept(overrides: Sequence[str]) -> list[str]:
-    """Tell each job which keys tell it from the others: Hydra itself does not."""
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException:
-        return []  # Hydra reports it in a moment
-    swept = [override.get_key_element().lstrip("+~") for override in parsed if override.is_sweep_override()]
-    return [f"sweep_over=[{','.join(swept)}]"]
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def test_a_mistyped_name_suggests_what_was_meant() -> None:
 
 def test_a_published_name_and_a_repository_are_looked_for_on_the_hub() -> None:
     for name in ("campplus_lm", "Wespeaker/wespeaker-voxceleb-campplus-LM"):
-        with pytest.raises(CheckpointError, match=r"campplus-LM: avg_model.pt at revision 9bdc"):
+        with pytest.raises(CheckpointError, match=r"campplus-LM: avg_model.pt and config.yaml at revision 9bdc"):
             load_model(name, device="cpu")
 
 

@@ -18,7 +18,7 @@ LAYERS = (
     {"embeddings", "runs"},
     {"extraction", "sweeps"},
     {"main"},
-    {"cli"},
+    {"cli", "overrides", "suggestions"},
 )
 
 

@@ -1,6 +1,8 @@
 """Every yaml composes, every target takes its keys, and a model's facts never stick to another."""
 
 import itertools
+import re
+from dataclasses import fields
 from inspect import signature
 from pathlib import Path
 
@@ -13,9 +15,9 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from balr.checkpoints import published_checkpoints
-from balr.composition import _MODEL_SETTINGS, build, corpus_name, job_label
+from balr.composition import corpus_name, job_label
 from balr.composition import register as register_config
-from balr.config import DataConfig, FeaturesConfig, config_dir
+from balr.config import DataConfig, FeaturesConfig, ModelConfig, RunConfig, config_dir
 from balr.embeddings.wespeaker import WespeakerModel
 
 CONF = config_dir()
@@ -33,14 +35,21 @@ def composed(*overrides: str) -> DictConfig:
 def test_every_model_composes_with_every_preset(model: str, data: str) -> None:
     cfg = composed(f"embeddings/model={model}", f"data={data}")
     assert not OmegaConf.missing_keys(cfg)
-    assert isinstance(build(cfg.data, DataConfig), DataConfig)
-    assert isinstance(build(cfg.embeddings.model.features, FeaturesConfig), FeaturesConfig)
+    run = OmegaConf.to_object(cfg)
+    assert isinstance(run, RunConfig) and isinstance(run.data, DataConfig)
+    assert run.embeddings.model.features == FeaturesConfig()
     assert published_checkpoints()[cfg.embeddings.model.model_repo].name == model
 
 
-def test_the_settings_of_a_model_that_are_checked_are_those_it_takes() -> None:
-    assert {*_MODEL_SETTINGS} - {"_target_"} <= {*signature(WespeakerModel).parameters}
-    assert {*_MODEL_SETTINGS} <= {*composed().embeddings.model}
+def test_the_settings_of_a_model_are_those_it_takes() -> None:
+    settings = {field.name for field in fields(ModelConfig)} - {"_target_"}
+    assert settings <= {*signature(WespeakerModel).parameters}
+
+
+def test_every_choice_of_loading_and_of_features_is_explained_beside_the_configs() -> None:
+    for kind, path in ((DataConfig, "data/auto.yaml"), (FeaturesConfig, "embeddings/model/_wespeaker.yaml")):
+        text = (CONF / path).read_text()
+        assert all(field.name in text for field in fields(kind))
 
 
 def test_every_key_of_the_run_has_a_value_and_a_comment() -> None:
@@ -51,7 +60,7 @@ def test_every_key_of_the_run_has_a_value_and_a_comment() -> None:
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
 def test_every_yaml_is_plain(path: Path) -> None:
-    assert isinstance(yaml.safe_load(path.read_text()), dict)
+    assert isinstance(yaml.safe_load(path.read_text()), dict | None)
 
 
 def test_conf_holds_no_python() -> None:
@@ -71,39 +80,52 @@ def test_overriding_the_repository_carries_nothing_of_the_default_model_along(mo
     assert Path(cfg.save_dir) == Path("outputs/embeddings") / corpus_name("corpus") / "me--mine"
 
 
+SECOND = "Wespeaker/wespeaker-voxceleb-resnet293-LM"
+
+
 @pytest.mark.parametrize(
-    ("choice", "overrides", "swept", "label"),
+    ("overrides", "alone", "in_a_sweep"),
     [
-        ("resnet34_lm", [], [], "resnet34_lm"),
-        ("campplus", ["input=x", "embeddings/model=campplus", "device=cuda", "force=true"], [], "campplus"),
+        ([], "resnet34_lm", "resnet34_lm"),
+        (["input=x", "force=true", "save_dir=y", "hydra/launcher=z"], "resnet34_lm", "resnet34_lm"),
+        (["device=cpu"], "resnet34_lm", "resnet34_lm+device-cpu"),
+        (["precision=fp32"], "resnet34_lm", "resnet34_lm+precision-fp32"),
+        (["precision='bf16'"], "resnet34_lm+precision-bf16", "resnet34_lm+precision-bf16"),
+        (["+experiment=mine"], "resnet34_lm+experiment-mine", "resnet34_lm+experiment-mine"),
+        (["embeddings.model.model_repo=me/mine"], "me--mine", "me--mine"),
+        (["embeddings.model.features.window_type=povey"], *["resnet34_lm+features.window_type-povey"] * 2),
         (
-            "campplus",
-            ["embeddings/model=campplus", "device=cuda:0", "force=true"],
-            ["device", "embeddings/model"],
-            "campplus,device=cuda-0",
+            [f"embeddings.model.model_repo={SECOND}", "embeddings.model.model_name=avg_model.pt"],
+            *["resnet293_lm+model_name-avg_model.pt"] * 2,
         ),
-        ("resnet34_lm", ["embeddings.model.model_repo=me/mine"], [], "me--mine"),
-        (
-            "resnet34_lm",
-            [
-                "embeddings.model.model_repo=Wespeaker/wespeaker-voxceleb-resnet293-LM",
-                "embeddings.model.model_name=avg_model.pt",
-            ],
-            [],
-            "resnet293_lm,model_name=avg_model.pt",
-        ),
-        ("mine", ["embeddings.model.features.window_type=povey"], [], "mine,features.window_type=povey"),
+        (["embeddings.model.model_dir=mine"], "mine", "mine"),
+        (["embeddings.model.model_dir=mine", "precision=bf16"], *["mine+precision-bf16"] * 2),
+        (["embeddings/model=resnet34_lm", "embeddings.model.model_repo=a/b"], *["resnet34_lm+model_repo-a--b"] * 2),
+        (["embeddings/model=resnet34_lm", "embeddings.model.model_dir=mine/"], *["resnet34_lm+model_dir-mine"] * 2),
     ],
 )
-def test_results_are_named_after_what_was_computed(
-    choice: str, overrides: list[str], swept: list[str], label: str
-) -> None:
-    assert job_label(choice, overrides, swept) == label
+def test_results_are_named_after_what_was_computed(overrides: list[str], alone: str, in_a_sweep: str) -> None:
+    assert job_label("resnet34_lm", overrides, is_sweep=False) == alone
+    assert job_label("resnet34_lm", overrides, is_sweep=True) == in_a_sweep
+
+
+@pytest.mark.parametrize("folder", ["a/mine", "/models/mine", "/mine", "resnet34_lm"])
+def test_a_folder_of_a_checkpoint_whose_name_could_mean_another_gets_a_hash(folder: str) -> None:
+    label = job_label("resnet34_lm", [f"embeddings.model.model_dir={folder}"], is_sweep=False)
+    assert re.fullmatch(Path(folder).name + "-[0-9a-f]{8}", label)
+    assert label != job_label("resnet34_lm", [f"embeddings.model.model_dir=other{folder}"], is_sweep=False)
+
+
+@given(first=st.dictionaries(st.sampled_from(["device", "channel", "embeddings.model.revision"]), st.text("+- ,a1b")))
+def test_jobs_with_other_values_have_other_names(first: dict[str, str]) -> None:
+    second = {**first, "device": first.get("device", "") + "+"}
+    labels = [job_label("m", [f"{k}={v}" for k, v in job.items()], is_sweep=True) for job in (first, second)]
+    assert labels[0] != labels[1] and not re.search("[=, ]", "".join(labels))
 
 
 @given(choice=st.text(), values=st.lists(st.text(), max_size=5))
 def test_a_label_is_one_folder_s_name_whatever_was_overridden(choice: str, values: list[str]) -> None:
-    label = job_label(choice, [f"embeddings.model.model_dir={value}" for value in values], ["device"])
+    label = job_label(choice, [f"{key}={value}" for key, value in zip("abcde", values, strict=False)], is_sweep=True)
     assert label == Path(label).name and label not in ("", ".", "..")
     assert len(label.encode()) <= 255 and "\0" not in label
 

@@ -11,8 +11,9 @@ from balr.main import main
 MODEL = """
 embeddings:
   model:
-    {_target_: os.system, command: touch MARKER, model_repo: a/b, model_name: x, config_name: y, features: {}}
+    {_target_: os.system, model_repo: a/b, model_name: x, config_name: y, model_dir: z, revision: null, engine: torch}
 """
+COMMAND = "defaults: [_wespeaker, _self_]\nmodel: {_target_: os.system, command: touch MARKER}\n"
 
 
 @pytest.fixture
@@ -20,8 +21,9 @@ def config_dir(tmp_path: Path) -> Path:
     """Return a folder with two models: one of a class that is not balr's, one that overrides a setting."""
     folder = tmp_path / "conf" / "embeddings" / "model"
     folder.mkdir(parents=True)
-    foreign = MODEL.replace("MARKER", str(tmp_path / "marker"))
-    (folder / "foreign.yaml").write_text(f"# @package _global_\n{foreign}\n")
+    (folder / "foreign.yaml").write_text(f"# @package _global_\n{MODEL}\n")
+    command = COMMAND.replace("MARKER", str(tmp_path / "marker"))
+    (folder / "command.yaml").write_text(f"# @package embeddings\n{command}")
     mine = "# @package embeddings\ndefaults: [_wespeaker, _self_]\nmodel:\n  features:\n    window_type: povey\n"
     (folder / "mine.yaml").write_text(mine)
     return tmp_path / "conf"
@@ -31,7 +33,9 @@ def test_a_model_is_a_class_of_balr(
     corpus: Path, tmp_path: Path, config_dir: Path, one_error_line: Callable[[], str]
 ) -> None:
     assert main([f"input={corpus}", "--config-dir", str(config_dir), "embeddings/model=foreign"]) == 2
-    assert "_target_=os.system: not a class of balr" in one_error_line() and not (tmp_path / "marker").exists()
+    assert "_target_=os.system: not a class of balr" in one_error_line()
+    assert main([f"input={corpus}", "--config-dir", str(config_dir), "embeddings/model=command"]) == 2
+    assert "embeddings.model.command: no such key" in one_error_line() and not (tmp_path / "marker").exists()
 
 
 def test_a_model_of_one_s_own_is_as_good_as_those_that_ship(

@@ -44,7 +44,7 @@ def test_a_sweep_gives_every_job_its_own_results(balr: Command, corpus: Path, tm
     sweep = "embeddings.model.features.window_type=hamming,povey"
     assert balr("-m", f"input={corpus}", sweep, "device=cpu") == 0
     folders = sorted(path.parent for path in (tmp_path / "outputs" / "embeddings").rglob("metadata.csv"))
-    assert [("window_type=hamming" in str(f), "window_type=povey" in str(f)) for f in folders] == [
+    assert [("window_type-hamming" in str(f), "window_type-povey" in str(f)) for f in folders] == [
         (True, False),
         (False, True),
     ]
@@ -71,7 +71,7 @@ def test_a_failing_job_does_not_stop_the_others_and_the_exit_code_is_one(
     assert code == 1
     assert len(embeddings(tmp_path / "outputs" / "embeddings")) == 6
     printed = capsys.readouterr().err
-    assert "does not hold avg_model.pt and config.yaml" in printed and "Traceback" not in printed
+    assert "does not hold both avg_model.pt and config.yaml" in printed and "Traceback" not in printed
     assert re.search(r"ERROR 1 of 2 jobs failed: \S*nothing\S*\n$", printed)
 
 
@@ -94,3 +94,11 @@ def test_a_log_line_of_a_single_run_has_no_name(
 ) -> None:
     assert balr(f"input={corpus}", "save_dir=out") == 0
     assert "\nINFO done\n" in capsys.readouterr().err
+
+
+def test_a_save_dir_that_names_the_job_is_taken_as_it_is(balr: Command, corpus: Path, tmp_path: Path) -> None:
+    sweep = "embeddings.model.features.window_type=hamming,povey"
+    save_dir = "save_dir='out/${balr.corpus:${input}}/x/${balr.label:}'"
+    assert balr("-m", f"input={corpus}", sweep, save_dir) == 0
+    folders = [path.parent for path in (tmp_path / "out").rglob("metadata.csv")]
+    assert [folder.parent for folder in folders] == [tmp_path / "out" / "corpus" / "x"] * 2

@@ -25,25 +25,27 @@ OneLine = Callable[[], str]
         ("vector_format=pkl", "must be npy or txt"),
         ("data.num_workers=-1", "data.num_workers=-1: must be a whole number, 0 or more"),
         ("data.prefetch_factor=0", "must be a whole number, 1 or more"),
-        ("data.chunk_seconds=0", "data.chunk_seconds=0: must be a number, 1 or more"),
-        ("data.max_audio_seconds=null", "data.max_audio_seconds=None: must be a number, 1 or more"),
+        ("data.chunk_seconds=0", "data.chunk_seconds=0.0: must be a number, 1 or more"),
+        ("data.max_audio_seconds=null", "data.max_audio_seconds=null: field 'data.max_audio_seconds' is not Optional"),
         ("data.decode_timeout_seconds=0.5", "data.decode_timeout_seconds=0.5: must be a number, 1 or more"),
         ("fail_fast=perhaps", "'perhaps' is not a valid bool"),
-        ("data.num_workers=1.5", "must be a whole number, 0 or more"),
+        ("data.num_workers=1.5", "data.num_workers=1.5: Value '1.5' of type 'float' could not be converted to Integer"),
+        ("data.batch_size=abc", "data.batch_size=abc: Value 'abc' of type 'str' could not be converted to Integer"),
         ("data=null", "data=null: a config is chosen by its name; there are auto, cpu, gpu, serial."),
-        ("data.batch_size=[1]", "data.batch_size=[1]: must be a whole number"),
-        ("audio_formats=[[wav]]", "must be suffixes of files"),
-        ("embeddings.model.features.int16_scale=no", "features.int16_scale=no: must be true or false"),
-        ("embeddings.model.features.sample_rate_hz=16000.5", "must be a whole number from 4,000 to 384,000"),
+        ("data.batch_size=[1]", "could not be converted to Integer"),
+        ("audio_formats=[[wav]]", "must be suffixes"),
+        ("embeddings.model.features.int16_scale=3.5", "features.int16_scale=3.5: Value '3.5' is not a valid bool"),
+        ("embeddings.model.features.sample_rate_hz=16000.5", "could not be converted to Integer"),
         ("embeddings.model.features.frame_shift_ms=0.001", "frame_shift_ms=0.001: must be a number from 1 to 1,000"),
-        ("+embeddings.model.x=[{_target_:os.mkdir,path:run}]", "not a class of balr"),
-        ("+embeddings.model.x=[[{_target_:balr.data.dataset.AudioDataset}]]", "not a class of balr"),
+        ("+embeddings.model.x=[{_target_:os.mkdir,path:run}]", "embeddings.model.x: no such key"),
+        ("+data.x=3", "data.x: no such key"),
+        ("+x=3", "x: no such key"),
         ("input=" + "x" * 300, "no such file or folder"),
         ("input='~nobody-here/x'", "no such file or folder"),
         ("device=cuda:99", "which has cpu"),
         ("device=gpu", "device=gpu: must be auto, cpu, cuda, cuda:N or mps"),
         ("save_dir=list.csv/out", "cannot be written to: Not a directory"),
-        ("save_dir=''", "save_dir is empty"),
+        ("save_dir=''", "save_dir=: must be a folder"),
         ("embeddings.model.features.window_type=round", "must be one of hamming"),
         ("embeddings.model._target_=os.system", "not a class of balr that fits here (EmbeddingsModel)"),
         ("embeddings.model._target_=balr.main.os.system", "not a class of balr that fits here (EmbeddingsModel)"),
@@ -51,10 +53,10 @@ OneLine = Callable[[], str]
             "embeddings.model._target_=balr.config.FeaturesConfig",
             "not a class of balr that fits here (EmbeddingsModel)",
         ),
-        ("embeddings.model.features._target_=subprocess.call", "not a class of balr"),
-        ("data._target_=balr.config.RunConfig", "not a class of balr that fits here (DataConfig)"),
-        ("+embeddings.model.colour=red", "does not take these settings"),
-        ("+embeddings.model._partial_=true", "_partial_: refused"),
+        ("+embeddings.model.features._target_=subprocess.call", "features._target_: no such key"),
+        ("data._target_=balr.config.RunConfig", "data._target_: no such key"),
+        ("+embeddings.model.colour=red", "embeddings.model.colour: no such key"),
+        ("+embeddings.model._partial_=true", "embeddings.model._partial_: no such key"),
         ("root_dir=nowhere", "root_dir=nowhere: no such folder"),
     ],
 )
@@ -69,27 +71,24 @@ def test_a_wrong_option_is_one_line_and_exit_code_two(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("~embeddings.model", "embeddings.model: must be a mapping; embeddings/model=NAME chooses one"),
-        ("~embeddings.model._target_", "embeddings.model._target_ is missing"),
-        ("~embeddings.model.model_name", "embeddings.model.model_name is missing"),
-        ("~embeddings.model.features._target_", "not a class of balr that fits here (FeaturesConfig)"),
-        ("embeddings.model=campplus_lm", "chosen with a slash: embeddings/model=campplus_lm"),
-        ("embeddings.model=3", "embeddings.model: must be a mapping"),
-        ("embeddings.model.model_dir=[a,b]", "embeddings.model.model_dir=['a', 'b']: must be text or null."),
-        (
-            "embeddings.model.revision=12",
-            "embeddings.model.revision=12: must be text or null (a number is text in quotes)",
-        ),
-        ("embeddings.model.model_name=null", "embeddings.model.model_name=None: must be text."),
-        ("embeddings.model.features=3", "embeddings.model.features=3: must be a mapping."),
+        ("~embeddings.model", "did you mean embeddings/model=NAME?"),
+        ("~embeddings.model.model_name", "~embeddings.model.model_name: ModelConfig (DictConfig) does not support del"),
+        ("embeddings.model=campplus_lm", "did you mean embeddings/model=campplus_lm?"),
+        ("embeddings.model=3", "a config is chosen by its group"),
+        ("embeddings.model.model_dir=[a,b]", "embeddings.model.model_dir=[a,b]: Cannot convert 'list' to string"),
+        ("embeddings.model.model_name=null", "'embeddings.model.model_name' is not Optional"),
+        ("embeddings.model.features=3", "embeddings.model.features=3: a mapping is expected, not int"),
         (
             "embeddings.model.features.frame_length_ms=inf",
             "features.frame_length_ms=inf: must be a number from 1 to 1,000",
         ),
-        ("embeddings=campplus_lm", "no such choice; did you mean embeddings/model=NAME?"),
+        ("embeddings=campplus_lm", "did you mean embeddings/model=campplus_lm?"),
         ("embeddings/model=[campplus,resnet34]", "a config is chosen by its name; there are campplus"),
         ("data=3", "data=3: a config is chosen by its name"),
-        ("model=campplus_lm", "model: no such key; did you mean embeddings/model?"),
+        (
+            "model=campplus_lm",
+            "chosen by its group; did you mean embeddings/model=campplus_lm?",
+        ),
     ],
 )
 def test_what_describes_no_model_is_refused_before_anything_loads(
@@ -145,3 +144,13 @@ def test_the_environment_and_the_arguments_are_left_as_they_were(
     before = dict(os.environ)
     assert balr(f"input={corpus}", "device=cpu") == 0
     assert dict(os.environ) == before
+
+
+def test_a_wrong_type_is_refused_before_a_configuration_is_shown(one_error_line: OneLine) -> None:
+    assert main(["input=x", "data.batch_size=abc", "--cfg", "job"]) == 2
+    assert "data.batch_size=abc: Value 'abc' of type 'str' could not be converted to Integer" in one_error_line()
+
+
+def test_a_flag_that_takes_an_override_for_its_value_says_what_it_takes(one_error_line: OneLine) -> None:
+    assert main(["--info", "input=x"]) == 2
+    assert "--info input=x: one of all, config, defaults" in one_error_line()

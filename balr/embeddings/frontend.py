@@ -9,8 +9,8 @@ import torch
 
 from balr.config import FeaturesConfig
 from balr.embeddings.architectures import build_network, build_tfmel
-from balr.embeddings.checkpoint import CheckpointConfig
 from balr.embeddings.fbank import fbank_settings, fbanks, stated
+from balr.embeddings.weights import CheckpointConfig
 from balr.errors import CheckpointError, ConfigError
 
 

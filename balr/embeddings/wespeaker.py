@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from balr.atomic import sha256
+from balr.checkpoints import find_checkpoint
 from balr.config import DataConfig, FeaturesConfig
 from balr.data.batching import group_by_length
 from balr.embeddings.architectures import run_network
 from balr.embeddings.audio_budget import AudioBudget
 from balr.embeddings.base import EmbeddingsModel
-from balr.embeddings.checkpoint import find_checkpoint, load_weights, read_config
 from balr.embeddings.devices import resolve_loading, select_device
 from balr.embeddings.exact.attention import attend_in_blocks
 from balr.embeddings.exact.chunking import ChunkedNetwork, make_chunked
@@ -33,6 +33,7 @@ from balr.embeddings.exact.probe import (
     white_noise,
 )
 from balr.embeddings.frontend import build_with_frontend
+from balr.embeddings.weights import load_weights, read_config
 from balr.errors import CheckpointError, UtteranceError
 
 log = logging.getLogger(__name__)

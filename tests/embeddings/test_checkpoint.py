@@ -1,41 +1,21 @@
-"""Finding and loading checkpoints: local folders, a stand-in for the Hub, and files that are not what they say."""
+"""Reading the two files of a checkpoint, also where they are not what they say."""
 
 import os
 import pickle
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 import torch
 import yaml
 from conftest import TINY
-from fake_hub import FakeHub
 from untrained_checkpoint import write_checkpoint
 
-from balr.checkpoints import published_checkpoints
 from balr.config import FeaturesConfig
 from balr.embeddings.architectures import ARCHITECTURES, build_network
-from balr.embeddings.checkpoint import find_checkpoint, pinned_revision
 from balr.embeddings.wespeaker import WespeakerModel
 from balr.errors import CheckpointError, ConfigError
-
-REPO = "Wespeaker/wespeaker-voxceleb-campplus"
-REVISION = "acf623ad8ca746e50baa432255cf8fc57c669c45"
-
-
-@pytest.fixture
-def hub(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    repositories = {(REPO, REVISION): tiny_checkpoint, ("me/mine", "main"): tiny_checkpoint}
-    with FakeHub(repositories).serving() as serving:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", serving.url)
-        files = f"{serving.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        yield serving
 
 
 def broken(checkpoint: Path, folder: Path, config: dict[str, object] | None = None, *, text: str = "") -> Path:
@@ -49,78 +29,6 @@ def broken(checkpoint: Path, folder: Path, config: dict[str, object] | None = No
 def load(folder: Path, *, device: str = "cpu", features: FeaturesConfig | None = None) -> WespeakerModel:
     overrides = features or FeaturesConfig()
     return WespeakerModel("", "avg_model.pt", model_dir=folder, device=device, features=overrides)
-
-
-def test_a_folder_that_holds_the_files_needs_no_network(hub: FakeHub, tiny_checkpoint: Path) -> None:
-    WespeakerModel(REPO, "avg_model.pt", model_dir=tiny_checkpoint)
-    assert hub.requests == []
-
-
-def test_just_the_two_files_are_fetched_at_the_pinned_revision_and_once(hub: FakeHub) -> None:
-    model = WespeakerModel(REPO, "avg_model.pt")
-    asked = {f"/{REPO}/resolve/{REVISION}/{name}" for name in ("avg_model.pt", "config.yaml")}
-    assert set(hub.requests) == asked and model.files.source == f"{REPO}@{REVISION}"
-    hub.requests.clear()
-    WespeakerModel(REPO, "avg_model.pt")
-    assert hub.requests == []
-
-
-def test_model_dir_is_where_files_are_downloaded_to(hub: FakeHub, tmp_path: Path) -> None:
-    WespeakerModel(REPO, "avg_model.pt", model_dir=tmp_path / "models")
-    assert (tmp_path / "models" / "avg_model.pt").is_file()
-    hub.requests.clear()
-    WespeakerModel(REPO, "avg_model.pt", model_dir=tmp_path / "models")
-    assert hub.requests == []
-
-
-def test_one_repository_s_download_does_not_pass_for_another_s(hub: FakeHub, tmp_path: Path) -> None:
-    WespeakerModel(REPO, "avg_model.pt", model_dir=tmp_path / "models")
-    with pytest.raises(CheckpointError, match=r"holds the files of Wespeaker/.*, not of me/mine@main"):
-        WespeakerModel("me/mine", "avg_model.pt", model_dir=tmp_path / "models")
-    assert WespeakerModel("", "avg_model.pt", model_dir=tmp_path / "models").architecture == "CAMPPlus"
-
-
-def test_a_repository_that_balr_does_not_ship_is_taken_from_main(hub: FakeHub) -> None:
-    assert pinned_revision("me/mine") == "main" and pinned_revision(REPO) == REVISION
-    assert WespeakerModel("me/mine", "avg_model.pt").files.source == "me/mine@main"
-
-
-def test_every_shipped_revision_is_whole_or_main() -> None:
-    for checkpoint in published_checkpoints().values():
-        assert checkpoint.revision == "main" or len(checkpoint.revision) == 40
-    assert len(published_checkpoints()) == 16
-
-
-def test_without_network_and_cache_one_error_names_the_ways_out(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError) as error:
-        WespeakerModel(REPO, "avg_model.pt")
-    for part in (REPO, "avg_model.pt", REVISION, "HF_ENDPOINT", "model_dir", "HF_HOME"):
-        assert part in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("repo", "name", "revision", "message"),
-    [
-        ("me/nothing", "avg_model.pt", None, "no such repository"),
-        ("me/mine", "avg_model.pt", "v9", "no such revision"),
-        ("me/mine", "weights.pt", None, "no such file; it holds avg_model.pt, config.yaml"),
-        ("not a repo", "avg_model.pt", None, "OWNER/NAME"),
-        ("me/mine", "../avg_model.pt", None, "must be the name of a file"),
-        ("me/mine", "/etc/passwd", None, "must be the name of a file"),
-    ],
-)
-def test_what_the_hub_does_not_have_is_said(
-    hub: FakeHub, repo: str, name: str, revision: str | None, message: str
-) -> None:
-    with pytest.raises(CheckpointError, match=message) as error:
-        WespeakerModel(repo, name, revision=revision)
-    assert "\n" not in str(error.value)
-
-
-def test_a_folder_without_the_files_lists_what_it_holds(tiny_checkpoint: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"does not hold avg_model and config.yaml \(it holds avg_model.pt"):
-        find_checkpoint("", "avg_model", config_name="config.yaml", model_dir=tiny_checkpoint, revision=None)
 
 
 class _Malicious:

@@ -1,6 +1,5 @@
-"""Find a checkpoint's two files, in a local folder or on the Hugging Face Hub, and read them without running code."""
+"""Read the two files of a checkpoint, the training config and the weights, without running code in them."""
 
-import logging
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -13,11 +12,7 @@ from zipfile import ZipFile
 import torch
 import yaml
 
-from balr.checkpoints import DOWNLOADED_FROM, pinned_revision
-from balr.embeddings.hub import download, holding
 from balr.errors import CheckpointError, one_line
-
-log = logging.getLogger(__name__)
 
 _LARGEST_CONFIG = 1 << 20
 _LONGEST_VALUE = 1_000
@@ -27,16 +22,7 @@ _SECTIONS = (
     "dataset_args",
     *(f"dataset_args.{name}" for name in ("fbank_args", "cmvn_args", "tfmel_args")),
 )
-_GROWING = (b"bytearray\n", b"_codecs\nencode\n")  # torch calls them, and they make much of little
-
-
-@dataclass(frozen=True)
-class CheckpointFiles:
-    """Locate the weights and the training config of a checkpoint, and say in words where they came from."""
-
-    weights: Path
-    config: Path
-    source: str
+_GROWING = (b"bytearray\n", b"_codecs\nencode\n")  # torch calls them, and a few bytes become gigabytes
 
 
 @dataclass(frozen=True)
@@ -48,57 +34,16 @@ class CheckpointConfig:
     dataset_args: Mapping[str, Any]
 
 
-def find_checkpoint(
-    model_repo: str, model_name: str, *, config_name: str, model_dir: str | Path | None, revision: str | None
-) -> CheckpointFiles:
-    """Return a checkpoint's files: from `model_dir` where it holds both, else from the Hub or its cache.
-
-    Raises CheckpointError that names the repository, what was looked for and the ways out.
-    """
-    for name in (model_name, config_name):
-        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise CheckpointError(f"{name!r}: must be the name of a file in the repository.")
-    if model_dir is not None:
-        folder = Path(model_dir).expanduser()
-        weights, config = folder / model_name, folder / config_name
-        if weights.is_file() and config.is_file():
-            _refuse_another_download(folder, model_repo, revision)
-            return CheckpointFiles(weights, config, source=str(folder))
-        if not model_repo:
-            raise CheckpointError(f"{folder}: does not hold {model_name} and {config_name}{holding(folder)}.")
-    if not model_repo:
-        raise CheckpointError("neither model_repo nor model_dir is set: give one of them.")
-    revision = revision or pinned_revision(model_repo)
-    if model_dir is not None:
-        log.info("%s does not hold the files: downloading %s to it", model_dir, model_repo)
-    files = CheckpointFiles(
-        weights=download(model_repo, model_name, revision, model_dir),
-        config=download(model_repo, config_name, revision, model_dir),
-        source=f"{model_repo}@{revision}",
-    )
-    if model_dir is not None:
-        (files.weights.parent / DOWNLOADED_FROM).write_text(files.source, encoding="utf-8")
-    return files
-
-
-def _refuse_another_download(folder: Path, model_repo: str, revision: str | None) -> None:
-    """Keep one repository's files from passing for another's: their names are often the same."""
-    marker = folder / DOWNLOADED_FROM
-    wanted = f"{model_repo}@{revision or pinned_revision(model_repo)}"
-    if model_repo and marker.is_file() and (held := marker.read_text(encoding="utf-8")) != wanted:
-        raise CheckpointError(f"{folder}: holds the files of {held}, not of {wanted}; choose another model_dir.")
-
-
 class _PlainLoader(yaml.SafeLoader):
-    """Load yaml that holds no more than is written: aliases of aliases, or a number of many digits, have no end."""
+    """Load yaml without what a short text can grow from: aliases, deep nesting, numbers of many digits."""
 
     _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Compose as usual, unless what comes next is too much."""
+        """Compose the next node, within the limits."""
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.YAMLError(f"it holds an alias, *{event.anchor}: write out what that repeats")
+            raise yaml.YAMLError(f"it holds an alias, *{event.anchor}: write out what it repeats")
         if isinstance(event, yaml.ScalarEvent) and len(event.value) > _LONGEST_VALUE:
             raise yaml.YAMLError(f"it holds a value of over {_LONGEST_VALUE:,} characters")
         if self._depth == _DEEPEST:
@@ -111,14 +56,14 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def read_config(path: Path) -> CheckpointConfig:
-    """Read a WeSpeaker config.yaml as plain yaml. Raises CheckpointError where it is something else."""
+    """Read a WeSpeaker config.yaml as plain yaml. Raises CheckpointError if it is anything else."""
     try:
         with path.open("rb") as file:
             text = file.read(_LARGEST_CONFIG + 1)
         if len(text) > _LARGEST_CONFIG:
             raise yaml.YAMLError(f"it is over {_LARGEST_CONFIG:,} bytes, and such a config has about 2,000")
         config = yaml.load(text, _PlainLoader)  # noqa: S506
-    except Exception as error:  # whatever a value can make yaml raise
+    except Exception as error:  # hostile yaml makes the parser raise anything
         raise CheckpointError(f"{path}: not plain yaml, nothing in it was run: {one_line(error)[:300]}.") from error
     if not isinstance(config, dict) or "model" not in config:
         raise CheckpointError(f"{path}: not a WeSpeaker config: it names no model.")
@@ -157,14 +102,14 @@ def load_weights(network: torch.nn.Module, path: Path) -> None:
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
-        with warnings.catch_warnings():  # about pickles that are refused in the next moment
+        with warnings.catch_warnings():  # about pickles, which are refused
             warnings.simplefilter("ignore")
-            loaded = torch.load(_as_large_as_it_says(path), map_location="cpu", weights_only=True)
+            loaded = torch.load(_uncompressed(path), map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: refused: it holds more than tensors, so it could run code.") from error
-    except Exception as error:  # whatever bytes can make a reader raise
+    except Exception as error:  # hostile bytes make the reader raise anything
         reason = one_line(error)[:200] or type(error).__name__
         raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged: {reason}.") from error
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
@@ -178,10 +123,11 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     return loaded
 
 
-def _as_large_as_it_says(path: Path) -> BytesIO:
-    """Return a file that torch reads in no more memory than it takes. Raises CheckpointError.
+def _uncompressed(path: Path) -> BytesIO:
+    """Return the file for torch, which takes no more memory than its size. Raises CheckpointError.
 
-    An archive is packed anew, without compression, from what was measured here: torch's own reader may be shown others.
+    An archive is packed anew, without compression, from the sizes that were checked here; torch's own reader could find
+    other sizes in the same file.
     """
     content = path.read_bytes()
     if content.startswith(b"PK\3\4"):
@@ -190,8 +136,8 @@ def _as_large_as_it_says(path: Path) -> BytesIO:
             unpacked = sum(member.file_size for member in archive.infolist())
             if unpacked > len(content):
                 raise CheckpointError(
-                    f"{path}: refused: it holds {len(content):,} bytes that unpack to {unpacked:,}; torch.save packs "
-                    "nothing, so take the file from where it was published."
+                    f"{path}: refused: it holds {len(content):,} bytes that unpack to {unpacked:,}; torch.save does "
+                    "not compress, so take the file from where it was published."
                 )
             for member in archive.infolist():
                 copy.writestr(member.filename, archive.read(member))

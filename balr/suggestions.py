@@ -1,0 +1,67 @@
+"""What the shell completes, and what a mistyped command suggests."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import typer
+
+from balr.config import RunConfig, config_dir
+from balr.errors import one_line
+
+_GROUPS = ("embeddings/model", "data", "experiment", "hydra/launcher")
+_VALUES = {
+    "device": ("auto", "cpu", "cuda", "mps"),
+    "precision": ("bf16", "fp16", "fp32"),
+    "force": ("true",),
+    "fail_fast": ("true",),
+}
+_KEYS = ("embeddings/model=", "data=", "+experiment=", "hydra/launcher=", *(f"{key}=" for key in _VALUES), "save_dir=")
+
+
+def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Complete `KEY=VALUE`, also the last of several values that commas separate."""
+    # bash splits GROUP=NAME into three words, and drops the last one if it is only the sign.
+    words = [word for word in (ctx.params.get("corpus"), *(ctx.params.get("overrides") or ())) if word and word != "="]
+    if words and (values := complete_value(words[-1], incomplete)):
+        return values
+    key, sign, value = incomplete.partition("=")
+    if sign:
+        return [f"{key}={one}" for one in complete_value(key, value)]
+    return [one for one in _KEYS if one.startswith(incomplete)]
+
+
+def complete_value(key: str, incomplete: str) -> list[str]:
+    """Complete the value of a key, or the name of a config of a group."""
+    key = key.lstrip("+")
+    there = [path.stem for path in (config_dir() / key).glob("[!_]*.yaml")] if key in _GROUPS else _VALUES.get(key, ())
+    listed, comma, last = incomplete.rpartition(",")
+    return [f"{listed}{comma}{one}" for one in sorted(there) if one.startswith(last) and one not in listed.split(",")]
+
+
+def suggest(error: Exception, argv: Sequence[str]) -> str:
+    """Put an error of usage into one line that says what may have been meant."""
+    message = one_line(error.format_message() if hasattr(error, "format_message") else error)
+    option = getattr(error, "option_name", None)
+    if option:
+        return _suggest_key(option, argv) or message
+    if message.startswith("No such command"):
+        word = next(word for word in argv if not word.startswith("-"))
+        if set(word) & set("/.=") or Path(word).exists():
+            return f"{word}: no such command; did you mean balr extract {shlex.join(argv)}?"
+    return message
+
+
+def _suggest_key(option: str, argv: Sequence[str]) -> str | None:
+    from balr.hydra_errors import FLAGS
+
+    if option in FLAGS:
+        return f"{option}: a flag of Hydra's, and no option here; python -m balr.main {option} takes it."
+    key = option.lstrip("-").replace("-", "_")
+    key = next((group for group in _GROUPS if group.rpartition("/")[2] == key), key)
+    if key not in _GROUPS and key not in {field.name for field in fields(RunConfig)}:
+        return None
+    after = shlex.join(argv).partition(f"{option} ")[2] or next((w for w in argv if w.startswith(f"{option}=")), "")
+    value = after.removeprefix(f"{option}=").split(" ")[0]
+    return f"{option}: no such option; did you mean {key}={value if value and value[0] != '-' else 'VALUE'}?"
