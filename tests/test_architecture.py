@@ -16,7 +16,8 @@ LAYERS = (
     {"stores"},
     {"data"},
     {"embeddings", "runs"},
-    {"extraction", "sweeps"},
+    {"extraction"},
+    {"jobs"},
     {"main"},
     {"cli", "overrides", "suggestions"},
 )

@@ -1,0 +1,142 @@
+"""A job of Hydra's: check, run, exit code. Jobs of a sweep leave their results, and it ends with a table of all."""
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from rich.table import Table
+
+from balr.atomic import whole_file
+from balr.composition import check, register
+from balr.config import RunConfig
+from balr.errors import BalrError, one_line
+from balr.logs import name_lines
+from balr.runs.summary import Summary, as_text
+from balr.shutdown import Stop, end_with_process, stop_on_signals
+
+log = logging.getLogger(__name__)
+
+DONE, SOME_FAILED, REFUSED = 0, 1, 2
+_RESULT = "job.json"
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What became of a job: its exit code, the counts of its run if it got so far, else the reason why not."""
+
+    job: str
+    exit_code: int
+    embedded: int | None = None
+    failed: int | None = None
+    x_real_time: float | None = None
+    folder: str = ""
+    reason: str = ""
+
+    @classmethod
+    def of(cls, job: str, exit_code: int, result: Summary | str) -> "JobResult":
+        """Return the result of a job that has a summary, or of one that ended with an error message."""
+        if isinstance(result, str):
+            return cls(job, exit_code, reason=result)
+        return cls(job, exit_code, result.embedded, result.failed, result.x_real_time, result.embeddings_in)
+
+    def write(self, run_dir: Path) -> None:
+        """Leave the result where the sweep looks for it. Raises OutputError."""
+        with whole_file(run_dir / _RESULT) as file:
+            file.write(json.dumps(asdict(self)).encode())
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the row of the table."""
+        if self.embedded is None or self.failed is None:
+            return (self.job, "-", "-", "-", self.reason)
+        speed = f"{self.x_real_time:.0f} x" if self.embedded else "-"
+        return (self.job, f"{self.embedded:,}", f"{self.failed:,}", speed, self.folder)
+
+
+def run_job(cfg: DictConfig) -> None:
+    """Do one job of Hydra's and end the process with its exit code; a job of a sweep leaves its result instead."""
+    register()  # again, as a job of a parallel sweep runs in a process of its own
+    is_elsewhere, sweep = multiprocessing.parent_process() is not None, os.getppid()
+    if is_elsewhere:
+        end_with_process(sweep, signal.SIGTERM)
+    is_of_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    with stop_on_signals() as stop:
+        result = _run(cfg, stop, is_of_sweep=is_of_sweep)
+    if is_elsewhere and os.getppid() != sweep:  # a launcher's process would wait for more work, and none will come
+        os._exit(result.exit_code)
+    if is_of_sweep and (stop.exit_code is None or is_elsewhere):
+        result.write(_run_dir())
+    elif result.exit_code:
+        raise SystemExit(result.exit_code)
+
+
+def _run(cfg: DictConfig, stop: Stop, *, is_of_sweep: bool) -> JobResult:
+    name = f"job {HydraConfig.get().job.num}" if is_of_sweep else "embedding"
+    try:
+        settings = check(cfg)
+        if is_of_sweep and settings.save_dir:
+            name = "/".join(Path(settings.save_dir).parts[-2:])
+            name_lines(name)
+
+        from balr.extraction import run  # not for --help or --cfg
+
+        summary = run(settings, run_dir=_run_dir(), stop=stop, job=name)
+    except (BalrError, OmegaConfBaseException) as error:
+        log.error("%s", one_line(error))
+        return JobResult.of(name, REFUSED, one_line(error))
+    except Exception as error:
+        reason = f"unexpected {type(error).__name__}: {one_line(error)}"
+        log.exception("%s (traceback in %s)", reason, _run_dir() / f"{HydraConfig.get().job.name}.log")
+        return JobResult.of(name, REFUSED, reason)
+    return JobResult.of(name, _close(settings, summary, stop), summary)
+
+
+def _close(settings: RunConfig, summary: Summary, stop: Stop) -> int:
+    """Log the summary of a run and return its exit code."""
+    if stop.exit_code is not None:
+        way_on = "the same command goes on from there" if settings.save_output else "nothing was to be saved"
+        log.error("stopped by %s; %s\n%s", stop.signal_name, way_on, summary.as_text())
+        return stop.exit_code
+    log.info("%s\n%s", "stopped at the first failure" if summary.not_reached else "done", summary.as_text())
+    if summary.is_tolerated(str(settings.max_failures)):
+        return DONE
+    log.warning("%d failed, and max_failures is %s: exit code %d", summary.failed, settings.max_failures, SOME_FAILED)
+    return SOME_FAILED
+
+
+def _run_dir() -> Path:
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+class SweepTable(Callback):
+    """Print what became of each job when all have ended; exit code 1 where one of them has another than 0."""
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Read the results of the jobs and print them."""
+        files = Path(config.hydra.sweep.dir).rglob(_RESULT)
+        results = [JobResult(**json.loads(file.read_text(encoding="utf-8"))) for file in sorted(files, key=_number)]
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for name in ("job", "embedded", "failed", "x real time", "embeddings"):
+            table.add_column(name, justify="right" if name in ("embedded", "failed", "x real time") else "left")
+        for result in results:
+            table.add_row(*result.cells())
+        sys.stderr.write(f"{as_text(table)}\n")
+        bad = [result.job for result in results if result.exit_code]
+        if bad:
+            sys.stderr.write(f"ERROR {len(bad)} of {len(results)} jobs failed: {', '.join(bad)}\n")
+            raise SystemExit(SOME_FAILED)
+
+
+def _number(file: Path) -> tuple[int, str]:
+    name = file.parent.name
+    return (int(name) if name.isdecimal() else 0, name)
