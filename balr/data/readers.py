@@ -103,7 +103,7 @@ def _lines(path: Path, file: TextIO) -> Iterator[str]:
         if len(line) == _LONGEST_LINE:
             raise InputError(f"{path}:{number}: a line of {_LONGEST_LINE:,} characters or more; is it a list of audio?")
         if "\0" in line:
-            raise InputError(f"{path}:{number}: holds a NUL character; is it text in UTF-8?")
+            raise InputError(f"{path}:{number}: holds a NUL character. Is it UTF-8?")
         yield line
 
 

@@ -166,4 +166,4 @@ def test_two_precisions_do_not_meet_in_one_folder(
     assert "precision fp32 there, bf16 here" in capsys.readouterr().err
     assert balr(f"input={corpus}", "precision=bf16") == 0
     (folder,) = (tmp_path / "outputs" / "embeddings" / "corpus").iterdir()
-    assert folder.name.endswith("precision=bf16")
+    assert folder.name.endswith("+precision-bf16")
