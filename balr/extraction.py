@@ -13,7 +13,7 @@ from balr.data.corpus import Corpus
 from balr.errors import OutputError
 from balr.records import Failure, Utterance
 from balr.runs.failures import FailureLog
-from balr.runs.progress import Tally
+from balr.runs.progress import Tally, report_file
 from balr.runs.provenance import corpus_facts, machine, now, software
 from balr.runs.record import Facts, Record, identity
 from balr.runs.summary import Summary, relative, utterances
@@ -53,7 +53,7 @@ def run(cfg: RunConfig, *, run_dir: Path, stop: Stop, job: str = "embedding") ->
         if model is not None:
             facts |= model.describe()
             files.begin(model, corpus)
-        tally = Tally(todo=len(left), job=job)
+        tally = Tally(todo=len(left), job=job, report_to=report_file(run_dir))
         with files.record.of_run({**facts, "hydra": str(run_dir.absolute()), **software(), **machine()}) as entry:
             try:
                 if model is not None:

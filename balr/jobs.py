@@ -22,6 +22,7 @@ from balr.composition import check, register
 from balr.config import RunConfig
 from balr.errors import BalrError, one_line
 from balr.logs import name_lines
+from balr.runs.progress import SweepBars
 from balr.runs.summary import Summary, as_text
 from balr.shutdown import Stop, end_with_process, stop_on_signals
 
@@ -119,10 +120,23 @@ def _run_dir() -> Path:
 
 
 class SweepTable(Callback):
-    """Print what became of each job when all have ended; exit code 1 where one of them has another than 0."""
+    """Draw a bar for each job of a parallel sweep; print what became of each job when all have ended.
+
+    The exit code is 1 where a job has another than 0.
+    """
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # it goes to the processes of the jobs, without the bars
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Look for jobs in processes of their own."""
+        self._bars = SweepBars(Path(config.hydra.sweep.dir))
+        if config.hydra.runtime.choices["hydra/launcher"] != "basic":
+            self._bars.start()
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Read the results of the jobs and print them."""
+        self._bars.stop()
         files = Path(config.hydra.sweep.dir).rglob(_RESULT)
         results = [JobResult(**json.loads(file.read_text(encoding="utf-8"))) for file in sorted(files, key=_number)]
         table = Table(box=None, padding=(0, 2, 0, 0))

@@ -1,14 +1,22 @@
-"""Progress of a run: a bar on a terminal, else a log line every half minute."""
+"""Progress of a run: a bar on a terminal, else a log line every half minute.
 
+Jobs side by side cannot share a terminal, so each leaves its progress in a file and their sweep draws a bar for each.
+"""
+
+import atexit
+import json
 import logging
+import multiprocessing
 import sys
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from balr.errors import one_line
 from balr.records import Failure
@@ -17,12 +25,14 @@ from balr.runs.summary import duration, utterances
 log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 30.0
+_SECONDS_BETWEEN_REPORTS = 0.5
+_REPORT = "progress.json"
 
 
 class Tally:
-    """Count what becomes of `todo` utterances and show it; `job` is the name of a job in a sweep."""
+    """Count what becomes of `todo` utterances and show it, on a bar that is called `job` or in the file `report_to`."""
 
-    def __init__(self, *, todo: int, job: str = "embedding") -> None:
+    def __init__(self, *, todo: int, job: str = "embedding", report_to: Path | None = None) -> None:
         self.todo = todo
         self.embedded_count = 0
         self.upsampled = 0
@@ -32,17 +42,11 @@ class Tally:
         self._under_way_seconds = 0.0
         self._started: float | None = None
         self._ended: float | None = None
-        self._last_line = 0.0
+        self._last_line = self._last_report = 0.0
         self._lock = threading.Lock()
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[count]}"),
-            TextColumn("{task.fields[pace]}"),
-            TimeRemainingColumn(compact=True),
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-        )
+        self._report_to = report_to
+        self._bar = _bar(disable=report_to is not None or not sys.stderr.isatty())
+        self._job = job
         self._task = self._bar.add_task(job, total=None, count="", pace="")
 
     def __enter__(self) -> Self:
@@ -51,6 +55,8 @@ class Tally:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._ended = time.monotonic()
+        self._last_report = 0.0
+        self._show()
         self._bar.stop()
 
     @property
@@ -92,7 +98,7 @@ class Tally:
         self._started = self._last_line = time.monotonic()
 
     def _show(self) -> None:
-        if not self._bar.live.is_started and not self._bar.disable:
+        if self.shown_seconds and not self._bar.live.is_started and not self._bar.disable:
             self._bar.start()  # not before the first result: a thread must not run while workers are forked
         done = self.embedded_count + len(self.failures)
         seconds = self.shown_seconds
@@ -103,9 +109,64 @@ class Tally:
         # By audio, not by utterances: the longest come first.
         planned = max(self._planned_seconds, seconds)
         count = f"{done}/{self.todo}"
-        self._bar.update(self._task, total=planned, completed=seconds, count=count, pace=pace)
+        fields: dict[str, Any] = {"total": planned, "completed": seconds, "count": count, "pace": pace}
+        self._bar.update(self._task, **fields)
+        if self._report_to is not None and time.monotonic() - self._last_report > _SECONDS_BETWEEN_REPORTS:
+            self._last_report = time.monotonic()
+            with suppress(OSError):  # a full disk is reported by what has to be saved
+                self._report_to.write_text(json.dumps({"description": self._job, **fields}), encoding="utf-8")
         if self._bar.disable and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             left = self.wall_seconds * (planned / seconds - 1) if seconds else None
             ending = "" if left is None else f", {duration(left)} left"
             log.info("%s of %s, %s%s", f"{done:,}", utterances(self.todo), pace, ending)
+
+
+class SweepBars:
+    """Draw a bar for each job of a sweep that leaves its progress below a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._bar = _bar(disable=not sys.stderr.isatty())
+        self._tasks: dict[Path, TaskID] = {}
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="bars", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look for jobs; not in a process that forks, as a fork may copy a lock that the thread has."""
+        self._thread.start()
+        atexit.register(self.stop)  # an interrupted sweep gives the cursor back
+
+    def stop(self) -> None:
+        """Leave the bars as they are."""
+        self._end.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._bar.stop()
+
+    def _watch(self) -> None:
+        while not self._end.wait(_SECONDS_BETWEEN_REPORTS):
+            for file in sorted(self._folder.glob(f"*/{_REPORT}")):
+                with suppress(OSError, ValueError):  # it is being written
+                    fields = json.loads(file.read_text(encoding="utf-8"))
+                    if file not in self._tasks:
+                        self._bar.start()
+                        self._tasks[file] = self._bar.add_task(**fields)
+                    self._bar.update(self._tasks[file], **fields)
+
+
+def report_file(run_dir: Path) -> Path | None:
+    """Return where a job leaves its progress, if another process draws the bars."""
+    return None if multiprocessing.parent_process() is None else run_dir / _REPORT
+
+
+def _bar(*, disable: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[count]}"),
+        TextColumn("{task.fields[pace]}"),
+        TimeRemainingColumn(compact=True),
+        console=Console(stderr=True),
+        disable=disable,
+    )

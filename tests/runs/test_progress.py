@@ -1,17 +1,19 @@
 """The bar moves by seconds of audio, also within a long utterance, and never back."""
 
+import io
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import speechlike, write_wav
+from conftest import speechlike, wait_until, write_wav
 from untrained_checkpoint import write_checkpoint
 
 from balr.config import DataConfig
 from balr.data.dataset import AudioDataset
 from balr.embeddings.wespeaker import WespeakerModel
 from balr.records import Failure, Utterance
-from balr.runs.progress import Tally
+from balr.runs.progress import SweepBars, Tally
 from balr.runs.summary import duration, utterances
 
 
@@ -73,3 +75,22 @@ def test_times_read_as_on_a_clock(seconds: float, text: str) -> None:
 
 def test_one_utterance_is_no_plural() -> None:
     assert [utterances(count) for count in (0, 1, 2000)] == ["0 utterances", "1 utterance", "2,000 utterances"]
+
+
+def test_a_sweep_draws_a_bar_for_each_job_that_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    bars = SweepBars(tmp_path)
+    bars.start()
+    for number, name in enumerate(("corpus/one", "corpus/two")):
+        (tmp_path / str(number)).mkdir()
+        tally = Tally(todo=2, job=name, report_to=tmp_path / str(number) / "progress.json")
+        with tally:
+            tally.planned(4.0, upsampled=0)
+            tally.embedded(2.0)
+    wait_until(lambda: all(f"{name} " in screen.getvalue() for name in ("corpus/one", "corpus/two")))
+    bars.stop()
+    assert screen.getvalue().count("1/2") >= 2
