@@ -7,7 +7,7 @@ UV := $(BIN)/uv
 DEMO := outputs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-cuda lint format typecheck check resolution lock bench endurance clean
+.PHONY: help setup demo test test-wheel test-all test-cuda lint format typecheck check resolution lock bench endurance clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ demo: setup ## Embed a few bundled voices, end to end, with an untrained model
 
 test: setup ## Run the default tests, two at a time
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-wheel: setup ## Build the wheel, install it and run it from another folder
+	$(BIN)/python -m pytest -m slow tests/test_commands.py -k wheel
 
 test-all: setup ## Run all tests, slow ones too, that this machine can run
 	$(BIN)/python -m pytest -m ''

@@ -6,8 +6,10 @@ import multiprocessing
 import os
 import signal
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -24,7 +26,7 @@ from balr.errors import BalrError, one_line
 from balr.logs import name_lines
 from balr.runs.progress import SweepBars
 from balr.runs.summary import Summary, as_text
-from balr.shutdown import Stop, end_with_process, stop_on_signals
+from balr.shutdown import Stop, end_with_process, handle_signals, stop_on_signals
 
 log = logging.getLogger(__name__)
 
@@ -125,18 +127,27 @@ class SweepTable(Callback):
     The exit code is 1 where a job has another than 0.
     """
 
+    def __init__(self) -> None:
+        self._at_the_end = ExitStack()
+
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # it goes to the processes of the jobs, without the bars
+        return {}  # it goes to the processes of the jobs, without bars and handlers
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Look for jobs in processes of their own."""
-        self._bars = SweepBars(Path(config.hydra.sweep.dir))
+        """Follow jobs in processes of their own; at a signal end at once, which each job takes as a graceful stop."""
         if config.hydra.runtime.choices["hydra/launcher"] != "basic":
-            self._bars.start()
+            bars = SweepBars(Path(config.hydra.sweep.dir))
+            bars.start()
+            self._at_the_end.callback(bars.stop)
+            self._at_the_end.enter_context(handle_signals(self._exit))
+
+    def _exit(self, number: int, _: FrameType | None) -> None:
+        self._at_the_end.close()
+        os._exit(128 + number)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Read the results of the jobs and print them."""
-        self._bars.stop()
+        self._at_the_end.close()
         files = Path(config.hydra.sweep.dir).rglob(_RESULT)
         results = [JobResult(**json.loads(file.read_text(encoding="utf-8"))) for file in sorted(files, key=_number)]
         table = Table(box=None, padding=(0, 2, 0, 0))

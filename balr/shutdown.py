@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -51,20 +51,25 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Give a flag that SIGINT, SIGTERM and SIGUSR1 set; in a thread that gets no signals, one that nobody sets."""
+    """Give a flag that SIGINT, SIGTERM and SIGUSR1 set; in a thread that gets no signals, nothing sets it."""
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
+    with handle_signals(stop.handle):
         yield stop
-        return
-    numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+
+
+@contextmanager
+def handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Have SIGINT, SIGTERM and SIGUSR1 handled, where this thread gets signals."""
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)] if is_main else []
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in numbers}
     for number in numbers:
-        signal.signal(number, stop.handle)
+        signal.signal(number, handler)
     try:
-        yield stop
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def end_with_process(parent: int | None, number: int) -> None:

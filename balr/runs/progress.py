@@ -3,7 +3,6 @@
 Jobs side by side cannot share a terminal, so each leaves its progress in a file and their sweep draws a bar for each.
 """
 
-import atexit
 import json
 import logging
 import multiprocessing
@@ -135,13 +134,11 @@ class SweepBars:
     def start(self) -> None:
         """Begin to look for jobs; not in a process that forks, as a fork may copy a lock that the thread has."""
         self._thread.start()
-        atexit.register(self.stop)  # an interrupted sweep gives the cursor back
 
     def stop(self) -> None:
         """Leave the bars as they are."""
         self._end.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._thread.join()
         self._bar.stop()
 
     def _watch(self) -> None:

@@ -119,7 +119,7 @@ def test_a_second_run_in_one_folder_is_refused_while_the_first_one_lasts(start: 
     second = start("out")
     _, told = second.communicate(timeout=60)
     assert second.returncode == 2
-    assert "another run is at work there" in told and "Traceback" not in told
+    assert "another run works there" in told and "Traceback" not in told
     first.send_signal(signal.SIGCONT)
     assert first.wait(60) == 1
     assert len(embeddings(tmp_path / "out")) == UTTERANCES
