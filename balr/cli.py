@@ -214,7 +214,7 @@ def verify(
         print(verdict.as_text(most_of_a_kind=_SHOWN_OF_A_KIND if sys.stdout.isatty() else None))
         if forget:
             count = checks.forget(folder, verdict)
-            print(f"{count:,} taken off the list; the next run of the same command embeds them")
+            print(f"{count:,} taken off the list, no file removed; the next run embeds what the corpus lists")
     except BalrError as error:
         sys.stderr.write(f"ERROR {error}\n")
         raise typer.Exit(2) from None

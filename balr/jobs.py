@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 DONE, SOME_FAILED, REFUSED = 0, 1, 2
 _RESULT = "job.json"
+_REASON_CHARACTERS = 60  # the whole is in the log of the job
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,10 @@ class JobResult:
     def cells(self) -> tuple[str, ...]:
         """Return the row of the table."""
         if self.embedded is None or self.failed is None:
-            return (self.job, "-", "-", "-", self.reason)
+            return (self.job, "-", "-", "-", self.reason[:_REASON_CHARACTERS])
         speed = f"{self.x_real_time:.0f} x" if self.embedded else "-"
-        return (self.job, f"{self.embedded:,}", f"{self.failed:,}", speed, self.folder)
+        above = self.folder.removesuffix(self.job)  # the table would be too wide with the name twice
+        return (self.job, f"{self.embedded:,}", f"{self.failed:,}", speed, f"{above}…" if above else self.folder)
 
 
 def run_job(cfg: DictConfig) -> None:

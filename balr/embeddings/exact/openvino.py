@@ -31,7 +31,7 @@ def check_engine(engine: str, device: torch.device) -> None:
         import onnx
         import openvino
     except ImportError as error:
-        raise ConfigError("embeddings.model.engine=openvino: not installed: pip install 'balr[openvino]'.") from error
+        raise ConfigError("embeddings.model.engine=openvino: not installed: pip install openvino onnx.") from error
     log.debug("OpenVINO %s, ONNX %s", openvino.__version__, onnx.__version__)
 
 
