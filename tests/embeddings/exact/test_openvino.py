@@ -138,7 +138,7 @@ def test_without_the_extra_one_line_says_what_to_install(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(ConfigError, match=r"pip install 'balr\[openvino\]'"):
+    with pytest.raises(ConfigError, match="pip install openvino onnx"):
         WespeakerModel("", "avg_model.pt", model_dir=tiny_checkpoint, engine="openvino")
     with pytest.raises(ConfigError, match="must be torch or openvino"):
         WespeakerModel("", "avg_model.pt", model_dir=tiny_checkpoint, engine="onnx")
