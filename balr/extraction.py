@@ -42,7 +42,8 @@ def run(cfg: RunConfig, *, run_dir: Path, stop: Stop, job: str = "embedding") ->
     if not cfg.save_output:
         return _compute_only(cfg, corpus, stop, job)
     folder = corpus.output_dir or run_dir.absolute()
-    if os.path.isfile(cfg.input) and os.path.realpath(os.path.dirname(cfg.input)) == os.path.realpath(folder):
+    source = os.path.realpath(os.path.expanduser(cfg.input))
+    if os.path.isfile(source) and os.path.dirname(source) == os.path.realpath(folder):
         raise OutputError(f"{cfg.input}: lies in save_dir, whose lists are overwritten; choose another save_dir.")
     with locked(folder):
         files = _open(folder, cfg, corpus)

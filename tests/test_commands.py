@@ -55,6 +55,7 @@ def environment(hub: FakeHub, home: Path) -> dict[str, str]:
     return {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hub"), "HF_HUB_OFFLINE": "0"}
 
 
+@pytest.mark.slow  # tests/test_docs.py runs the same in this process
 def test_the_first_example_works_as_written_and_again_without_the_hub(hub: FakeHub, project: Path) -> None:
     command = ("balr", "extract", "resources/data/voxceleb2/metadata.csv")
     done = run_command(*command, cwd=project, **environment(hub, project))
