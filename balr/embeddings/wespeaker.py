@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from copy import deepcopy
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from balr.embeddings.exact.probe import (
     white_noise,
 )
 from balr.embeddings.frontend import build_with_frontend
+from balr.embeddings.once import computed_once
 from balr.embeddings.weights import load_weights, read_config
 from balr.errors import CheckpointError, UtteranceError
 
@@ -141,7 +142,7 @@ class WespeakerModel(EmbeddingsModel):
         groups = list(rows_by_length(frames).values())
         return by_group(features, groups, lambda group: run(torch.stack(list(group))))
 
-    @cached_property
+    @computed_once
     def takes_ragged_batches(self) -> bool:
         """Return whether a batch may hold different lengths, which is tried once, on noise on this device."""
         if self._compiled is not None:
@@ -186,7 +187,7 @@ class WespeakerModel(EmbeddingsModel):
             facts["batching"] |= {"batches_left_to_torch": self._compiled.left_to_torch}
         return facts
 
-    @cached_property
+    @computed_once
     def shortest_seconds(self) -> float:
         """Find the shortest audio that this network can embed."""
         return shortest_seconds(embedder(self._forward_fp32, self._frontend, self.device), self.sample_rate_hz)
@@ -232,17 +233,15 @@ class WespeakerModel(EmbeddingsModel):
 
     def _refuse_lengths(self, shortest: float, longest: float, max_whole_seconds: float) -> None:
         """Raise UtteranceError if an utterance of a batch is too short, or too long for a network without chunks."""
-        if shortest < LONGEST_SHORTEST_SECONDS and shortest < self.shortest_seconds:
-            raise UtteranceError(
-                f"too short: {shortest:.3f} s, {self.architecture} needs {self.shortest_seconds:.3f} s"
-            )
+        if shortest < LONGEST_SHORTEST_SECONDS and shortest < (least := self.shortest_seconds):
+            raise UtteranceError(f"too short: {shortest:.3f} s, {self.architecture} needs {least:.3f} s")
         if longest > max_whole_seconds and self._chunked is None:
             raise UtteranceError(
                 f"too long: {longest:.1f} s, and {self.architecture} has to see an utterance whole, up to "
                 f"data.max_whole_seconds={max_whole_seconds:g} here; cut the file, or raise that where memory allows"
             )
 
-    @cached_property
+    @computed_once
     def _chunked(self) -> ChunkedNetwork | None:
         if self._frontend.time_dim != 1:
             return None
