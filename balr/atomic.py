@@ -108,10 +108,10 @@ def _attempt(step: Callable[[], BinaryIO | None], path: str) -> tuple[BinaryIO |
 
 def _write(path: str, content: bytes) -> BinaryIO:
     try:
-        file = open(f"{path}{TEMPORARY}", "wb")  # noqa: SIM115
+        file = _open(path)
     except FileNotFoundError:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        file = open(f"{path}{TEMPORARY}", "wb")  # noqa: SIM115
+        file = _open(path)
     try:
         file.write(content)
         file.flush()
@@ -121,6 +121,10 @@ def _write(path: str, content: bytes) -> BinaryIO:
         _discard(f"{path}{TEMPORARY}")
         raise
     return file
+
+
+def _open(path: str) -> BinaryIO:
+    return open(f"{path}{TEMPORARY}", "wb")
 
 
 def _flush_and_rename(path: str, file: BinaryIO) -> None:

@@ -134,7 +134,7 @@ def find_checkpoint(
         if found != source:
             raise CheckpointError(f"{folder}: holds the files of {found}, not of {source}; choose another model_dir.")
         return CheckpointFiles(folder / model_name, folder / config_name, source=str(folder))
-    if folder and (there or not model_repo):  # a download would replace one of somebody's own files
+    if folder and (there or not model_repo):  # a download would replace one of the user's files
         raise CheckpointError(f"{folder}: does not hold both {model_name} and {config_name}{_content(folder)}.")
     if not model_repo:
         raise CheckpointError("neither model_repo nor model_dir is set: give one of them.")

@@ -134,7 +134,7 @@ def _repository_label(repo: str) -> str:
 
 
 def _folder_label(folder: str) -> str:
-    """Name a checkpoint by its folder; a hash of the path tells it from another folder or model of that name."""
+    """Name a checkpoint by its folder; a hash of the path if that name could be another's."""
     path = Path(os.path.abspath(os.path.expanduser(folder)))
     is_only_one = path.parent == Path.cwd() and path.name not in published_names()
     return path.name if is_only_one else f"{path.name}-{_digest(str(path))}"
@@ -185,7 +185,7 @@ def _in_a_sweep(run: RunConfig, label: str) -> RunConfig:
 
 
 def _as_folder_name(parts: Sequence[str], *, distinct: bool = False) -> str:
-    """Join parts to a name without special characters; if `distinct`, a hash stands for those that were replaced."""
+    """Join parts to a name without special characters; if `distinct`, a hash stands for the replaced ones."""
     text = "+".join(parts)
     name = "+".join(re.sub(r"[^\w@.-]+", "-", part) for part in parts).strip("-.") or "unnamed"
     if len(name.encode()) <= _LONGEST_NAME_BYTES and (name == text or not distinct):

@@ -164,12 +164,12 @@ def _embed(model: "EmbeddingsModel", cfg: RunConfig, corpus: Corpus, follower: _
     """Run the pipeline over what is left of a corpus."""
     from balr.data.dataset import AudioDataset
 
-    files, data_config = follower.files, cfg.data
+    files = follower.files
     with follower.tally:
         model.extract_embeddings(
             AudioDataset.of(corpus),
             files is not None,
-            data_config,
+            cfg.data,
             store=None if files is None else files.store,
             failed_before=() if files is None else files.failures.ids,
             observer=follower,

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
@@ -50,7 +51,7 @@ def fetch(repo: str, names: Sequence[str], revision: str, folder: Path | None = 
         try:
             for name in names:
                 url = hf_hub_url(repo, name, revision=revision)
-                _answer_in_time(lambda url=url: get_hf_file_metadata(url, timeout=ANSWER_SECONDS))  # type: ignore[misc]
+                _answer_in_time(partial(get_hf_file_metadata, url, timeout=ANSWER_SECONDS))
         except Exception:
             if cached:
                 return cached

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return INTERRUPTED
         except SystemExit as ended:
             return ended.code if isinstance(ended.code, int) else DONE
-        except Exception as error:  # whatever else a value can make Hydra or a launcher raise
+        except Exception as error:  # Hydra and launchers raise many kinds
             sys.stderr.write(f"ERROR {type(error).__name__}: {one_line(error)}\n")
             return REFUSED
     return DONE

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")  # SLURM sends the last before a time limit, where it is told to
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")  # SLURM can send the last before a time limit
 _PR_SET_PDEATHSIG = 1
 
 

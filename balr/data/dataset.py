@@ -1,6 +1,5 @@
 """`AudioDataset`: a corpus as a torch Dataset, which decodes an utterance when it is asked for."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +41,6 @@ class AudioDataset(Corpus, Dataset[AnnotatedAudio]):
     ) -> None:
         super().__init__(utterances, root_dir, output_dir=output_dir, vector_format=vector_format)
         self.sample_rate_hz = sample_rate_hz
-        self.max_audio_seconds = math.inf
         self._cursor = Cursor()
 
     @classmethod
@@ -63,11 +61,5 @@ class AudioDataset(Corpus, Dataset[AnnotatedAudio]):
             embedding=None if utterance.embedding is None else read_embedding(utterance.embedding),
         )
 
-    def at_rate(self, sample_rate_hz: int, *, max_audio_seconds: float = math.inf) -> Self:
-        """Return the same dataset, resampled to another rate when an utterance is loaded, and refused where longer."""
-        return self._changed(sample_rate_hz=sample_rate_hz, max_audio_seconds=max_audio_seconds)
-
     def _waveform(self, file: Path, part: Part) -> torch.Tensor:
-        return load_waveform(
-            file, self.sample_rate_hz, part=part, max_seconds=self.max_audio_seconds, cursor=self._cursor
-        )
+        return load_waveform(file, self.sample_rate_hz, part=part, cursor=self._cursor)

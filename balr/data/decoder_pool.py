@@ -197,7 +197,7 @@ def _receive(connection: "Connection[Any, Any]") -> Result | UtteranceError:
         return value
     waveform = np.empty(value, np.float32)
     content = waveform.data.cast("B")
-    for start in range(0, len(content), _BLOCK_BYTES):  # in blocks, as a whole one would be held twice
+    for start in range(0, len(content), _BLOCK_BYTES):  # in blocks: as a whole it would be in memory twice
         connection.recv_bytes_into(content[start : start + _BLOCK_BYTES])
     return waveform
 

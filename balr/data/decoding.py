@@ -80,7 +80,7 @@ def decoded_batches(
         results = pool.results(plan, tasks, ahead=ahead, read_ahead=read_ahead, stop=stop)
     for batch, found in results:
         yield _together([corpus.utterances[index] for index in batch], found)
-        del found  # or its memory would be held while the next batch is read
+        del found  # free its memory before the next batch is read
 
 
 def _read_here(

@@ -47,7 +47,7 @@ class Plan:
         return replace(self, batches=tuple(batches))
 
     def audio_seconds(self) -> float:
-        """Return the seconds of audio in the batches, as far as headers tell them."""
+        """Return the seconds of audio in the batches, as far as headers give them."""
         return sum(self.seconds[index] or 0.0 for batch in self.batches for index in batch)
 
     def read_ahead(self, corpus: Corpus, *, most_seconds: float) -> ReadAhead:

@@ -88,6 +88,7 @@ class EmbeddingsModel(ABC):
         if not isinstance(dataset, AudioDataset):
             dataset = AudioDataset.from_path(dataset)
         stop, bar = stop or Stop(), BarObserver()
+        follower: Observer = observer or bar
         audible = dataset.filter(lambda utterance: utterance.audio is not None)
         loading = resolve_loading(data_config, self.device)
         plan = plan_corpus(
@@ -101,15 +102,14 @@ class EmbeddingsModel(ABC):
         )
         save = store.write if store else audible.save_batch if stream_save else None
         plan = plan.left(audible, store.completed(), failed_before) if store else plan
-        delivery = Delivery(save, observer or bar, self.stages)
+        delivery = Delivery(save, follower, self.stages)
         self._batching |= {**asdict(loading), "batches": len(plan.batches)}
-        (observer or bar).planned(plan.audio_seconds(), upsampled=plan.upsampled)
-        self.on_progress = (observer or bar).under_way
+        follower.planned(plan.audio_seconds(), upsampled=plan.upsampled)
+        self.on_progress = follower.under_way
         with closing(bar):
             self._run(audible, plan, loading, data_config, delivery, stop)
         found = delivery.collected
-        pairs = [(utterance.id, found[utterance.id]) for utterance in audible.utterances if utterance.id in found]
-        return EmbeddingPairs(pairs, delivery.failures)
+        return EmbeddingPairs([(u.id, found[u.id]) for u in audible.utterances if u.id in found], delivery.failures)
 
     def embed_file(self, path: str | Path, *, part: Part = WHOLE) -> Embedding:
         """Embed an audio file, or a part of it, to `(dim,)`. Raises UtteranceError."""
@@ -182,7 +182,7 @@ class EmbeddingsModel(ABC):
             if batch is None:
                 return
             yield batch.pin_memory() if self.device.type == "cuda" else batch
-            del batch  # or its memory would be held while the next one is decoded
+            del batch  # free its memory before the next one is decoded
 
     def _embed_and_release(
         self, batch: Decoded, *, config: DataConfig, read_ahead: ReadAhead, postponed: list[Decoded]

@@ -3,21 +3,21 @@
 from collections.abc import Callable
 from functools import cached_property
 from threading import RLock
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 
 
-class computed_once(cached_property[_T]):  # noqa: N801
-    """A cached property that one thread computes while others wait; functools has no lock from Python 3.12 on."""
+def computed_once(function: Callable[[Any], _T]) -> cached_property[_T]:
+    """Make a cached property that one thread computes while others wait; functools has no lock from Python 3.12 on."""
+    return _LockedProperty(function)
 
+
+class _LockedProperty(cached_property[_T]):
     def __init__(self, function: Callable[[Any], _T]) -> None:
         super().__init__(function)
         self._lock = RLock()
 
-    if not TYPE_CHECKING:  # the types are those of a cached property
-
-        def __get__(self, instance: Any, owner: type | None = None) -> Any:
-            """Return the value, which is an attribute of the instance from then on."""
-            with self._lock:
-                return super().__get__(instance, owner)
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        with self._lock:
+            return super().__get__(instance, owner)

@@ -46,7 +46,7 @@ class _Threads(Generic[_Batch, _Outcome]):
                     self.done.put(self.embed(batch))
             except BaseException as error:
                 self.fail(error)
-            del batch  # or its memory would be held while the next one is waited for
+            del batch  # free its memory before waiting for the next one
 
     def save(self) -> None:
         is_last, can_save = False, True

@@ -24,6 +24,7 @@ from balr.stores.commit_log import Row
 from balr.stores.embedding_files import checksum, decode, read_content
 from balr.stores.folder import files_of, locked
 from balr.stores.manifest import METADATA, is_of, manifest_of, source
+from balr.stores.places import embedding_file
 
 Kind = Literal["missing", "extra", "broken", "unreadable", "contradiction", "unfinished"]
 _FORGOTTEN: Collection[Kind] = ("missing", "extra", "broken", "contradiction")
@@ -31,7 +32,7 @@ _FORGOTTEN: Collection[Kind] = ("missing", "extra", "broken", "contradiction")
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong, and with what: an utterance by its id, a file, or a list. `row`: the manifest lists it so."""
+    """What is wrong, and with what: an utterance by its id, a file, or a list; `in_manifest`: it has a row."""
 
     kind: Kind
     what: str
@@ -169,7 +170,7 @@ def _unfinished(record: Record | None, rows: Mapping[str, Row], failed: Mapping[
     last = record.runs[-1]
     counts = last.get("counts")
     if not isinstance(counts, dict) or not all(isinstance(count, int) for count in counts.values()):
-        yield Finding("unfinished", "last run", str(last.get("exit") or "it is at work, or was killed"))
+        yield Finding("unfinished", "last run", str(last.get("exit") or "it has not ended, or was killed"))
         return
     not_reached = counts.get("not_reached", 0)
     if not_reached:
@@ -211,9 +212,9 @@ def _misplaced(folder: Path, corpus: Corpus, utterance: Utterance, row: Row) -> 
         reason = f"of {source(row)}, in the corpus {here}"
         yield Finding("contradiction", utterance.id, reason, in_manifest=True)
     elif not Path(row["embedding"]).is_absolute():
-        corpus.set_output_dir(folder)
-        corpus.vector_format = os.path.splitext(row["embedding"])[1].lstrip(".")
-        expected = os.path.relpath(corpus.embedding_path(utterance), os.path.abspath(folder))
+        suffix = os.path.splitext(row["embedding"])[1]
+        place = embedding_file(utterance, suffix, root=str(corpus.root_dir), output_dir=str(folder))
+        expected = place.removeprefix(os.path.join(folder, ""))
         if expected != row["embedding"]:
             reason = f"listed as {row['embedding']}, and its place is {expected}"
             yield Finding("contradiction", utterance.id, reason, in_manifest=True)

@@ -23,7 +23,9 @@ def places(dataset: AudioDataset) -> list[str]:
 
 
 def test_items_are_float32_waveforms_at_the_asked_rate(corpus: Path) -> None:
-    item = AudioDataset.from_dir(corpus).at_rate(8_000)[0]
+    dataset = AudioDataset.from_dir(corpus)
+    dataset.sample_rate_hz = 8_000
+    item = dataset[0]
     assert item.id == "spk0/utt0.wav" and item.sample_rate_hz == 8_000
     assert item.audio is not None and item.audio.dtype == torch.float32
     assert item.audio.shape == (8_000,) and item.audio.abs().max() <= 1
