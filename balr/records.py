@@ -50,7 +50,10 @@ WHOLE = Part()
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """Name an utterance and its files; nothing is opened yet. `extra` holds the other columns of a csv."""
+    """Name an utterance and its files; nothing is opened yet. `extra` holds the other columns of a csv.
+
+    `duration_seconds` is that of the part, where a list gives it.
+    """
 
     id: str
     audio: Path | None
@@ -58,6 +61,7 @@ class Utterance:
     embedding: Path | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
     part: Part = WHOLE
+    duration_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
