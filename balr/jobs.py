@@ -8,11 +8,13 @@ import signal
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import env_override
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -20,13 +22,13 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.table import Table
 
 from balr.atomic import whole_file
-from balr.composition import check, register
+from balr.composition import check, fetch_models, register
 from balr.config import RunConfig
-from balr.errors import BalrError, one_line
+from balr.errors import BalrError, CheckpointError, one_line
 from balr.logs import name_lines
 from balr.runs.progress import SweepBars
 from balr.runs.summary import Summary, as_text
-from balr.shutdown import Stop, end_with_process, handle_signals, stop_on_signals
+from balr.shutdown import Stop, end_with_process, handle_signals, kill_children, stop_on_signals
 
 log = logging.getLogger(__name__)
 
@@ -71,18 +73,41 @@ class JobResult:
 def run_job(cfg: DictConfig) -> None:
     """Do one job of Hydra's and end the process with its exit code; a job of a sweep leaves its result instead."""
     register()  # again, as a job of a parallel sweep runs in a process of its own
-    is_elsewhere, sweep = multiprocessing.parent_process() is not None, os.getppid()
-    if is_elsewhere:
-        end_with_process(sweep, signal.SIGTERM)
     is_of_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    is_elsewhere = is_of_sweep and SweepTable.process != os.getpid()
+    starter = _starter() if is_elsewhere else None
     with stop_on_signals() as stop:
+        if starter is not None:
+            end_with_process(starter, signal.SIGTERM)
         result = _run(cfg, stop, is_of_sweep=is_of_sweep)
-    if is_elsewhere and os.getppid() != sweep:  # a launcher's process would wait for more work, and none will come
+    if starter not in (None, os.getppid()):  # a launcher's process would wait for more work, and none will come
         os._exit(result.exit_code)
     if is_of_sweep and (stop.exit_code is None or is_elsewhere):
         result.write(_run_dir())
     elif result.exit_code:
         raise SystemExit(result.exit_code)
+    if is_elsewhere and stop.number is not None and multiprocessing.parent_process() is None:
+        _end_as_stopped(stop.number, result.exit_code)
+
+
+def _starter() -> int | None:
+    """Return the process that started this one and whose end is the end of the sweep, None on a cluster."""
+    pool = multiprocessing.parent_process()
+    controller = os.environ.get("SUBMITIT_LOCAL_JOB_ID")
+    return pool.pid if pool else int(controller) if controller else None
+
+
+def _end_as_stopped(number: int, exit_code: int) -> None:
+    """Pass a signal on to the launcher, which may have the job started again, and end without a result for it.
+
+    Returns where the launcher will not start it again, as submitit says by an exception.
+    """
+    try:
+        signal.raise_signal(number)
+    except Exception as error:
+        log.error("%s", one_line(error))
+    else:
+        raise SystemExit(exit_code)  # a result would tell the sweep that the job is over
 
 
 def _run(cfg: DictConfig, stop: Stop, *, is_of_sweep: bool) -> JobResult:
@@ -126,8 +151,10 @@ def _run_dir() -> Path:
 class SweepTable(Callback):
     """Draw a bar for each job of a parallel sweep; print what became of each job when all have ended.
 
-    The exit code is 1 where a job has another than 0.
+    The exit code is 1 where a job has another than 0, or theirs where all that do were stopped by the same signal.
     """
+
+    process: int | None = None  # that a sweep was started in; jobs may have others
 
     def __init__(self) -> None:
         self._at_the_end = ExitStack()
@@ -137,14 +164,24 @@ class SweepTable(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Follow jobs in processes of their own; at a signal end at once, which each job takes as a graceful stop."""
-        if config.hydra.runtime.choices["hydra/launcher"] != "basic":
-            bars = SweepBars(Path(config.hydra.sweep.dir))
-            bars.start()
-            self._at_the_end.callback(bars.stop)
-            self._at_the_end.enter_context(handle_signals(self._exit))
+        SweepTable.process = os.getpid()
+        if config.hydra.runtime.choices["hydra/launcher"] == "basic":
+            return
+        try:
+            fetch_models(config)
+        except CheckpointError as error:
+            sys.stderr.write(f"ERROR {error}\n")
+            raise SystemExit(REFUSED) from error
+        self._at_the_end.enter_context(env_override({"HF_HUB_OFFLINE": "1"}))
+        self._at_the_end.enter_context(handle_signals(partial(self._exit, config.hydra.launcher._target_)))
+        bars = SweepBars(Path(config.hydra.sweep.dir))
+        bars.start()
+        self._at_the_end.callback(bars.stop)
 
-    def _exit(self, number: int, _: FrameType | None) -> None:
+    def _exit(self, launcher: str, number: int, _: FrameType | None) -> None:
         self._at_the_end.close()
+        if launcher.endswith(".LocalLauncher"):  # submitit's, whose processes would go on
+            kill_children()
         os._exit(128 + number)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
@@ -158,10 +195,12 @@ class SweepTable(Callback):
         for result in results:
             table.add_row(*result.cells())
         sys.stderr.write(f"{as_text(table)}\n")
-        bad = [result.job for result in results if result.exit_code]
+        # Place for what needs all jobs, such as the merge of shards.
+        bad = {result.job: result.exit_code for result in results if result.exit_code}
         if bad:
             sys.stderr.write(f"ERROR {len(bad)} of {len(results)} jobs failed: {', '.join(bad)}\n")
-            raise SystemExit(SOME_FAILED)
+            is_stopped = len(set(bad.values())) == 1 and min(bad.values()) > 128
+            raise SystemExit(min(bad.values()) if is_stopped else SOME_FAILED)
 
 
 def _number(file: Path) -> tuple[int, str]:

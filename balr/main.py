@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from textwrap import shorten
 
 import hydra
 from hydra.errors import HydraException
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run with Hydra's command line, `argv` or the process's own, and return an exit code.
 
     0: every utterance has an embedding. 1: more than `max_failures` failed, or jobs of a sweep did. 2: the command
-    could not do its work. 130: interrupted; 143 and 138: stopped by SIGTERM and SIGUSR1.
+    could not do its work. 130: interrupted; 143: stopped by SIGTERM; 138: at a time limit, by SIGUSR1 or SIGUSR2.
     """
     register()
     open_missing_streams()
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemExit as ended:
             return ended.code if isinstance(ended.code, int) else DONE
         except Exception as error:  # Hydra and launchers raise many kinds
-            sys.stderr.write(f"ERROR {type(error).__name__}: {one_line(error)}\n")
+            told = shorten(f"{type(error).__name__}: {one_line(error)}", 400)  # submitit's hold the log of the job
+            sys.stderr.write(f"ERROR {told}\n")
             return REFUSED
     return DONE
 

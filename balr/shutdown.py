@@ -9,10 +9,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")  # SLURM can send the last before a time limit
+_TIME_LIMIT = ("SIGUSR1", "SIGUSR2")  # SLURM can send the first before a time limit; submitit has it send the second
+_NAMES = ("SIGINT", "SIGTERM", *_TIME_LIMIT)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -38,7 +40,9 @@ class Stop:
 
     @property
     def exit_code(self) -> int | None:
-        """Return 128 and the number of the signal, as shells have it, None where none came."""
+        """Return 128 and the number of the signal, as shells have it, one for a time limit; None where none came."""
+        if self.signal_name in _TIME_LIMIT:
+            return 128 + signal.SIGUSR1
         return None if self.number is None else 128 + self.number
 
     def handle(self, number: int, _: FrameType | None) -> None:
@@ -51,7 +55,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Give a flag that SIGINT, SIGTERM and SIGUSR1 set; in a thread that gets no signals, nothing sets it."""
+    """Give a flag that SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 set; in a thread that gets no signals, nothing sets it."""
     stop = Stop()
     with handle_signals(stop.handle):
         yield stop
@@ -59,7 +63,7 @@ def stop_on_signals() -> Iterator[Stop]:
 
 @contextmanager
 def handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Have SIGINT, SIGTERM and SIGUSR1 handled, where this thread gets signals."""
+    """Have SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 handled, where this thread gets signals."""
     is_main = threading.current_thread() is threading.main_thread()
     numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)] if is_main else []
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in numbers}
@@ -78,3 +82,11 @@ def end_with_process(parent: int | None, number: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
         if os.getppid() != parent:  # it was too late to ask for it
             os.kill(os.getpid(), number)
+
+
+def kill_children() -> None:
+    """Kill the processes that this one has started, where the system lists them."""
+    for listed in Path("/proc/self/task").glob("*/children"):
+        for child in listed.read_text(encoding="ascii").split():
+            with suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGKILL)

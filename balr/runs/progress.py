@@ -5,7 +5,6 @@ Jobs side by side cannot share a terminal, so each leaves its progress in a file
 
 import json
 import logging
-import multiprocessing
 import sys
 import threading
 import time
@@ -14,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -153,8 +154,10 @@ class SweepBars:
 
 
 def report_file(run_dir: Path) -> Path | None:
-    """Return where a job leaves its progress, if another process draws the bars."""
-    return None if multiprocessing.parent_process() is None else run_dir / _REPORT
+    """Return where a job leaves its progress, if it is one of a sweep with a launcher, which draws the bars."""
+    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    is_launched = hydra and hydra.mode == RunMode.MULTIRUN and hydra.runtime.choices["hydra/launcher"] != "basic"
+    return run_dir / _REPORT if is_launched else None
 
 
 def _bar(*, disable: bool) -> Progress:
