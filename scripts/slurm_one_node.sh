@@ -19,7 +19,8 @@ trap 'exit 143' TERM
 port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 host=$(hostname -s)
 memory_mb=$(awk '/MemTotal/ { print int($2 / 1024 * 0.9) }' /proc/meminfo)
-mkdir -p "$folder/state" "$folder/spool"
+chmod 711 "$folder"   # or munged refuses to put its socket there
+mkdir "$folder/state" "$folder/spool"
 head -c 1024 /dev/urandom > "$folder/munge.key"
 chmod 600 "$folder/munge.key"
 cat > "$folder/slurm.conf" <<CONF
@@ -48,7 +49,7 @@ GresTypes=gpu
 NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$memory_mb Gres=gpu:1
 PartitionName=main Nodes=$host Default=YES MaxTime=INFINITE State=UP
 CONF
-echo "Name=gpu Count=1" > "$folder/gres.conf"   # in name only: jobs can ask for one
+echo "Name=gpu File=/dev/null" > "$folder/gres.conf"   # in name only: jobs can ask for one
 export SLURM_CONF=$folder/slurm.conf
 munged --foreground --key-file="$folder/munge.key" --socket="$folder/munge.socket" --pid-file="$folder/munge.pid" \
     --seed-file="$folder/munge.seed" --log-file="$folder/munge.log" >"$folder/munged.out" 2>&1 &
@@ -58,8 +59,9 @@ pids+=($!)
 slurmd -D >"$folder/slurmd.log" 2>&1 &
 pids+=($!)
 for _ in $(seq 60); do
-    [ "$(sinfo --noheader --format=%T 2>/dev/null)" = idle ] && break
+    state=$(timeout 5 sinfo --noheader --format=%T 2>/dev/null || true)
+    [ "$state" != idle ] && kill -0 "${pids[@]}" 2>/dev/null || break
     sleep 0.5
 done
-[ "$(sinfo --noheader --format=%T)" = idle ] || { tail -n 20 "$folder"/*.log "$folder"/*.out >&2; exit 1; }
+[ "$state" = idle ] || { tail -n 5 "$folder"/*.log "$folder"/*.out >&2; exit 1; }
 "$@"
