@@ -7,23 +7,18 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, TypeVar
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from balr.checkpoints import files_in, find_checkpoint, published_checkpoints, published_names
+from balr.checkpoints import files_in, published_checkpoints, published_names
 from balr.config import RunConfig, flat, known_keys
 from balr.errors import ConfigError
 
@@ -75,26 +70,6 @@ def check(cfg: DictConfig) -> RunConfig:
         if not is_legal:
             raise ConfigError(f"{key}={getattr(run, key)}: must be {expected}.")
     return _in_a_sweep(run, _label_of_this_job(_root_=cfg)) if HydraConfig.get().mode == RunMode.MULTIRUN else run
-
-
-def fetch_models(sweep: DictConfig) -> None:
-    """Have the Hub's files of every model that a sweep names on this machine before its jobs start, once.
-
-    Raises CheckpointError. What is wrong with the overrides themselves, Hydra says when it composes the jobs.
-    """
-    loader = GlobalHydra.instance().config_loader()
-    params = [f"{key}={value}" for key, value in (OmegaConf.select(sweep, "hydra.sweeper.params") or {}).items()]
-    with suppress(HydraException, OmegaConfBaseException):
-        given = OverridesParser.create(loader).parse_overrides([*params, *sweep.hydra.overrides.task])
-        # Other keys say nothing about the model, and may have thousands of values.
-        about = ("embeddings", "experiment")
-        chosen = [one for one in given if not one.is_sweep_override() or one.key_or_group.startswith(about)]
-        for job in BasicSweeper.split_arguments(chosen, max_batch_size=None)[0]:
-            model = loader.load_sweep_config(sweep, job).embeddings.model
-            folder = model.model_dir and os.path.expanduser(model.model_dir)
-            if model.model_repo and not (folder and os.path.isdir(folder) and os.scandir(folder)):
-                files = ("model_repo", "model_name", "config_name", "model_dir", "revision")
-                find_checkpoint(**{key: model[key] for key in files})
 
 
 def build(node: Mapping[str, Any], kind: type[_T], **arguments: object) -> _T:

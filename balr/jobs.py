@@ -22,13 +22,14 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.table import Table
 
 from balr.atomic import whole_file
-from balr.composition import check, fetch_models, register
+from balr.composition import check, register
 from balr.config import RunConfig
 from balr.errors import BalrError, CheckpointError, one_line
+from balr.launchers import end_as_stopped, fetch_models, kill_children, process_above
 from balr.logs import name_lines
 from balr.runs.progress import SweepBars
 from balr.runs.summary import Summary, as_text
-from balr.shutdown import Stop, end_with_process, handle_signals, kill_children, stop_on_signals
+from balr.shutdown import Stop, end_with_process, handle_signals, stop_on_signals
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def run_job(cfg: DictConfig) -> None:
     register()  # again, as a job of a parallel sweep runs in a process of its own
     is_of_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     is_elsewhere = is_of_sweep and SweepTable.process != os.getpid()
-    starter = _starter() if is_elsewhere else None
+    starter = process_above() if is_elsewhere else None
     with stop_on_signals() as stop:
         if starter is not None:
             end_with_process(starter, signal.SIGTERM)
@@ -87,27 +88,7 @@ def run_job(cfg: DictConfig) -> None:
     elif result.exit_code:
         raise SystemExit(result.exit_code)
     if is_elsewhere and stop.number is not None and multiprocessing.parent_process() is None:
-        _end_as_stopped(stop.number, result.exit_code)
-
-
-def _starter() -> int | None:
-    """Return the process that started this one and whose end is the end of the sweep, None on a cluster."""
-    pool = multiprocessing.parent_process()
-    controller = os.environ.get("SUBMITIT_LOCAL_JOB_ID")
-    return pool.pid if pool else int(controller) if controller else None
-
-
-def _end_as_stopped(number: int, exit_code: int) -> None:
-    """Pass a signal on to the launcher, which may have the job started again, and end without a result for it.
-
-    Returns where the launcher will not start it again, as submitit says by an exception.
-    """
-    try:
-        signal.raise_signal(number)
-    except Exception as error:
-        log.error("%s", one_line(error))
-    else:
-        raise SystemExit(exit_code)  # a result would tell the sweep that the job is over
+        end_as_stopped(stop.number, result.exit_code)
 
 
 def _run(cfg: DictConfig, stop: Stop, *, is_of_sweep: bool) -> JobResult:

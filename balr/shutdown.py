@@ -9,8 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from types import FrameType
 
 _TIME_LIMIT = ("SIGUSR1", "SIGUSR2")  # SLURM can send the first before a time limit; submitit has it send the second
@@ -82,11 +81,3 @@ def end_with_process(parent: int | None, number: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
         if os.getppid() != parent:  # it was too late to ask for it
             os.kill(os.getpid(), number)
-
-
-def kill_children() -> None:
-    """Kill the processes that this one has started, where the system lists them."""
-    for listed in Path("/proc/self/task").glob("*/children"):
-        for child in listed.read_text(encoding="ascii").split():
-            with suppress(ProcessLookupError):
-                os.kill(int(child), signal.SIGKILL)

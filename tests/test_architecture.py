@@ -17,7 +17,7 @@ LAYERS = (
     {"data"},
     {"embeddings", "runs"},
     {"extraction"},
-    {"jobs"},
+    {"jobs", "launchers"},
     {"main"},
     {"cli", "overrides", "suggestions"},
 )
