@@ -64,9 +64,10 @@ def end_as_stopped(number: int, exit_code: int) -> None:
     """
     try:
         signal.raise_signal(number)
-    except Exception as error:
+    except Exception as error:  # or SLURM, which is starting the job again, has ended the command that asked for it
         log.error("%s", one_line(error))
-        return
+        if type(error).__name__ == "UncompletedJobError":
+            return
     if not _is_cancelled():
         raise SystemExit(exit_code)  # a result would tell the sweep that the job is over
 
