@@ -17,6 +17,7 @@ from balr.records import Embedded, Embedding, Failure, Utterance
 from balr.stores.embedding_files import read_embedding
 from balr.stores.files import write_files
 from balr.stores.places import embedding_file
+from balr.stores.reading import is_store, rows_of, utterance_of
 
 _READERS = MappingProxyType({".csv": read_csv, ".scp": read_scp, ".txt": read_txt})
 
@@ -50,7 +51,7 @@ class Corpus:
         audio_formats: Sequence[str] = AUDIO_FORMATS,
         channel: int | None = None,
     ) -> Self:
-        """Read a folder, a csv, a wav.scp, a list of paths (.txt) or an audio file, by the kind or suffix of the path.
+        """Read a folder, a csv, a wav.scp, a list of paths (.txt), an audio file, or the store of earlier runs.
 
         `root_dir` is where relative paths of a list start (None: beside the list), `audio_formats` the suffixes that a
         folder is searched for. `channel` (from 0) is taken of each file for which a list chooses none. Raises
@@ -58,7 +59,9 @@ class Corpus:
         """
         path = _absolute(path)
         read = _READERS.get(path.suffix.lower())
-        if os.path.isdir(path):  # unlike Path's, it takes a name that is too long for any file
+        if os.path.isdir(path) and is_store(path):
+            corpus = cls([utterance_of(path, row) for row in rows_of(path)], path)
+        elif os.path.isdir(path):  # unlike Path's, it takes a name that is too long for any file
             corpus = cls.from_dir(path, audio_formats=audio_formats)
         elif read is not None:
             corpus = cls._from_list(path, root_dir, read)

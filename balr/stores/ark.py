@@ -18,11 +18,17 @@ def is_in_ark(place: str | Path) -> bool:
     return name.endswith(".ark") and offset.isdecimal()
 
 
-def read_ark(place: str | Path) -> npt.NDArray[Any]:
-    """Read the embedding `(dim,)` float32 at a place in an archive. Raises OSError or ValueError."""
+def read_ark(place: str | Path, *, id_: str = "") -> npt.NDArray[Any]:
+    """Read the embedding `(dim,)` float32 at a place in an archive, of an utterance where its id is given.
+
+    Raises OSError or ValueError.
+    """
     name, _, offset = str(place).rpartition(":")
+    key = f"{id_} ".encode(errors="surrogateescape") if id_ else b""
     with open(name, "rb") as file:
-        file.seek(int(offset))
+        file.seek(max(0, int(offset) - len(key)))
+        if file.read(len(key)) != key:
+            raise ValueError("the archive holds another utterance there")
         head = file.read(HEADER_BYTES)
         dim = int.from_bytes(head[len(_MAGIC) :], "little")
         if not head.startswith(_MAGIC) or not 0 < dim <= _LARGEST_DIM:

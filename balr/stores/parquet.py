@@ -21,9 +21,8 @@ from balr.records import WHOLE_CORPUS, Embedded, Failure, Shard, Utterance
 from balr.stores.base import Store
 from balr.stores.listed import refuse_foreign
 from balr.stores.manifest import COLUMNS, columns_of
-from balr.stores.parquet_parts import CARD, embeddings_of, ids_of, parts_in, pending_in, read_pending
+from balr.stores.parquet_parts import CARD, embeddings_of, ids_of, parts_in, pending_in, read_pending, write_part
 
-_ROWS_PER_GROUP = 1_024  # of a part, which is sorted by id: to read some ids, few groups are read
 _KNOWN = (*COLUMNS, "audio_path", "start", "end", "channel", "duration_seconds")
 
 
@@ -146,15 +145,7 @@ class ParquetStore(Store):
         if self._waiting:
             numbers = [int(part.stem.rpartition("-")[2]) for part in self.folder.glob(f"{self._stem}-?????.parquet")]
             part = self.folder / f"{self._stem}-{max(numbers, default=-1) + 1:05}.parquet"
-            with whole_file(part) as file:
-                pq.write_table(
-                    pa.Table.from_batches(self._waiting).sort_by("id"),
-                    file,
-                    compression="zstd",
-                    row_group_size=_ROWS_PER_GROUP,
-                    use_dictionary=["speaker"],
-                    write_page_checksum=True,
-                )
+            write_part(part, pa.Table.from_batches(self._waiting))
             self._new.append(part)
             self._waiting = []
             with as_output_error(self._pending, "removed"):
@@ -173,7 +164,7 @@ class ParquetStore(Store):
             "end": [part.end_seconds for part in parts],
             "channel": [part.channel for part in parts],
             "speaker": [utterance.speaker for utterance in utterances],
-            "duration_seconds": [one.audio_seconds for one in batch],
+            "duration_seconds": [one.audio_seconds or None for one in batch],
             "embedding": pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1]),
         }
         for name in schema.names[len(columns) :]:

@@ -1,7 +1,8 @@
 """The files of a parquet store, to read: its parts, and the batches that are not part of one yet."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from balr.atomic import whole_file
 from balr.errors import InputError, OutputError, one_line
 from balr.records import format_seconds
 from balr.stores.commit_log import Row
 from balr.stores.manifest import COLUMNS
 
 _PART = re.compile(r"part(-\d+-of-\d+)?-\d+\.parquet")
+_ROWS_PER_GROUP = 1_024  # sorted by id: to read some ids, few groups are read
 CARD = """---
 configs:
 - config_name: default
@@ -70,21 +73,57 @@ def load_parts(folder: Path) -> tuple[list[str], npt.NDArray[np.float32], pa.Tab
     return table["id"].to_pylist(), matrix, others.rename_columns(names)
 
 
-def stored_in_parts(folder: Path) -> Iterator[tuple[Row, npt.NDArray[Any] | Exception]]:
-    """Yield the rows of all parts, as those of metadata.csv, with their embeddings; a damaged part is one row."""
+def rows_in_parts(folder: Path) -> Iterator[Row]:
+    """Yield the rows of all parts as those of metadata.csv; a part that cannot be read is one row."""
     for part in parts_in(folder):
         try:
-            table = pq.read_table(part, page_checksum_verification=True)
-        except (OSError, pa.ArrowException) as error:
-            yield dict.fromkeys(COLUMNS, "") | {"id": part.name, "audio": part.name, "embedding": part.name}, error
+            names = [name for name in pq.read_schema(part).names if name != "embedding"]
+            rows = pq.read_table(part, columns=names, page_checksum_verification=True).to_pylist()
+        except (OSError, pa.ArrowException):
+            yield dict.fromkeys(COLUMNS, "") | {"id": part.name, "audio": part.name, "embedding": f"{part.name}/0"}
             continue
-        others = table.drop(["embedding"]).to_pylist()
-        for number, (cells, embedding) in enumerate(
-            zip(others, _matrix(table["embedding"].combine_chunks()), strict=True)
-        ):
-            row = {name: _cell(cells.pop(name)) for name in list(cells)}
-            row |= {"audio": row.pop("audio_path"), "embedding": f"{part.name}/{number}", "crc32": ""}
-            yield row, embedding
+        for number, cells in enumerate(rows):
+            row = {name: _cell(cell) for name, cell in cells.items()}
+            yield row | {"audio": row.pop("audio_path"), "embedding": f"{part.name}/{number}", "crc32": ""}
+
+
+def read_in_part(place: Path) -> npt.NDArray[Any]:
+    """Read the embedding `(dim,)` at a place such as `part-00000.parquet/17`. Raises ValueError."""
+    try:
+        embedding: npt.NDArray[Any] = _embeddings(place.parent)[int(place.name)]
+    except (OSError, pa.ArrowException, LookupError) as error:
+        raise ValueError(f"the part is damaged: {one_line(error)[:100]}") from error
+    return embedding
+
+
+def drop_rows(folder: Path, ids: Set[str]) -> None:
+    """Write the parts that hold some of these ids anew, without them. Raises OutputError."""
+    for part in parts_in(folder):
+        table = pq.read_table(part)
+        kept = [number for number, id_ in enumerate(table["id"].to_pylist()) if id_ not in ids]
+        if kept and len(kept) < len(table):
+            write_part(part, table.take(kept))
+        elif not kept:
+            part.unlink()
+
+
+def write_part(part: Path, table: pa.Table) -> None:
+    """Write a part, sorted by id, whole or not at all. Raises OutputError."""
+    with whole_file(part) as file:
+        pq.write_table(
+            table.sort_by("id"),
+            file,
+            compression="zstd",
+            row_group_size=_ROWS_PER_GROUP,
+            use_dictionary=["speaker"],
+            write_page_checksum=True,
+        )
+
+
+@lru_cache(maxsize=2)
+def _embeddings(part: Path) -> npt.NDArray[Any]:
+    table = pq.read_table(part, columns=["embedding"], page_checksum_verification=True)
+    return _matrix(table["embedding"].combine_chunks())
 
 
 def _matrix(column: pa.FixedSizeListArray) -> npt.NDArray[Any]:

@@ -8,42 +8,73 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from balr.errors import InputError, one_line
+from balr.errors import BalrError, InputError, one_line
+from balr.records import WHOLE, Part, Utterance
 from balr.stores.ark import is_in_ark, read_ark
 from balr.stores.commit_log import Row
-from balr.stores.embedding_files import checksum, decode, read_content
-from balr.stores.manifest import manifests_in
+from balr.stores.embedding_files import checksum, decode, read_content, read_embedding
+from balr.stores.manifest import COLUMNS, manifests_in
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_KNOWN = frozenset((*COLUMNS, "start", "end", "channel", "duration_seconds"))
 
 Stored = tuple[Row, npt.NDArray[Any] | Exception]
 
 
 def is_store(folder: Path) -> bool:
-    """Return whether a folder holds the embeddings of runs."""
-    return bool(manifests_in(folder)) or any(folder.glob("part-*.parquet"))
+    """Return whether a folder holds embeddings of runs."""
+    if (folder / "run.json").is_file() and any(folder.glob("part-*.parquet")):
+        return True
+    return any(manifest.is_ours for manifest in manifests_in(folder))
 
 
-def stored(folder: Path) -> Iterator[Stored]:
-    """Yield the row of each embedding, once, with the embedding `(dim,)`, or the error where it is damaged.
+def rows_of(folder: Path) -> Iterator[Row]:
+    """Yield a row for each embedding, with the columns of metadata.csv; `embedding` says where it is.
 
-    Rows have the columns of metadata.csv; `embedding` says where it is. Raises OutputError where a list is damaged.
+    Raises OutputError where a list is damaged.
     """
     seen: set[str] = set()
     for manifest in manifests_in(folder):
         for row in manifest.read():
             if row["id"] not in seen:
                 seen.add(row["id"])
-                yield row, _read_checked(folder, row)
+                yield row
     if any(folder.glob("part-*.parquet")):
-        from balr.stores.parquet_parts import stored_in_parts
+        from balr.stores.parquet_parts import rows_in_parts
 
-        yield from stored_in_parts(folder)
+        yield from rows_in_parts(folder)
+
+
+def stored(folder: Path) -> Iterator[Stored]:
+    """Yield each row with its embedding `(dim,)`, or with the error where that is damaged."""
+    for row in rows_of(folder):
+        try:
+            yield row, _read_checked(folder, row)
+        except (OSError, ValueError, BalrError) as error:
+            yield row, error
+
+
+def utterance_of(folder: Path, row: Row) -> Utterance:
+    """Return the utterance of a row of a store, with the path of its embedding."""
+    part = WHOLE
+    if row.get("start") or row.get("end") or row.get("channel"):
+        start, end, channel = (row.get(name) or None for name in ("start", "end", "channel"))
+        part = Part(float(start or 0.0), float(end) if end else None, int(channel) if channel else None)
+    return Utterance(
+        row["id"],
+        Path(row["audio"]) if row["audio"] else None,
+        row["speaker"] or None,
+        folder / row["embedding"],
+        {name: cell for name, cell in row.items() if name not in _KNOWN},
+        part,
+        float(row["duration_seconds"]) if row.get("duration_seconds") else None,
+    )
 
 
 def read_place(folder: Path, place: str) -> npt.NDArray[Any]:
-    """Read the embedding `(dim,)` at a place that a manifest names. Raises OSError or ValueError."""
+    """Read the embedding `(dim,)` of a file or an archive that a manifest names. Raises OSError or ValueError."""
     path = os.path.join(folder, place)
     return read_ark(path) if is_in_ark(place) else decode(read_content(path), os.path.splitext(path)[1])
 
@@ -78,18 +109,17 @@ def load_embeddings(save_dir: str | Path) -> "tuple[list[str], npt.NDArray[np.fl
     )
 
 
-def _read_checked(folder: Path, row: Row) -> npt.NDArray[Any] | Exception:
+def _read_checked(folder: Path, row: Row) -> npt.NDArray[Any]:
     """Read the embedding of a row and compare it with its checksum."""
     path = os.path.join(folder, row["embedding"])
-    try:
-        if is_in_ark(path):
-            embedding = read_ark(path)
-            found = checksum(embedding.tobytes())
-        else:
-            content = read_content(path)
-            embedding, found = decode(content, os.path.splitext(path)[1]), checksum(content)
-        if row["crc32"] and found != row["crc32"]:
-            raise ValueError(f"its CRC-32 is {found}, and {row['crc32']} in metadata.csv")
-    except (OSError, ValueError) as error:
-        return error
+    if not row["audio"] or not row["crc32"]:  # not written by balr, or in a part, which has checksums of its own
+        return read_embedding(Path(path))
+    if is_in_ark(path):
+        embedding = read_ark(path, id_=row["id"])
+        found = checksum(embedding.tobytes())
+    else:
+        content = read_content(path)
+        embedding, found = decode(content, os.path.splitext(path)[1]), checksum(content)
+    if found != row["crc32"]:
+        raise ValueError(f"its CRC-32 is {found}, and {row['crc32']} in metadata.csv")
     return embedding
