@@ -105,8 +105,8 @@ class KaldiStore(ListedStore):
             sums[speakers[id_]] = sums.get(speakers[id_], 0.0) + embedding.astype(np.float64)
         self._write("utt2spk", (f"{id_} {speakers[id_]}" for id_ in ids))
         self._write("spk2utt", (f"{name} {' '.join(of_speaker[name])}" for name in names))
-        # The space at the end is what kaldiio needs to read a text archive; Kaldi takes it, too.
-        self._write("num_utts.ark", (f"{name} {len(of_speaker[name])} " for name in names))
+        # Kaldi ignores spaces at the end; kaldiio looks four bytes ahead, and would take them from the next line.
+        self._write("num_utts.ark", (f"{name} {len(of_speaker[name]):<4}" for name in names))
         means, places = io.BytesIO(), []
         for name in names:
             places.append(f"{name} {self.folder / 'spk_xvector.ark'}:{means.tell() + len(name.encode()) + 1}")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import rows
+from example_embeddings import DIM, UTTERANCES, embedded
 
 from balr.errors import OutputError
 from balr.records import WHOLE_CORPUS, Embedded, Shard, Utterance
@@ -18,11 +19,6 @@ from balr.stores.kaldi import KaldiStore
 from balr.stores.parquet import ParquetStore
 from balr.stores.reading import load_embeddings
 
-COUNT, DIM = 7, 5
-UTTERANCES = [
-    Utterance(f"u{number}", Path(f"/corpus/s{number % 2}/{number}.wav"), f"s{number % 2}", extra={"note": "n"})
-    for number in range(COUNT)
-]
 Open = Callable[..., Store]
 STORES: dict[str, tuple[type[Store], dict[str, Any]]] = {
     "npy": (FilesStore, {"format": "npy"}),
@@ -58,12 +54,6 @@ def open_files(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
 @pytest.fixture(params=["npy", "kaldi"])
 def open_listed(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     return opener(request.param, tmp_path / "out")
-
-
-def embedded(*numbers: int) -> list[Embedded]:
-    return [
-        Embedded(UTTERANCES[n], np.random.default_rng(n).standard_normal(DIM).astype(np.float32), 1.0) for n in numbers
-    ]
 
 
 def check_holds(open_store: Open, folder: Path, *numbers: int) -> None:
