@@ -191,7 +191,7 @@ def test_the_store_of_a_run_is_a_dataset_and_a_matrix(balr: Command, corpus: Pat
     for store in STORES:
         assert balr(f"input={corpus}", f"save_dir={store}", f"store={store}") == 0
         dataset = AudioDataset.from_path(tmp_path / store)
-        found = {id_: embedding for id_, embedding in dataset.embeddings()}
+        found = dict(dataset.embeddings())
         assert {one.audio_path for one in dataset} == set(corpus.rglob("*.wav"))
         expected = expected or found
         assert found.keys() == expected.keys()
