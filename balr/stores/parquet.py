@@ -55,6 +55,7 @@ class ParquetStore(Store):
         self._waiting: list[pa.RecordBatch] = []
         self._since = 0.0
         self._ids: set[str] | None = None
+        self._schema: pa.Schema | None = None
         self._new: list[Path] = []
 
     @property
@@ -76,7 +77,7 @@ class ParquetStore(Store):
         for file in [*pending_in(self.folder), *reversed(parts_in(self.folder))]:
             with as_output_error(file, "removed"):
                 file.unlink()
-        self._ids = set()
+        self._ids, self._schema = set(), None
 
     def write(self, batch: Sequence[Embedded]) -> list[Failure]:
         """Append a batch, without what is completed, to what waits to become a part. Raises OutputError."""
@@ -155,7 +156,7 @@ class ParquetStore(Store):
         """Return the rows of embeddings, in the columns of the first part."""
         utterances = [one.utterance for one in batch]
         matrix = np.stack([one.embedding for one in batch])
-        schema = self._schema(matrix.shape[1])
+        schema = self._columns(matrix.shape[1])
         parts = [utterance.part for utterance in utterances]
         columns: dict[str, Any] = {
             "id": [utterance.id for utterance in utterances],
@@ -172,11 +173,14 @@ class ParquetStore(Store):
         arrays = [pa.array(columns[field.name], field.type) for field in schema]
         return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
-    def _schema(self, dim: int) -> pa.Schema:
-        for part in parts_in(self.folder)[:1]:
-            return pq.read_schema(part).remove_metadata()
-        if self._waiting:
-            return self._waiting[0].schema
+    def _columns(self, dim: int) -> pa.Schema:
+        """Return the columns of the first part, or those that it will have."""
+        if self._schema is None:
+            parts = parts_in(self.folder)
+            self._schema = pq.read_schema(parts[0]).remove_metadata() if parts else self._new_columns(dim)
+        return self._schema
+
+    def _new_columns(self, dim: int) -> pa.Schema:
         types = {"start": pa.float64(), "end": pa.float64(), "channel": pa.int32(), "duration_seconds": pa.float64()}
         known = ("id", "audio_path", "start", "end", "channel", "speaker", "duration_seconds")
         fields = [pa.field(name, types.get(name, pa.string())) for name in known]

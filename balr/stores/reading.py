@@ -1,6 +1,7 @@
 """Read a store of any kind: its rows, in the columns of metadata.csv, and its embeddings."""
 
 import os
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,22 +92,23 @@ def load_embeddings(save_dir: str | Path) -> "tuple[list[str], npt.NDArray[np.fl
     folder = Path(save_dir).expanduser()
     if parts_in(folder):
         return load_parts(folder)
-    rows, embeddings = [], []
+    columns: dict[str, list[str]] = {}
+    numbers = array("f")  # grows in place, where a list of arrays would be in memory twice
     for row, embedding in stored(folder):
         if isinstance(embedding, Exception):
             raise InputError(f"{folder}: {row['id']}: {one_line(embedding)}; balr verify shows all that is damaged.")
-        rows.append(row)
-        embeddings.append(embedding)
-    if not rows:
+        for name, cell in row.items():
+            columns.setdefault(name, []).append(cell)
+        numbers.frombytes(embedding.astype(np.float32, copy=False).tobytes())
+        if len(numbers) != len(columns["id"]) * embedding.size:
+            raise InputError(
+                f"{folder}: {row['id']}: {embedding.size} numbers, unlike others; balr verify shows which."
+            )
+    if not columns:
         raise InputError(f"{folder}: holds no embeddings; give the save_dir of a run.")
-    if len({embedding.size for embedding in embeddings}) > 1:
-        raise InputError(f"{folder}: embeddings of several sizes; balr verify shows which.")
-    table = pa.Table.from_pylist(rows)
-    return (
-        table["id"].to_pylist(),
-        np.stack(embeddings).astype(np.float32, copy=False),
-        table.drop(["id", "embedding", "crc32"]),
-    )
+    ids = columns.pop("id")
+    others = {name: cells for name, cells in columns.items() if name not in ("embedding", "crc32")}
+    return ids, np.frombuffer(numbers, np.float32).reshape(len(ids), -1), pa.table(others)
 
 
 def _read_checked(folder: Path, row: Row) -> npt.NDArray[Any]:
