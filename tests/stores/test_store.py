@@ -1,5 +1,6 @@
 """What every store promises: an embedding exists when a manifest lists it, whatever happened in between."""
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -138,6 +139,33 @@ def test_a_shard_that_was_killed_goes_on_under_another_count(open_store: Open, t
     assert whole.completed() == {"u0", "u2", "u3"}
     whole.close()
     check_holds(open_store, tmp_path / "out", 0, 2, 3)
+
+
+@pytest.mark.parametrize("refused", [1, 2, 3])
+def test_a_disk_that_refuses_a_flush_is_an_error_and_the_next_run_goes_on(
+    open_store: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: int
+) -> None:
+    open_store().write(embedded(0))
+    flushes: list[int] = []
+
+    def fsync(file: int) -> None:
+        flushes.append(file)
+        if len(flushes) == refused:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        store = open_store()
+        with pytest.raises(OutputError, match="No space left on device"):
+            for number in range(1, 7):
+                store.write(embedded(number))
+    store = open_store()
+    assert "u0" in store.completed()
+    for number in range(7):
+        if f"u{number}" not in store.completed():
+            store.write(embedded(number))
+    store.close()
+    check_holds(open_store, tmp_path / "out", *range(7))
 
 
 def test_a_closed_manifest_is_in_the_order_of_the_corpus(open_listed: Open, tmp_path: Path) -> None:
