@@ -9,10 +9,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")  # SLURM can send the last before a time limit
+_REQUEUE = "SIGUSR2"  # so does submitit, whose handler starts the job again
 _PR_SET_PDEATHSIG = 1
 
 
@@ -37,6 +39,11 @@ class Stop:
         return None if self.number is None else signal.Signals(self.number).name
 
     @property
+    def is_requeue(self) -> bool:
+        """Return whether a launcher asked for it that has a handler of its own, to be called when all is saved."""
+        return self.signal_name == _REQUEUE
+
+    @property
     def exit_code(self) -> int | None:
         """Return 128 and the number of the signal, as shells have it, None where none came."""
         return None if self.number is None else 128 + self.number
@@ -59,9 +66,11 @@ def stop_on_signals() -> Iterator[Stop]:
 
 @contextmanager
 def handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Have SIGINT, SIGTERM and SIGUSR1 handled, where this thread gets signals."""
+    """Have SIGINT, SIGTERM and SIGUSR1 handled, and SIGUSR2 where a launcher does, if this thread gets signals."""
     is_main = threading.current_thread() is threading.main_thread()
     numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)] if is_main else []
+    if is_main and callable(signal.getsignal(getattr(signal, _REQUEUE, signal.SIGINT))) and hasattr(signal, _REQUEUE):
+        numbers.append(signal.SIGUSR2)
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in numbers}
     for number in numbers:
         signal.signal(number, handler)
@@ -70,6 +79,14 @@ def handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
+
+
+def end_children(number: int) -> None:
+    """Send a signal to the processes that this one started, where the system lists them."""
+    with suppress(OSError):
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii")
+        for child in children.split():
+            os.kill(int(child), number)
 
 
 def end_with_process(parent: int | None, number: int) -> None:

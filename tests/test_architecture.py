@@ -17,7 +17,7 @@ LAYERS = (
     {"data"},
     {"embeddings", "runs"},
     {"extraction", "export"},
-    {"jobs"},
+    {"jobs", "sweeps"},
     {"main"},
     {"cli", "store_commands", "overrides", "suggestions"},
 )

@@ -6,6 +6,7 @@ Jobs side by side cannot share a terminal, so each leaves its progress in a file
 import json
 import logging
 import multiprocessing
+import os
 import sys
 import threading
 import time
@@ -152,9 +153,14 @@ class SweepBars:
                     self._bar.update(self._tasks[file], **fields)
 
 
+def is_in_job_process() -> bool:
+    """Return whether a launcher, joblib or submitit, started this process for a job of a sweep."""
+    return multiprocessing.parent_process() is not None or "SUBMITIT_EXECUTOR" in os.environ
+
+
 def report_file(run_dir: Path) -> Path | None:
     """Return where a job leaves its progress, if another process draws the bars."""
-    return None if multiprocessing.parent_process() is None else run_dir / _REPORT
+    return run_dir / _REPORT if is_in_job_process() else None
 
 
 def _bar(*, disable: bool) -> Progress:
