@@ -16,7 +16,7 @@ from rich.table import Table
 
 from balr.checkpoints import find_checkpoint, hub_settings, published_names
 from balr.errors import BalrError
-from balr.jobs import RESULT, SOME_FAILED, JobResult
+from balr.jobs import REFUSED, RESULT, SOME_FAILED, JobResult
 from balr.runs.progress import SweepBars
 from balr.runs.summary import as_text
 from balr.shutdown import end_children, handle_signals
@@ -45,7 +45,12 @@ class SweepTable(Callback):
             self._at_the_end.callback(bars.stop)
             self._at_the_end.enter_context(handle_signals(self._exit))
         if launcher not in ("basic", "joblib", "joblib_cpu"):
-            fetch_checkpoints(config)
+            try:
+                fetch_checkpoints(config)
+            except BalrError as error:  # of which Hydra would make a warning
+                self._at_the_end.close()
+                sys.stderr.write(f"ERROR {error}\n")
+                raise SystemExit(REFUSED) from None
 
     def _exit(self, number: int, _: FrameType | None) -> None:
         self._at_the_end.close()
@@ -82,7 +87,7 @@ def fetch_checkpoints(config: DictConfig) -> None:
             model["model_repo"],
             model["model_name"],
             config_name=model["config_name"],
-            model_dir=model.get("model_dir"),
+            model_dir=None,
             revision=model.get("revision"),
         )
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -96,7 +101,7 @@ def _models(config: DictConfig) -> Iterator[dict[str, Any]]:
             yield from (hub_settings(name) for name in names if name in published_names())
             return
     model: Any = OmegaConf.to_container(config.embeddings.model, resolve=True)
-    if model["model_repo"] or model["model_dir"]:
+    if model["model_repo"] and not model["model_dir"]:
         yield model
 
 
