@@ -46,6 +46,7 @@ class Part:
 
 
 WHOLE = Part()
+NOTHING: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Utterance:
     audio: Path | None
     speaker: str | None = None
     embedding: Path | None = None
-    extra: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, str] = field(default_factory=lambda: NOTHING)  # one for all: there are millions
     part: Part = WHOLE
     duration_seconds: float | None = None
 

@@ -91,6 +91,6 @@ def _utterance(id_: str, audio: Path, fields: Mapping[str, Any]) -> Utterance:
         texts.pop("id", "") or id_,
         audio,
         speaker or None,
-        extra={name: text for name, text in texts.items() if name not in ("audio", "embedding", "crc32")},
+        extra={name: text for name, text in texts.items() if name not in ("audio", "embedding", "crc32", "duration")},
         duration_seconds=seconds if 0 < seconds < float("inf") else None,
     )

@@ -8,20 +8,21 @@ import csv
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
 from balr.errors import InputError
-from balr.records import WHOLE, Part, Utterance
+from balr.records import NOTHING, WHOLE, Part, Utterance
 
 log = logging.getLogger(__name__)
 
 _LONGEST_LINE = 1 << 20
 _LONGEST_ID = 100_000  # the lists of a run are read with csv's limit
 _MEANT_AS_AUDIO = frozenset({"wav", "path", "file", "filename", "audio_path", "filepath", "wav_path"})
-_COLUMNS = frozenset({"id", "audio", "speaker", "embedding", "start", "end", "channel", "crc32"})
+_COLUMNS = frozenset({"id", "audio", "speaker", "embedding", "start", "end", "channel", "duration", "crc32"})
 
 
 def read_csv(path: Path, root_dir: Path) -> list[Utterance]:
@@ -159,9 +160,9 @@ def _from_row(where: str, row: Mapping[str, str], root_dir: Path) -> Utterance:
     return Utterance(
         id=row.get("id", f"{audio or embedding}{part.suffix}"),
         audio=_path(where, audio, root_dir) if audio else None,
-        speaker=row.get("speaker"),
+        speaker=None if row.get("speaker") is None else sys.intern(row["speaker"]),
         embedding=_path(where, embedding, root_dir) if embedding else None,
-        extra={name: cell for name, cell in row.items() if name not in _COLUMNS},
+        extra={name: cell for name, cell in row.items() if name not in _COLUMNS} or NOTHING,
         part=part,
         duration_seconds=_duration(row.get("duration", ""), where),
     )

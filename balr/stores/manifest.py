@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from balr.records import WHOLE, Utterance
+from balr.records import WHOLE, Utterance, format_seconds
 from balr.stores.commit_log import CommitLog, Row
 
 METADATA = "metadata.csv"
@@ -31,6 +31,8 @@ def columns_of(utterances: Iterable[Utterance]) -> Iterable[str]:
     for utterance in utterances:
         if utterance.part is not WHOLE:
             columns |= dict.fromkeys(_PART_COLUMNS)
+        if utterance.duration_seconds is not None:
+            columns["duration"] = None
         columns |= dict.fromkeys(utterance.extra)
     return columns
 
@@ -38,7 +40,9 @@ def columns_of(utterances: Iterable[Utterance]) -> Iterable[str]:
 def row_of(utterance: Utterance, embedding: str, crc32: str) -> Row:
     """Return the row of an utterance whose embedding is stored as `embedding`."""
     known = (utterance.id, str(utterance.audio or ""), utterance.speaker or "", embedding, crc32)
-    return {**utterance.extra, **utterance.part.cells(), **dict(zip(COLUMNS, known, strict=True))}
+    seconds = utterance.duration_seconds
+    duration = {} if seconds is None else {"duration": format_seconds(seconds)}
+    return {**utterance.extra, **duration, **utterance.part.cells(), **dict(zip(COLUMNS, known, strict=True))}
 
 
 def is_of(row: Row, utterance: Utterance) -> bool:

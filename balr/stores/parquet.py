@@ -23,7 +23,7 @@ from balr.stores.listed import refuse_foreign
 from balr.stores.manifest import COLUMNS, columns_of
 from balr.stores.parquet_parts import CARD, embeddings_of, ids_of, parts_in, pending_in, read_pending, write_part
 
-_KNOWN = (*COLUMNS, "audio_path", "start", "end", "channel", "duration_seconds")
+_KNOWN = (*COLUMNS, "audio_path", "start", "end", "channel", "duration", "duration_seconds")
 
 
 class ParquetStore(Store):

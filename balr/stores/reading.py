@@ -19,7 +19,7 @@ from balr.stores.manifest import COLUMNS, manifests_in
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_KNOWN = frozenset((*COLUMNS, "start", "end", "channel", "duration_seconds"))
+_KNOWN = frozenset((*COLUMNS, "start", "end", "channel", "duration", "duration_seconds"))
 
 Stored = tuple[Row, npt.NDArray[Any] | Exception]
 
@@ -70,7 +70,7 @@ def utterance_of(folder: Path, row: Row) -> Utterance:
         folder / row["embedding"],
         {name: cell for name, cell in row.items() if name not in _KNOWN},
         part,
-        float(row["duration_seconds"]) if row.get("duration_seconds") else None,
+        float(seconds) if (seconds := row.get("duration_seconds") or row.get("duration")) else None,
     )
 
 

@@ -192,7 +192,7 @@ def test_what_is_wrong_in_a_kaldi_data_folder_is_named_by_its_line(kaldi_folder:
 def test_a_column_of_durations_spares_the_headers(
     balr: Command, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = [f"spk{n % 2}/utt{n}.wav,{1.0 + 0.2 * n}" for n in range(6)]
+    lines = [f"spk{n % 2}/utt{n}.wav,{1 + 0.2 * n:g}" for n in range(6)]
     (corpus / "list.csv").write_text("audio,duration\n" + "\n".join(lines) + "\n")
     assert balr(f"input={corpus / 'list.csv'}", "save_dir=out") == 0
     assert not (tmp_path / "out" / "durations.csv").exists()

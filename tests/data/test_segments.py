@@ -11,7 +11,7 @@ import torchaudio
 from conftest import Command, embeddings, rows, speechlike, write_wav
 from encoding import encode
 
-from balr.data import containers, decoders
+from balr.data import audio, containers, decoders
 from balr.data.audio import Cursor, load_waveform
 from balr.data.corpus import Corpus
 from balr.errors import InputError, UtteranceError
