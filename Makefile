@@ -7,7 +7,7 @@ UV := $(BIN)/uv
 DEMO := outputs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-wheel test-all test-cuda lint format typecheck check resolution lock bench endurance clean
+.PHONY: help setup demo test test-wheel test-all test-slurm test-cuda lint format typecheck check resolution lock bench endurance clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ test-wheel: setup ## Build the wheel, install it and run it from another folder
 
 test-all: setup ## Run all tests, slow ones too, that this machine can run
 	$(BIN)/python -m pytest -m ''
+
+test-slurm: setup ## Run the tests on a SLURM cluster of this machine (Debian, root; about 5 minutes)
+	@command -v slurmctld munged >/dev/null || apt-get install --yes --quiet slurm-wlm munge
+	$(BIN)/python -m pytest -m slurm
 
 test-cuda: setup ## Run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m cuda

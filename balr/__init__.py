@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from balr.data.dataset import AudioDataset
     from balr.embeddings.loading import load_model
     from balr.embeddings.wespeaker import WespeakerModel
+    from balr.stores.reading import load_embeddings
 
-__all__ = ["AudioDataset", "DataConfig", "FeaturesConfig", "WespeakerModel", "load_model"]
+__all__ = ["AudioDataset", "DataConfig", "FeaturesConfig", "WespeakerModel", "load_embeddings", "load_model"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,6 +22,7 @@ def __getattr__(name: str) -> Any:
         "DataConfig": "balr.config",
         "FeaturesConfig": "balr.config",
         "WespeakerModel": "balr.embeddings.wespeaker",
+        "load_embeddings": "balr.stores.reading",
         "load_model": "balr.embeddings.loading",
     }
     if name not in homes:

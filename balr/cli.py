@@ -1,6 +1,5 @@
 """`balr …` for the shell: flags become Hydra overrides and go to the same main as `python -m balr.main`."""
 
-import io
 import logging
 import os
 import sys
@@ -15,9 +14,9 @@ from balr.checkpoints import download_checkpoint, published_table
 from balr.errors import BalrError, one_line
 from balr.logs import open_missing_streams
 from balr.overrides import split_commas, split_words, to_overrides
+from balr.store_commands import export, merge, verify
 from balr.suggestions import complete_override, complete_value, suggest
 
-_SHOWN_OF_A_KIND = 20
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # typer does not export it
 
 app = typer.Typer(
@@ -175,52 +174,11 @@ def extract(
     raise typer.Exit(run([*hydra_flags, *to_overrides(flags), *rest]))
 
 
-@app.command(epilog="Exit codes: 0 all is as it should be; 1 something is not; 2 the folder cannot be verified.")
-def verify(
-    save_dir: Annotated[str, typer.Argument(metavar="SAVE_DIR", help="The folder of a run.")],
-    corpus: Annotated[
-        str | None, typer.Argument(metavar="[INPUT]", help="The corpus that it should hold the embeddings of.")
-    ] = None,
-    *,
-    forget: Annotated[
-        bool,
-        typer.Option(
-            "--forget", help="Take what is wrong off metadata.csv, so that the next run of the same command embeds it."
-        ),
-    ] = False,
-    audio_formats: Annotated[
-        list[str] | None,
-        typer.Option(help="File suffixes that a folder is searched for; repeat or separate by commas."),
-    ] = None,
-    root_dir: Annotated[
-        str | None, typer.Option(help="Where relative paths of a csv or wav.scp start.", metavar="DIR")
-    ] = None,
-) -> None:
-    """Read every embedding of a folder and compare it with its lists, its record and the corpus.
-
-    balr verify outputs/embeddings/voxceleb2/resnet34_lm voxceleb2/metadata.csv
-    """
-    from balr.data.corpus import Corpus
-    from balr.data.folders import AUDIO_FORMATS
-    from balr.runs import verify as checks
-
-    folder = Path(save_dir).expanduser()
-    formats = split_commas(audio_formats) or AUDIO_FORMATS
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        found = Corpus.from_path(corpus, root_dir=root_dir, audio_formats=formats) if corpus else None
-        verdict = checks.verify(folder, found)
-        print(verdict.as_text(most_of_a_kind=_SHOWN_OF_A_KIND if sys.stdout.isatty() else None))
-        if forget:
-            count = checks.forget(folder, verdict)
-            print(f"{count:,} taken off the list, no file removed; the next run embeds what the corpus lists")
-    except BalrError as error:
-        sys.stderr.write(f"ERROR {error}\n")
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-    raise typer.Exit(1 if verdict.findings else 0)
+app.command(epilog="Exit codes: 0 all is as it should be; 1 something is not; 2 the folder cannot be verified.")(verify)
+app.command(epilog="Exit codes: 0 each utterance has an embedding; 1 some failed or are missing; 2 as for verify.")(
+    merge
+)
+app.command()(export)
 
 
 @app.command()

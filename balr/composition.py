@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, TypeVar
@@ -31,11 +32,12 @@ _NAMES_NO_VARIANT = ("embeddings/model", "input", "save_dir", "save_output", "fo
 def register() -> None:
     """Register the schema and the resolvers of `conf/` with Hydra; calling it again changes nothing."""
     schema = OmegaConf.structured(RunConfig)
-    for frozen in (schema.data, schema.embeddings.model.features):
+    for frozen in (schema.data, schema.shard, schema.embeddings.model.features):
         OmegaConf.set_readonly(frozen, None)  # frozen in Python, but not for overrides
     ConfigStore.instance().store(name="run_schema", node=schema)
     OmegaConf.register_new_resolver("balr.corpus", corpus_name, replace=True)
     OmegaConf.register_new_resolver("balr.label", _label_of_this_job, replace=True)
+    OmegaConf.register_new_resolver("balr.array_index", _array_index, replace=True)
 
 
 def check(cfg: DictConfig) -> RunConfig:
@@ -50,11 +52,11 @@ def check(cfg: DictConfig) -> RunConfig:
     if missing:
         raise ConfigError(f"Missing {', '.join(missing)}: give each as KEY=VALUE.")
     for key in leaves:
-        if key not in known:
+        if key not in known and not key.startswith("store."):  # whose constructor knows its keys
             raise ConfigError(f"{key}: no such key; --cfg job shows all keys.")
     _take_local_checkpoint(cfg.embeddings.model)
     run: RunConfig = OmegaConf.to_object(cfg)  # type: ignore[assignment]
-    run.embeddings = cfg.embeddings  # nodes, which `build` instantiates
+    run.embeddings, run.store = cfg.embeddings, cfg.store  # nodes, which `build` instantiates
     legal = {
         "input": (run.input, "a csv, a folder, an audio file or a wav.scp"),
         "audio_formats": (all(isinstance(one, str) for one in run.audio_formats), "suffixes, such as [wav,flac]"),
@@ -84,10 +86,16 @@ def build(node: Mapping[str, Any], kind: type[_T], **arguments: object) -> _T:
         cls = None
     if not isinstance(cls, type) or not cls.__module__.startswith("balr.") or not issubclass(cls, kind):
         raise ConfigError(f"_target_={target}: not a class of balr that fits here ({kind.__name__}); see conf/.")
+    known = signature(cls).parameters
+    for key in node:
+        if not str(key).startswith("_") and key not in known:
+            raise ConfigError(f"{key}: {cls.__name__} has no such key; it has {', '.join(known)}.")
     try:
-        return instantiate(node, _recursive_=False, _convert_="object", **arguments)  # type: ignore[no-any-return]
+        # Partially: Hydra would make a copy of each argument, and a corpus has millions of utterances.
+        constructor = instantiate(node, _recursive_=False, _convert_="object", _partial_=True)
     except InstantiationException as error:
         raise (error.__cause__ or error) from None
+    return constructor(**arguments)  # type: ignore[no-any-return]
 
 
 def corpus_name(path: str) -> str:
@@ -118,12 +126,14 @@ def job_label(choice: str, overrides: Iterable[str], *, is_sweep: bool) -> str:
             given[key] = label(value)
         elif value not in ("", "null"):
             choice, is_named = label(value), True
+    # Shards of one corpus share a folder, whatever each runs on.
+    shared = {*_NAMES_NO_VARIANT, "device"} if "shard.count" in given else _NAMES_NO_VARIANT
     variants = [
         f"{key.removeprefix(_MODEL)}-{value}"
         for key, value in sorted(given.items())
         if key.startswith(("embeddings.", "experiment"))
         or (key == "precision" and value != "fp32")
-        or (is_sweep and key not in _NAMES_NO_VARIANT and not key.startswith("hydra"))
+        or (is_sweep and key not in shared and not key.startswith(("hydra", "shard")))
     ]
     return _as_folder_name([choice, *variants], distinct=True)
 
@@ -191,6 +201,10 @@ def _as_folder_name(parts: Sequence[str], *, distinct: bool = False) -> str:
     if len(name.encode()) <= _LONGEST_NAME_BYTES and (name == text or not distinct):
         return name
     return f"{name.encode()[:_LONGEST_NAME_BYTES].decode(errors='ignore')}-{_digest(repr(parts))}"
+
+
+def _array_index(task: str, first: str, step: str) -> int:
+    return (int(task) - int(first)) // int(step)
 
 
 def _digest(text: str) -> str:

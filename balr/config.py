@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 from omegaconf import MISSING, OmegaConf
 
 from balr.errors import ConfigError
+from balr.records import Shard
 
 WINDOWS = ("hamming", "hanning", "povey", "rectangular", "blackman")  # as torchaudio.compliance.kaldi names them
 _RANGES: Mapping[str, tuple[int, int]] = MappingProxyType(
@@ -120,6 +121,8 @@ class RunConfig:
     vector_format: str = MISSING
     embeddings: Any = field(default_factory=EmbeddingsConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    store: Any = MISSING
+    shard: Shard = field(default_factory=Shard)
 
 
 def flat(node: object, prefix: str = "") -> dict[str, object]:

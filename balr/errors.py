@@ -5,6 +5,7 @@ BalrError             stops the command; the line is shown, never a traceback
 ├── InputError        the corpus: a csv, a folder, a wav.scp
 ├── CheckpointError   the model's files
 ├── OutputError       the place where results go
+│   ├── LockedError   another run works there
 │   └── PlaceError    the path of one result; becomes a Failure and the run goes on
 └── UtteranceError    one utterance; becomes a Failure and the run goes on
 """
@@ -37,6 +38,10 @@ class CheckpointError(BalrError):
 
 class OutputError(BalrError):
     """Results cannot be written where they should go."""
+
+
+class LockedError(OutputError):
+    """Another run works in the folder."""
 
 
 class PlaceError(OutputError):

@@ -2,23 +2,22 @@
 
 import logging
 import os
-from collections.abc import Set
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from balr.composition import build
 from balr.config import RunConfig
 from balr.data.corpus import Corpus
-from balr.errors import OutputError
+from balr.data.sharding import shard_of
+from balr.errors import LockedError, OutputError
 from balr.records import Failure, Utterance
-from balr.runs.failures import FailureLog
+from balr.runs.folder import RunFolder, open_folder, reopened
 from balr.runs.progress import Tally, report_file
 from balr.runs.provenance import corpus_facts, machine, now, software
-from balr.runs.record import Facts, Record, identity
 from balr.runs.summary import Summary, relative, utterances
 from balr.shutdown import Stop
-from balr.stores.files import FilesStore
 from balr.stores.folder import locked
 
 if TYPE_CHECKING:  # a finished corpus needs no torch
@@ -26,7 +25,7 @@ if TYPE_CHECKING:  # a finished corpus needs no torch
 
 log = logging.getLogger(__name__)
 
-_DURATIONS = "durations.csv"
+_DURATIONS = "durations{}.csv"
 
 
 def run(cfg: RunConfig, *, run_dir: Path, stop: Stop, job: str = "embedding") -> Summary:
@@ -39,89 +38,71 @@ def run(cfg: RunConfig, *, run_dir: Path, stop: Stop, job: str = "embedding") ->
     corpus = Corpus.from_path(cfg.input, root_dir=cfg.root_dir, audio_formats=cfg.audio_formats, channel=cfg.channel)
     corpus.vector_format = cfg.vector_format
     corpus.set_output_dir(cfg.save_dir)
+    part = shard_of(corpus, cfg.shard)
     if not cfg.save_output:
-        return _compute_only(cfg, corpus, stop, job)
+        return _compute_only(cfg, part, stop, job)
     folder = corpus.output_dir or run_dir.absolute()
     source = os.path.realpath(os.path.expanduser(cfg.input))
     if os.path.isfile(source) and os.path.dirname(source) == os.path.realpath(folder):
         raise OutputError(f"{cfg.input}: lies in save_dir, whose lists are overwritten; choose another save_dir.")
-    with locked(folder):
-        files = _open(folder, cfg, corpus)
-        left = [utterance for utterance in _audible(corpus) if utterance.id not in files.completed]
-        log.info("%s in %s, %d already there", utterances(len(corpus)), cfg.input, len(files.completed))
-        facts = {"started": now(), "corpus": corpus_facts(corpus, cfg.input), "vector_format": cfg.vector_format}
+    with locked(folder, cfg.shard):
+        files = open_folder(folder, cfg, corpus, cfg.shard)
+        left = [utterance for utterance in _audible(part) if utterance.id not in files.completed]
+        of = f"part {cfg.shard.index} of {cfg.shard.count} of " if cfg.shard.tag else ""
+        log.info("%s in %s%s, %d already there", utterances(len(part)), of, cfg.input, len(_audible(part)) - len(left))
+        facts = {"started": now(), "corpus": corpus_facts(part, cfg.input), "shard": asdict(cfg.shard)}
         model = _model(cfg) if left else None
         if model is not None:
             facts |= model.describe()
-            files.begin(model, corpus)
+            files.begin(model.embedding_dim, corpus)
         tally = Tally(todo=len(left), job=job, report_to=report_file(run_dir))
         with files.record.of_run({**facts, "hydra": str(run_dir.absolute()), **software(), **machine()}) as entry:
             try:
                 if model is not None:
-                    _embed(model, cfg, corpus, _Follower(tally, files, stop if cfg.fail_fast else None), stop)
+                    _embed(model, cfg, part, _Follower(tally, files, stop if cfg.fail_fast else None), stop)
                     entry.update(model.execution_facts())
                 files.close()
             except OutputError as error:
                 saved = f"This run saved {tally.embedded_count} of {utterances(tally.todo)}"
                 raise OutputError(f"{error} {saved}; the same command goes on from there.") from error
             finally:
-                summary = _summary(cfg, corpus, tally, files)
+                summary = _summary(cfg, part, tally, files)
                 entry.update(summary.facts())
             files.record.forcing &= summary.not_reached > 0
             entry["exit"] = _how_it_stopped(stop)
+    if cfg.shard.tag and not summary.not_reached:
+        merge(folder, only_if_complete=True)
     return summary
 
 
-@dataclass(frozen=True)
-class _RunFiles:
-    """The files of a run's folder: embeddings with their manifest, failures, record. `completed` at its start."""
+def merge(folder: Path, *, only_if_complete: bool = False) -> tuple[int, int, int]:
+    """Put the lists of shards together to those of one corpus; again, this changes nothing.
 
-    store: FilesStore
-    failures: FailureLog
-    record: Record
-    model: Facts
-    completed: Set[str]
-    starts_over: bool
-
-    def begin(self, model: "EmbeddingsModel", corpus: Corpus) -> None:
-        """Note whose embeddings the folder holds from now on; where they replace others, after those are gone."""
-        if self.starts_over:
-            self.store.clear()
-            self.failures.clear()
-        self.record.model, self.record.embedding_dim = self.model, model.embedding_dim
-        self.record.corpus_root = os.path.realpath(corpus.root_dir)
-        self.record.forcing |= self.starts_over
-
-    def close(self) -> None:
-        """Put the lists into their final order."""
-        self.store.close()
-        self.failures.finish(self.store.completed())
-
-
-def _open(folder: Path, cfg: RunConfig, corpus: Corpus) -> _RunFiles:
-    """Read what a locked folder holds. Raises OutputError where that is of another corpus or model."""
-    record, model = Record.of(folder), identity(cfg.embeddings["model"], cfg.precision)
-    record.refuse_another_corpus(corpus.root_dir)
-    store = FilesStore(
-        folder,
-        corpus.utterances,
-        root=corpus.root_dir,
-        format=cfg.vector_format,
-        beside_audio=corpus.output_dir is None,
-        embedding_dim=record.embedding_dim,
-    )
-    completed = frozenset(store.completed())
-    if completed and not cfg.force and corpus.output_dir is not None:
-        record.refuse_another_model(model)
-    starts_over = cfg.force and not (record.forcing and record.is_of(model))
-    failures = FailureLog(folder, corpus.utterances)
-    return _RunFiles(store, failures, record, model, frozenset() if starts_over else completed, starts_over)
+    Returns how many utterances have an embedding, failed, and are missing. `only_if_complete`: unless utterances are
+    missing, or shards still work, of which the last one will do it. Raises a BalrError.
+    """
+    with ExitStack() as stack:
+        try:
+            files, corpus = stack.enter_context(reopened(folder))
+        except LockedError:
+            if only_if_complete:
+                return 0, 0, 0
+            raise
+        missing = len(files.missing(corpus))
+        if only_if_complete and not missing:
+            log.info("all shards are done, and their lists are put together in %s", relative(folder))
+        if not only_if_complete or not missing:
+            files.close()
+            files.record.write()
+            for cache in folder.glob(_DURATIONS.format(".*-of-*")):
+                cache.unlink(missing_ok=True)
+        return len(files.store.completed()), len(files.failures.ids - files.store.completed()), missing
 
 
 class _Follower:
     """Follow a model through a corpus: count, keep failures.csv, ask for a stop at the first failure where wanted."""
 
-    def __init__(self, tally: Tally, files: _RunFiles | None, stop_at_failure: Stop | None) -> None:
+    def __init__(self, tally: Tally, files: RunFolder | None, stop_at_failure: Stop | None) -> None:
         self.tally = tally
         self.files = files
         self._computed_again = frozenset() if files is None else files.completed  # with a batch that was cut short
@@ -173,7 +154,7 @@ def _embed(model: "EmbeddingsModel", cfg: RunConfig, corpus: Corpus, follower: _
             store=None if files is None else files.store,
             failed_before=() if files is None else files.failures.ids,
             observer=follower,
-            durations_file=None if files is None else files.store.folder / _DURATIONS,
+            durations_file=None if files is None else files.path / _DURATIONS.format(cfg.shard.tag),
             stop=stop,
         )
 
@@ -188,7 +169,7 @@ def _how_it_stopped(stop: Stop) -> str | None:
     return f"interrupted by {stop.signal_name}" if stop.signal_name else "stopped at the first failure"
 
 
-def _summary(cfg: RunConfig, corpus: Corpus, tally: Tally, files: _RunFiles | None) -> Summary:
+def _summary(cfg: RunConfig, corpus: Corpus, tally: Tally, files: RunFolder | None) -> Summary:
     beside = "beside the audio" if corpus.output_dir is None else relative(corpus.output_dir)
     audible = len(_audible(corpus))
     return Summary(
@@ -201,5 +182,5 @@ def _summary(cfg: RunConfig, corpus: Corpus, tally: Tally, files: _RunFiles | No
         audio_seconds=tally.audio_seconds,
         wall_seconds=tally.wall_seconds,
         embeddings_in=beside if cfg.save_output else "not saved (save_output=false)",
-        lists_in=None if files is None else files.store.folder,
+        lists=None if files is None else (files.store.listing, files.failures.path),
     )

@@ -41,11 +41,11 @@ def fetch(repo: str, names: Sequence[str], revision: str, folder: Path | None = 
 
     Raises CheckpointError, after about 10 s if the Hub does not answer.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     with _explained(repo, f"{repo}: {' and '.join(names)} at revision {revision}", revision):
         cached = _cached(repo, names, revision) if folder is None else []
-        if cached and _COMMIT.fullmatch(revision):
+        if cached and (constants.HF_HUB_OFFLINE or _COMMIT.fullmatch(revision)):
             return cached
         log.info("looking for %s on the Hub…", repo)
         try:

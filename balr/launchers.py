@@ -1,4 +1,4 @@
-"""What the launchers of sweeps need: models before jobs start, jobs that end with their sweep, or are started again."""
+"""Jobs below submitit, SLURM and joblib: whose end is theirs, and which of them are started again."""
 
 import logging
 import multiprocessing
@@ -9,37 +9,9 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from balr.checkpoints import find_checkpoint
 from balr.errors import one_line
 
 log = logging.getLogger(__name__)
-
-
-def fetch_models(sweep: DictConfig) -> None:
-    """Have the Hub's files of every model that a sweep names on this machine.
-
-    Raises CheckpointError. What is wrong with overrides, Hydra says when it composes the jobs.
-    """
-    loader = GlobalHydra.instance().config_loader()
-    params = [f"{key}={value}" for key, value in (OmegaConf.select(sweep, "hydra.sweeper.params") or {}).items()]
-    about_models = ("embeddings", "experiment")  # other keys may have thousands of values
-    with suppress(HydraException, OmegaConfBaseException):
-        given = OverridesParser.create(loader).parse_overrides([*params, *sweep.hydra.overrides.task])
-        chosen = [one for one in given if not one.is_sweep_override() or one.key_or_group.startswith(about_models)]
-        for job in BasicSweeper.split_arguments(chosen, max_batch_size=None)[0]:
-            model = loader.load_sweep_config(sweep, job).embeddings.model
-            folder = Path(model.model_dir or "").expanduser()
-            is_local = model.model_dir and folder.is_dir() and any(folder.iterdir())
-            if model.model_repo and not is_local:
-                keys = ("model_repo", "model_name", "config_name", "model_dir", "revision")
-                find_checkpoint(**{key: model[key] for key in keys})
 
 
 def process_above() -> int | None:

@@ -8,7 +8,7 @@ from typing import Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from balr.errors import BalrError, one_line
+from balr.errors import BalrError, ConfigError, one_line
 
 Embedding = npt.NDArray[np.float32]  # (dim,)
 Stage = Literal["decode", "embed", "write"]
@@ -46,6 +46,7 @@ class Part:
 
 
 WHOLE = Part()
+NOTHING: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +60,30 @@ class Utterance:
     audio: Path | None
     speaker: str | None = None
     embedding: Path | None = None
-    extra: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, str] = field(default_factory=lambda: NOTHING)  # one for all: there are millions
     part: Part = WHOLE
     duration_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Part `index`, from 0, of a corpus that is cut into `count` parts for as many jobs."""
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            least = f"from 0 to {self.count - 1}" if self.count > 0 else "impossible: shard.count must be 1 or more"
+            raise ConfigError(f"shard.index={self.index} of shard.count={self.count}: the index must be {least}.")
+
+    @property
+    def tag(self) -> str:
+        """Return what the names of its own files carry, such as `.03-of-64`; nothing for the whole corpus."""
+        return f".{self.index:0{len(str(self.count))}}-of-{self.count}" if self.count > 1 else ""
+
+
+WHOLE_CORPUS = Shard()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,22 @@ import typer
 from balr.config import RunConfig, config_dir
 from balr.errors import one_line
 
-_GROUPS = ("embeddings/model", "data", "experiment", "hydra/launcher")
+_GROUPS = ("embeddings/model", "data", "store", "shard", "experiment", "hydra/launcher")
 _VALUES = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "precision": ("bf16", "fp16", "fp32"),
     "force": ("true",),
     "fail_fast": ("true",),
 }
-_KEYS = ("embeddings/model=", "data=", "+experiment=", "hydra/launcher=", *(f"{key}=" for key in _VALUES), "save_dir=")
+_KEYS = (
+    "embeddings/model=",
+    "data=",
+    "store=",
+    "+experiment=",
+    "hydra/launcher=",
+    *(f"{key}=" for key in _VALUES),
+    "save_dir=",
+)
 
 
 def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:

@@ -1,67 +1,69 @@
 #!/usr/bin/env bash
-# Run a command beside a SLURM of one node, this machine, with ports, keys and state of its own in a temporary folder:
-#   scripts/slurm_one_node.sh balr extract CORPUS -m hydra/launcher=slurm_cpu …
-# Needs slurmctld, slurmd and munged: apt-get install slurm-wlm munge. No root, no accounting (sacct only warns).
+# A SLURM cluster of this one machine, for tests: scripts/slurm_one_node.sh start|stop FOLDER
+# Needs Debian's slurm-wlm and munge, and root. Ports, state and logs are of the folder; `start` prints what to export.
 set -euo pipefail
-export PATH="$PATH:/usr/sbin:/sbin"
-folder=$(mktemp -d "${TMPDIR:-/tmp}/slurm-XXXXXX")
-pids=()
-stop() {
-    scancel --quiet --user "$(id -un)" 2>/dev/null || true
-    scancel --quiet --user "$(id -un)" --signal=KILL --full 2>/dev/null || true
-    [ ${#pids[@]} -eq 0 ] || kill "${pids[@]}" 2>/dev/null || true
-    wait
-    rm -rf "$folder"
-}
-trap stop EXIT
-trap 'exit 143' TERM
 
-port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
-host=$(hostname -s)
-memory_mb=$(awk '/MemTotal/ { print int($2 / 1024 * 0.9) }' /proc/meminfo)
-chmod 711 "$folder"   # or munged refuses to put its socket there
-mkdir "$folder/state" "$folder/spool"
-head -c 1024 /dev/urandom > "$folder/munge.key"
-chmod 600 "$folder/munge.key"
-cat > "$folder/slurm.conf" <<CONF
+action=$1
+mkdir -p "$2"
+folder=$(cd "$2" && pwd)
+export SLURM_CONF=$folder/slurm.conf
+
+stop() {
+    for name in slurmd slurmctld munged; do
+        [ -f "$folder/$name.pid" ] && kill "$(cat "$folder/$name.pid")" 2>/dev/null || true
+        rm -f "$folder/$name.pid"
+    done
+}
+
+free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+
+start() {
+    host=$(hostname -s)
+    mkdir -p "$folder"/{state,spool,munge}
+    [ -f "$folder/munge/key" ] || head -c 1024 /dev/urandom > "$folder/munge/key"
+    chown -R munge: "$folder/munge" && chmod 700 "$folder/munge" && chmod 400 "$folder/munge/key"
+    chmod 755 "$folder"
+    socket=/run/munge-$(basename "$folder").socket
+    runuser -u munge -- true 2>/dev/null || { echo "no user munge: install munge" >&2; exit 1; }
+    munged --force --key-file "$folder/munge/key" --socket "$socket" --pid-file "$folder/munged.pid" \
+        --log-file "$folder/munged.log" --seed-file "$folder/munge/seed"
+    cat > "$SLURM_CONF" <<CONF
 ClusterName=one
 SlurmctldHost=$host(127.0.0.1)
-SlurmUser=$(id -un)
-SlurmdUser=$(id -un)
-SlurmctldPort=$(port)
-SlurmdPort=$(port)
+SlurmUser=root
+SlurmctldPort=$(free_port)
+SlurmdPort=$(free_port)
+AuthType=auth/munge
+AuthInfo=cred_expire=10,socket=$socket
+CredType=cred/munge
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool
 SlurmctldPidFile=$folder/slurmctld.pid
 SlurmdPidFile=$folder/slurmd.pid
-# cred_expire is also how long a requeued job waits, two minutes by default
-AuthInfo=socket=$folder/munge.socket,cred_expire=5
+SlurmctldLogFile=$folder/slurmctld.log
+SlurmdLogFile=$folder/slurmd.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
-SwitchType=switch/none
-MpiDefault=none
-ReturnToService=2
-KillWait=10
-SchedulerParameters=sched_interval=2
 SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU_Memory
-GresTypes=gpu
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$memory_mb Gres=gpu:1
+SelectTypeParameters=CR_Core
+SchedulerType=sched/backfill
+ReturnToService=2
+MpiDefault=none
+JobRequeue=1
+KillWait=10
+MinJobAge=300
+SchedulerParameters=bf_interval=2,sched_interval=2,batch_sched_delay=0
+NodeName=$host NodeAddr=127.0.0.1 CPUs=2 RealMemory=8000 State=UNKNOWN
 PartitionName=main Nodes=$host Default=YES MaxTime=INFINITE State=UP
 CONF
-echo "Name=gpu File=/dev/null" > "$folder/gres.conf"   # in name only: jobs can ask for one
-export SLURM_CONF=$folder/slurm.conf
-munged --foreground --key-file="$folder/munge.key" --socket="$folder/munge.socket" --pid-file="$folder/munge.pid" \
-    --seed-file="$folder/munge.seed" --log-file="$folder/munge.log" >"$folder/munged.out" 2>&1 &
-pids+=($!)
-slurmctld -D -i >"$folder/slurmctld.log" 2>&1 &
-pids+=($!)
-slurmd -D >"$folder/slurmd.log" 2>&1 &
-pids+=($!)
-for _ in $(seq 60); do
-    state=$(timeout 5 sinfo --noheader --format=%T 2>/dev/null || true)
-    [ "$state" != idle ] && kill -0 "${pids[@]}" 2>/dev/null || break
-    sleep 0.5
-done
-[ "$state" = idle ] || { tail -n 5 "$folder"/*.log "$folder"/*.out >&2; exit 1; }
-"$@"
+    slurmctld -c
+    slurmd -c
+    for _ in $(seq 60); do
+        sinfo --noheader --format=%t 2>/dev/null | grep -q idle && break
+        sleep 0.5
+    done
+    sinfo --noheader --format=%t | grep -q idle || { echo "no node came up: see $folder/*.log" >&2; stop; exit 1; }
+    echo "export SLURM_CONF=$SLURM_CONF"
+}
+
+"$action"

@@ -16,10 +16,10 @@ LAYERS = (
     {"stores"},
     {"data"},
     {"embeddings", "runs"},
-    {"extraction"},
-    {"jobs", "launchers"},
+    {"extraction", "export"},
+    {"jobs", "launchers", "sweeps"},
     {"main"},
-    {"cli", "overrides", "suggestions"},
+    {"cli", "store_commands", "overrides", "suggestions"},
 )
 
 
@@ -57,6 +57,7 @@ def test_a_file_fits_in_one_head(path: Path) -> None:
         if isinstance(node, ast.FunctionDef) and node.name not in (
             "extract",
             "verify",
+            "export",
         ):  # their length is their options
             assert (node.end_lineno or 0) - node.lineno < 45, node.name
 

@@ -141,7 +141,7 @@ def test_help_of_the_other_entry_point_fits_80_columns_and_names_every_config(
         ("extract recordings model=campplus_lm", "did you mean embeddings/model=campplus_lm?"),
         ("recordings", "did you mean balr extract recordings?"),
         ("recordings/ --force", "did you mean balr extract recordings/ --force?"),
-        ("extrakt recordings", "Did you mean 'extract'?"),
+        ("extrakt recordings", "Did you mean 'extract'"),
         ("extract -m recordings other", "did you mean -m input=recordings,other?"),
         ("extract recordings input=other", "did you mean -m input=recordings,other?"),
         ("extract recordings --devise cpu", "--device"),

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from balr.data.decoders import Channels, OpenAudio, open_audio
+from balr.data.containers import open_member
+from balr.data.decoders import Channels, OpenAudio
 from balr.errors import UtteranceError
 from balr.records import WHOLE, Part, format_seconds
 
@@ -44,7 +45,7 @@ class Cursor:
         """Return a file, and its blocks from the start of a part or earlier. Raises UtteranceError."""
         is_open = path == self._path and part.is_segment
         if not is_open or (self._kept and round(part.start_seconds * self._audio.rate_hz) < self._kept[0][0]):
-            audio = open_audio(path, part)
+            audio = open_member(path, part)
             if audio.seeks or not part.is_segment:
                 return audio, audio.blocks
             self._path, self._audio, self._kept, self._error = path, audio, deque(), None

@@ -10,6 +10,8 @@ from typing import Any, Self
 
 import numpy.typing as npt
 
+from balr.data.container_readers import read_containers
+from balr.data.containers import is_container
 from balr.data.folders import AUDIO_FORMATS, read_dir
 from balr.data.readers import read_csv, read_scp, read_txt
 from balr.errors import InputError, OutputError
@@ -17,6 +19,7 @@ from balr.records import Embedded, Embedding, Failure, Utterance
 from balr.stores.embedding_files import read_embedding
 from balr.stores.files import write_files
 from balr.stores.places import embedding_file
+from balr.stores.reading import is_store, rows_of, utterance_of
 
 _READERS = MappingProxyType({".csv": read_csv, ".scp": read_scp, ".txt": read_txt})
 
@@ -50,7 +53,9 @@ class Corpus:
         audio_formats: Sequence[str] = AUDIO_FORMATS,
         channel: int | None = None,
     ) -> Self:
-        """Read a folder, a csv, a wav.scp, a list of paths (.txt) or an audio file, by the kind or suffix of the path.
+        """Read a folder, a csv, a Kaldi data folder or wav.scp, a .txt of paths, a tar or parquet file, or audio.
+
+        A folder may also hold tar or parquet files, there or in `data/`, or be the store of earlier runs.
 
         `root_dir` is where relative paths of a list start (None: beside the list), `audio_formats` the suffixes that a
         folder is searched for. `channel` (from 0) is taken of each file for which a list chooses none. Raises
@@ -58,8 +63,14 @@ class Corpus:
         """
         path = _absolute(path)
         read = _READERS.get(path.suffix.lower())
-        if os.path.isdir(path):  # unlike Path's, it takes a name that is too long for any file
+        if os.path.isdir(path) and is_store(path):
+            corpus = cls([utterance_of(path, row) for row in rows_of(path)], path)
+        elif os.path.isfile(path / "wav.scp"):
+            corpus = cls._from_list(path / "wav.scp", root_dir, read_scp)
+        elif os.path.isdir(path):  # unlike Path's, it takes a name that is too long for any file
             corpus = cls.from_dir(path, audio_formats=audio_formats)
+        elif is_container(path):
+            corpus = cls(read_containers([_existing(path)]), path.parent)
         elif read is not None:
             corpus = cls._from_list(path, root_dir, read)
         else:
@@ -76,11 +87,22 @@ class Corpus:
 
     @classmethod
     def from_dir(cls, path: str | Path, *, audio_formats: Sequence[str] = AUDIO_FORMATS) -> Self:
-        """Find the audio files below a folder; ids are their relative POSIX paths. Raises InputError."""
+        """Find the audio files below a folder, whose ids are relative POSIX paths, or its tar and parquet files.
+
+        Raises InputError.
+        """
         folder = _absolute(path)
         if not folder.is_dir():
             raise InputError(f"{path}: no such folder.")
-        return cls(read_dir(folder, audio_formats), folder)
+        try:
+            return cls(read_dir(folder, audio_formats), folder)
+        except InputError:
+            found = [
+                path for below in (folder, folder / "data") for path in sorted(below.glob("*")) if is_container(path)
+            ]
+            if not found:
+                raise
+            return cls(read_containers(found), folder)
 
     @classmethod
     def _from_list(

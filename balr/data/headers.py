@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from balr.atomic import write_csv
 from balr.data.read_ahead import ReadAhead
+from balr.errors import UtteranceError
 from balr.shutdown import Stop
 
 log = logging.getLogger(__name__)
@@ -62,8 +63,14 @@ def read_header(path: Path) -> Header:
     """Return what the header of a file says, without decoding audio."""
     import soundfile  # a run with nothing to do needs no decoder
 
+    from balr.data.containers import in_memory
     from balr.data.decoders import can_seek, open_with_ffmpeg
 
+    try:
+        memory = in_memory(path)
+    except UtteranceError:
+        return Header()
+    path = path if memory is None else memory.path
     try:
         with soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path) as file:
             known = 0 < file.frames < 1 << 62 and file.samplerate > 0

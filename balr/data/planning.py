@@ -73,17 +73,21 @@ def plan_corpus(
 
     `isolated` reads them in processes of their own; `durations_file` remembers what they say.
     """
-    found = headers(
-        [utterance.audio for utterance in corpus.utterances if utterance.audio is not None],
+    unknown = [index for index, utterance in enumerate(corpus.utterances) if _needs_header(utterance)]
+    found = [Header(seeks=True)] * len(corpus)
+    read = headers(
+        [Path(str(corpus.utterances[index].audio)) for index in unknown],
         cache=durations_file,
         isolated=isolated,
         timeout_seconds=config.decode_timeout_seconds,
     )
+    for index, header in zip(unknown, read, strict=True):
+        found[index] = header
     seconds = tuple(_seconds(utterance, header) for utterance, header in zip(corpus.utterances, found, strict=True))
     in_passes = [
-        (str(utterance.audio), utterance.part.start_seconds, seconds[index] or 0.0, index)
+        (*_place(utterance, index), seconds[index] or 0.0, index)
         for index, utterance in enumerate(corpus.utterances)
-        if utterance.part.is_segment and not found[index].seeks
+        if (utterance.part.is_segment and not found[index].seeks) or _is_row(utterance)
     ]
     passes = {index for *_, index in in_passes}
     others = [index for index in range(len(seconds)) if index not in passes]
@@ -100,6 +104,25 @@ def plan_corpus(
     return Plan(tuple(batches), seconds, _warn_of_rates_and_channels(corpus, found, sample_rate_hz))
 
 
+def _needs_header(utterance: Utterance) -> bool:
+    """Return whether a list does not say how long an utterance is, or whether its file can be sought."""
+    is_sought = not utterance.part.is_segment or str(utterance.audio).lower().endswith((".wav", ".flac"))
+    return utterance.duration_seconds is None or not is_sought
+
+
+def _is_row(utterance: Utterance) -> bool:
+    """Return whether an utterance is a row of a parquet file, of which many rows are read at a time."""
+    assert utterance.audio is not None
+    return os.path.dirname(utterance.audio).endswith(".parquet")
+
+
+def _place(utterance: Utterance, index: int) -> tuple[str, float]:
+    """Return the file that is read in one pass, and where in it an utterance is."""
+    if _is_row(utterance):
+        return os.path.dirname(str(utterance.audio)), float(index)
+    return str(utterance.audio), utterance.part.start_seconds
+
+
 def _bytes_of(utterance: Utterance) -> int:
     try:
         return os.path.getsize(str(utterance.audio))
@@ -109,6 +132,8 @@ def _bytes_of(utterance: Utterance) -> int:
 
 def _seconds(utterance: Utterance, header: Header) -> float | None:
     start, end = utterance.part.start_seconds, utterance.part.end_seconds
+    if utterance.duration_seconds is not None:
+        return utterance.duration_seconds
     if end is not None:
         return max(0.0, end - start)
     return None if header.seconds is None else max(0.0, header.seconds - start)

@@ -8,19 +8,21 @@ import csv
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
 from balr.errors import InputError
-from balr.records import WHOLE, Part, Utterance
+from balr.records import NOTHING, WHOLE, Part, Utterance
 
 log = logging.getLogger(__name__)
 
 _LONGEST_LINE = 1 << 20
 _LONGEST_ID = 100_000  # the lists of a run are read with csv's limit
 _MEANT_AS_AUDIO = frozenset({"wav", "path", "file", "filename", "audio_path", "filepath", "wav_path"})
-_COLUMNS = frozenset({"id", "audio", "speaker", "embedding", "start", "end", "channel", "crc32"})
+_COLUMNS = frozenset({"id", "audio", "speaker", "embedding", "start", "end", "channel", "duration", "crc32"})
 
 
 def read_csv(path: Path, root_dir: Path) -> list[Utterance]:
@@ -47,7 +49,7 @@ def read_csv(path: Path, root_dir: Path) -> list[Utterance]:
 
 
 def read_scp(path: Path, root_dir: Path) -> list[Utterance]:
-    """Read a Kaldi wav.scp, `id path` on each line, and the segments of its recordings where `segments` lies beside it.
+    """Read a Kaldi wav.scp, `id path` on each line, and what lies beside it: `segments`, `utt2spk`, `utt2dur`.
 
     Commands (lines with a pipe) are refused, never run.
     """
@@ -61,7 +63,18 @@ def read_scp(path: Path, root_dir: Path) -> list[Utterance]:
         found.append((number, Utterance(id_, _path(f"{path}:{number}", rest[0], root_dir))))
     recordings = _checked(path, found)
     segments = path.parent / "segments"
-    return _read_segments(segments, recordings) if segments.is_file() else recordings
+    utterances = _read_segments(segments, recordings) if segments.is_file() else recordings
+    speakers, seconds = (_read_pairs(path.parent / name) for name in ("utt2spk", "utt2dur"))
+    if not speakers and not seconds:
+        return utterances
+    return [
+        replace(
+            one,
+            speaker=speakers.get(one.id, (one.speaker, ""))[0],
+            duration_seconds=_duration(*seconds.get(one.id, ("", ""))),
+        )
+        for one in utterances
+    ]
 
 
 def read_txt(path: Path, root_dir: Path) -> list[Utterance]:
@@ -85,6 +98,17 @@ def _read_segments(path: Path, recordings: Sequence[Utterance]) -> list[Utteranc
         found.append((number, Utterance(id_, audio[recording], part=part)))
     log.info("%s: %d segments of %d recordings", path, len(found), len(recordings))
     return _checked(path, found)
+
+
+def _read_pairs(path: Path) -> dict[str, tuple[str, str]]:
+    """Return the value of each id of a Kaldi list, and where it stands; nothing where there is no such file."""
+    pairs = {}
+    for number, line in _numbered_lines(path) if path.is_file() else ():
+        cells = line.split()
+        if len(cells) != 2:
+            raise InputError(f"{path}:{number}: expected 'id value', found {line[:80]!r}.")
+        pairs[cells[0]] = (cells[1], f"{path}:{number}")
+    return pairs
 
 
 def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -136,10 +160,11 @@ def _from_row(where: str, row: Mapping[str, str], root_dir: Path) -> Utterance:
     return Utterance(
         id=row.get("id", f"{audio or embedding}{part.suffix}"),
         audio=_path(where, audio, root_dir) if audio else None,
-        speaker=row.get("speaker"),
+        speaker=None if row.get("speaker") is None else sys.intern(row["speaker"]),
         embedding=_path(where, embedding, root_dir) if embedding else None,
-        extra={name: cell for name, cell in row.items() if name not in _COLUMNS},
+        extra={name: cell for name, cell in row.items() if name not in _COLUMNS} or NOTHING,
         part=part,
+        duration_seconds=_duration(row.get("duration", ""), where),
     )
 
 
@@ -154,6 +179,15 @@ def _part(where: str, start: str, end: str, channel: str) -> Part:
         end_seconds=_seconds(where, "end", end) if end else None,
         channel=int(channel) if channel else None,
     )
+
+
+def _duration(text: str, where: str) -> float | None:
+    if not text.strip():
+        return None
+    seconds = _seconds(where, "duration", text)
+    if seconds <= 0:
+        raise InputError(f"{where}: duration {text[:80]!r} is not a positive number of seconds.")
+    return seconds
 
 
 def _seconds(where: str, column: str, text: str) -> float:

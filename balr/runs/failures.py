@@ -1,31 +1,39 @@
 """failures.csv: the utterances that got no embedding, and why."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Set
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from balr.records import Failure, Utterance
+from balr.records import WHOLE_CORPUS, Failure, Shard, Utterance
 from balr.stores.commit_log import CommitLog, Row
 
 FAILURES = "failures.csv"
+_OF_SHARDS = "failures.*-of-*.csv"
 _COLUMNS = tuple(column.name for column in fields(Failure))
 
 
 class FailureLog:
     """Append failures as they happen; each is in the file before its batch is in the manifest.
 
-    So an utterance that neither file lists belongs to a batch that a kill cut short.
+    So an utterance that neither file lists belongs to a batch that a kill cut short. A shard has a list of its own, and
+    that of the whole corpus takes in those of all shards.
     """
 
-    def __init__(self, folder: Path, utterances: Iterable[Utterance]) -> None:
-        self._log = CommitLog(folder / FAILURES, _COLUMNS)
+    def __init__(self, folder: Path, utterances: Iterable[Utterance], shard: Shard = WHOLE_CORPUS) -> None:
+        self._log = CommitLog(folder / f"failures{shard.tag}.csv", _COLUMNS)
+        self.path = self._log.path
         self._order = {utterance.id: number for number, utterance in enumerate(utterances)}
-        self._rows: dict[str, Row] = {row["id"]: row for row in self._log.read() if row["id"] in self._order}
+        self._rows: dict[str, Row] = {}
+        self._others: dict[str, Row] = {}
+        self._merged = [log for log in _logs_in(folder) if not shard.tag and log.path != self._log.path]
+        for log in _logs_in(folder):
+            rows = self._rows if not shard.tag or log.path == self._log.path else self._others
+            rows.update((row["id"], row) for row in log.read() if row["id"] in self._order)
 
     @property
-    def ids(self) -> Collection[str]:
-        """Return the ids that failed, in this run or an earlier one."""
-        return self._rows.keys()
+    def ids(self) -> Set[str]:
+        """Return the ids that failed, in this run or an earlier one, or in another shard."""
+        return self._rows.keys() | self._others.keys()
 
     def clear(self) -> None:
         """Forget what failed in earlier runs."""
@@ -41,14 +49,21 @@ class FailureLog:
             self._log.append([self._rows[failure.id]], durably=False)
 
     def finish(self, completed: Collection[str]) -> None:
-        """Put the list into the order of the corpus, without what is completed."""
+        """Put the list into the order of the corpus, without what is completed; then the lists of shards can go."""
         rows = [row for id_, row in self._rows.items() if id_ not in completed]
         if rows:
             self._log.finish(sorted(rows, key=lambda row: self._order[row["id"]]))
         else:
             self._log.remove()
+        for log in self._merged:
+            log.remove()
 
 
 def read_failures(folder: Path) -> Iterator[dict[str, str]]:
-    """Yield the rows of failures.csv, if there is one. Raises OutputError."""
-    return CommitLog(folder / FAILURES, _COLUMNS).read()
+    """Yield the rows of failures.csv, and of the lists of shards. Raises OutputError."""
+    for log in _logs_in(folder):
+        yield from log.read()
+
+
+def _logs_in(folder: Path) -> list[CommitLog]:
+    return [CommitLog(path, _COLUMNS) for path in (folder / FAILURES, *sorted(folder.glob(_OF_SHARDS)))]

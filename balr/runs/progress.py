@@ -5,6 +5,7 @@ Jobs side by side cannot share a terminal, so each leaves its progress in a file
 
 import json
 import logging
+import os
 import sys
 import threading
 import time
@@ -125,6 +126,8 @@ class Tally:
 class SweepBars:
     """Draw a bar for each job of a sweep that leaves its progress below a folder."""
 
+    process: int | None = None  # the one that follows jobs, which have others
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._bar = _bar(disable=not sys.stderr.isatty())
@@ -134,6 +137,7 @@ class SweepBars:
 
     def start(self) -> None:
         """Begin to look for jobs; not in a process that forks, as a fork may copy a lock that the thread has."""
+        SweepBars.process = os.getpid()
         self._thread.start()
 
     def stop(self) -> None:
@@ -153,11 +157,16 @@ class SweepBars:
                     self._bar.update(self._tasks[file], **fields)
 
 
-def report_file(run_dir: Path) -> Path | None:
-    """Return where a job leaves its progress, if it is one of a sweep with a launcher, which draws the bars."""
+def is_in_job_process() -> bool:
+    """Return whether a launcher has started this process, here or on another machine, for a job of a sweep."""
     hydra = HydraConfig.get() if HydraConfig.initialized() else None
-    is_launched = hydra and hydra.mode == RunMode.MULTIRUN and hydra.runtime.choices["hydra/launcher"] != "basic"
-    return run_dir / _REPORT if is_launched else None
+    is_alone = hydra is None or hydra.mode != RunMode.MULTIRUN or hydra.runtime.choices["hydra/launcher"] == "basic"
+    return not is_alone and SweepBars.process != os.getpid()
+
+
+def report_file(run_dir: Path) -> Path | None:
+    """Return where a job leaves its progress, if another process draws the bars."""
+    return run_dir / _REPORT if is_in_job_process() else None
 
 
 def _bar(*, disable: bool) -> Progress:

@@ -7,16 +7,18 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 from balr.atomic import sha256, whole_file
 from balr.checkpoints import DOWNLOADED_FROM, pinned_revision
 from balr.errors import BalrError, OutputError, one_line
+from balr.records import WHOLE_CORPUS, Shard
 from balr.runs.provenance import now
 
 RUN = "run.json"
+_OF_SHARDS = "run.*-of-*.json"
 _NOT_ENDED = "unknown: killed, or its end could not be written"
 
 Facts = dict[str, Any]
@@ -24,31 +26,62 @@ Facts = dict[str, Any]
 
 @dataclass
 class Record:
-    """The content of run.json. `forcing`: a run that embeds all again has not reached its end."""
+    """The content of run.json. `forcing`: a run that embeds all again has not reached its end.
 
-    folder: Path
+    `corpus` and `store` are the settings that read the one and open the other. A shard writes a file of its own.
+    """
+
+    path: Path
     model: Facts = field(default_factory=dict)
     embedding_dim: int | None = None
     corpus_root: str | None = None
     forcing: bool = False
+    corpus: Facts = field(default_factory=dict)
+    store: Facts = field(default_factory=dict)
     runs: list[Facts] = field(default_factory=list)
 
     @classmethod
-    def of(cls, folder: Path) -> Self:
-        """Read the record of a folder, an empty one where there is none. Raises OutputError where it is not balr's."""
-        path = folder / RUN
+    def of(cls, folder: Path, shard: Shard = WHOLE_CORPUS) -> Self:
+        """Read the record of a folder, an empty one where there is none.
+
+        That of a shard knows the model of the others; that of the whole corpus has the runs of all shards. Raises
+        OutputError where a file is not balr's, or shards have embeddings of different models.
+        """
+        own = cls._read(folder / f"run{shard.tag}.json")
+        others = [cls._read(path) for path in (folder / RUN, *sorted(folder.glob(_OF_SHARDS))) if path != own.path]
+        for other in others:
+            if not own.model:
+                names = ("model", "embedding_dim", "corpus_root", "forcing", "corpus", "store")
+                own = replace(own, **{name: getattr(other, name) for name in names})
+            elif other.model and not shard.tag and not own.is_of(other.model):
+                raise OutputError(
+                    f"{folder}: {own.path.name} and {other.path.name} are of different models; "
+                    "force=true embeds all again."
+                )
+        if not shard.tag:
+            runs = [run for record in (own, *others) for run in record.runs]
+            own.runs = sorted(
+                (run for number, run in enumerate(runs) if run not in runs[:number]),
+                key=lambda run: str(run.get("started")),
+            )
+        return own
+
+    @classmethod
+    def _read(cls, path: Path) -> Self:
         if not path.is_file():
-            return cls(folder)
+            return cls(path)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             dim, root = content.get("embedding_dim"), content.get("corpus_root")
             runs = [{str(name): fact for name, fact in run.items()} for run in content.get("runs", [])]
             return cls(
-                folder,
+                path,
                 dict(content["model"]),
                 None if dim is None else int(dim),
                 None if root is None else str(root),
                 bool(content["forcing"]),
+                dict(content.get("corpus", {})),
+                dict(content.get("store", {})),
                 runs,
             )
         except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -62,15 +95,15 @@ class Record:
         here = os.path.realpath(root)
         if self.corpus_root not in (None, here):
             raise OutputError(
-                f"{self.folder}: holds embeddings of another corpus, in {self.corpus_root}, and this one is in {here}; "
-                "choose another save_dir."
+                f"{self.path.parent}: holds embeddings of another corpus, in {self.corpus_root}, and this one is in "
+                f"{here}; choose another save_dir."
             )
 
     def refuse_another_model(self, model: Facts) -> None:
         """Raise OutputError, with what differs, where the folder holds embeddings of another model or features."""
         if not self.model:
             raise OutputError(
-                f"{self.folder}: holds embeddings and no {RUN} that says which model they are of; choose another "
+                f"{self.path.parent}: holds embeddings and no {RUN} that says which model they are of; choose another "
                 "save_dir, or force=true to embed all again."
             )
         before, here = self.model.get("settings", {}), model["settings"]
@@ -83,8 +116,17 @@ class Record:
             differing.insert(0, f"those of {self.model.get('name')}, and this model is {model['name']}")
         if differing:
             raise OutputError(
-                f"{self.folder}: holds other embeddings: {'; '.join(differing)}; choose another save_dir, or "
+                f"{self.path.parent}: holds other embeddings: {'; '.join(differing)}; choose another save_dir, or "
                 "force=true to embed all again."
+            )
+
+    def refuse_another_store(self, store: Facts) -> None:
+        """Raise OutputError where the folder holds embeddings in a store of another kind."""
+        there, here = (str(one.get("_target_", "")).rpartition(".")[2] for one in (self.store, store))
+        if there and there != here:
+            raise OutputError(
+                f"{self.path.parent}: its store is a {there}, and this one a {here}; choose another save_dir, or "
+                "convert it with balr export."
             )
 
     def is_of(self, model: Facts) -> bool:
@@ -108,10 +150,12 @@ class Record:
         self._end(entry, entry["exit"] or "done")
 
     def write(self) -> None:
-        """Write run.json. Raises OutputError."""
-        names = ("model", "embedding_dim", "corpus_root", "forcing", "runs")
-        with whole_file(self.folder / RUN) as file:
+        """Write the file; where it is that of the whole corpus, those of shards can go then. Raises OutputError."""
+        names = ("model", "embedding_dim", "corpus_root", "forcing", "corpus", "store", "runs")
+        with whole_file(self.path) as file:
             file.write(json.dumps({name: getattr(self, name) for name in names}, indent=2).encode() + b"\n")
+        for shard in self.path.parent.glob(_OF_SHARDS) if self.path.name == RUN else ():
+            shard.unlink(missing_ok=True)
 
     def _end(self, entry: Facts, reason: str) -> None:
         entry |= {"ended": now(), "exit": reason}

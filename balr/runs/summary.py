@@ -15,7 +15,7 @@ from balr.records import Failure
 class Summary:
     """Add up a run: `total` = embedded + already_there + without_audio + failed + not_reached.
 
-    `lists_in` is the folder of metadata.csv and failures.csv, None where nothing was to be saved.
+    `lists` are the paths of metadata.csv and failures.csv, None where nothing was to be saved.
     """
 
     total: int
@@ -27,7 +27,7 @@ class Summary:
     audio_seconds: float
     wall_seconds: float
     embeddings_in: str
-    lists_in: Path | None
+    lists: tuple[Path, Path] | None
 
     @property
     def failed(self) -> int:
@@ -67,9 +67,9 @@ class Summary:
         if self.embedded:
             rows += [("audio embedded", duration(self.audio_seconds)), ("speed", f"{self.x_real_time:.0f} x real time")]
         rows += [("embeddings", self.embeddings_in)]
-        if self.lists_in is not None:
-            rows += [("list", relative(self.lists_in / "metadata.csv"))]
-            rows += [("failures", relative(self.lists_in / "failures.csv"))] if self.failed else []
+        if self.lists is not None:
+            rows += [("list", relative(self.lists[0]))]
+            rows += [("failures", relative(self.lists[1]))] if self.failed else []
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         for row in rows:
             table.add_row(*row)

@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -20,11 +19,12 @@ from balr.records import Utterance
 from balr.runs.failures import FAILURES, read_failures
 from balr.runs.record import RUN, Facts, Record
 from balr.runs.summary import as_text
+from balr.stores.ark import is_in_ark
 from balr.stores.commit_log import Row
-from balr.stores.embedding_files import checksum, decode, read_content
 from balr.stores.folder import files_of, locked
-from balr.stores.manifest import METADATA, is_of, manifest_of, source
+from balr.stores.manifest import METADATA, is_of, manifest_of, manifests_in, source
 from balr.stores.places import embedding_file
+from balr.stores.reading import is_store, stored
 
 Kind = Literal["missing", "extra", "broken", "unreadable", "contradiction", "unfinished"]
 _FORGOTTEN: Collection[Kind] = ("missing", "extra", "broken", "contradiction")
@@ -81,26 +81,24 @@ def verify(folder: Path, corpus: Corpus | None = None) -> Verdict:
 
     Raises OutputError where there is no such folder, or its lists are not balr's.
     """
-    if not (folder / METADATA).is_file() and not (folder / RUN).is_file():
+    if not is_store(folder) and not (folder / RUN).is_file():
         raise OutputError(f"{folder}: holds neither {METADATA} nor {RUN}; give the save_dir of a run.")
-    rows = {row["id"]: row for row in manifest_of(folder).read()}
+    rows, sizes, norms, damaged = _read_all(folder)
     failed = {row["id"]: row["reason"] for row in read_failures(folder)}
     record, findings = _record(folder)
-    embeddings, damaged = _read_all(folder, rows)
-    dims = Counter(embedding.size for embedding in embeddings.values())
+    dims = Counter(sizes.values())
     recorded = None if record is None else record.embedding_dim
     dim = recorded if recorded in dims or not dims else dims.most_common(1)[0][0]
     if None not in (dim, recorded) and dim != recorded:
         findings.append(Finding("contradiction", RUN, f"embeddings of {recorded} numbers, found of {dim}"))
-    odd = {id_: embedding.size for id_, embedding in embeddings.items() if embedding.size != dim}
+    odd = {id_: size for id_, size in sizes.items() if size != dim}
     damaged += [Finding("broken", id_, f"{size} numbers, not {dim}", in_manifest=True) for id_, size in odd.items()]
-    norms = [float(np.linalg.norm(embedding)) for embedding in embeddings.values() if embedding.size == dim]
     findings += [*damaged, *_unlisted(folder, rows), *_unfinished(record, rows, failed)]
     findings += () if corpus is None else _against(folder, corpus, rows, failed)
     run: Facts = record.runs[-1] if record and record.runs else {}
     return Verdict(
         listed=len(rows),
-        whole=len(norms),
+        whole=len(sizes) - len(odd),
         failed=len(failed),
         utterances=None if corpus is None else len(corpus),
         embedding_dim=dim,
@@ -122,35 +120,43 @@ def forget(folder: Path, verdict: Verdict) -> int:
     if not ids:
         return 0
     with locked(folder):
-        rows = list(manifest_of(folder).read())
-        manifest_of(folder, more_columns=rows[0]).finish(row for row in rows if row["id"] not in ids)
+        for manifest in manifests_in(folder):
+            rows = list(manifest.read())
+            tag = manifest.path.stem.removeprefix("metadata")
+            kept = manifest_of(folder, rows[0] if rows else (), tag=tag)
+            kept.finish(row for row in rows if row["id"] not in ids)
+        if any(folder.glob("part-*.parquet")):
+            from balr.stores.parquet_parts import drop_rows
+
+            drop_rows(folder, ids)
     return len(ids)
 
 
-def _read_all(folder: Path, rows: Mapping[str, Row]) -> tuple[dict[str, npt.NDArray[Any]], list[Finding]]:
-    embeddings, findings = {}, []
-    hidden = not sys.stderr.isatty()
+def _read_all(folder: Path) -> tuple[dict[str, Row], dict[str, int], list[float], list[Finding]]:
+    """Return the rows by id, the number of floats and the norm of each whole embedding, and what is damaged."""
+    rows: dict[str, Row] = {}
+    sizes: dict[str, int] = {}
+    norms: list[float] = []
+    damaged: list[Finding] = []
     console = Console(stderr=True)
-    for id_, row in track(rows.items(), "reading embeddings", console=console, transient=True, disable=hidden):
-        file = os.path.join(folder, row["embedding"])
-        try:
+    hidden = not sys.stderr.isatty()
+    for row, found in track(stored(folder), "reading embeddings", console=console, transient=True, disable=hidden):
+        rows[row["id"]] = row
+        if not isinstance(found, Exception):
             if row["audio"]:
-                embeddings[id_] = _read(file, row)
-        except (FileNotFoundError, NotADirectoryError):
-            findings.append(Finding("missing", id_, f"{file}: missing", in_manifest=True))
-        except OSError as error:
-            findings.append(Finding("unreadable", id_, f"{file}: {error.strerror or error}", in_manifest=True))
-        except ValueError as error:
-            findings.append(Finding("broken", id_, f"{file}: {one_line(error)}", in_manifest=True))
-    return embeddings, findings
+                sizes[row["id"]] = found.size
+                norms.append(float(np.linalg.norm(found)))
+        elif row["audio"]:
+            damaged.append(_damage(os.path.join(folder, row["embedding"]), row["id"], found))
+    return rows, sizes, norms, damaged
 
 
-def _read(file: str, row: Row) -> npt.NDArray[Any]:
-    content = read_content(file)
-    embedding = decode(content, os.path.splitext(file)[1])
-    if checksum(content) != row["crc32"]:
-        raise ValueError(f"its CRC-32 is {checksum(content)}, and {row['crc32'] or 'none'} in {METADATA}")
-    return embedding
+def _damage(place: str, id_: str, error: Exception) -> Finding:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return Finding("missing", id_, f"{place}: missing", in_manifest=True)
+    if isinstance(error, OSError):
+        return Finding("unreadable", id_, f"{place}: {error.strerror or error}", in_manifest=True)
+    return Finding("broken", id_, f"{place}: {one_line(error)}", in_manifest=True)
 
 
 def _record(folder: Path) -> tuple[Record | None, list[Finding]]:
@@ -211,7 +217,7 @@ def _misplaced(folder: Path, corpus: Corpus, utterance: Utterance, row: Row) -> 
         here = f"{utterance.audio}{utterance.part.suffix}"
         reason = f"of {source(row)}, in the corpus {here}"
         yield Finding("contradiction", utterance.id, reason, in_manifest=True)
-    elif not Path(row["embedding"]).is_absolute():
+    elif row["crc32"] and not is_in_ark(row["embedding"]) and not Path(row["embedding"]).is_absolute():
         suffix = os.path.splitext(row["embedding"])[1]
         place = embedding_file(utterance, suffix, root=str(corpus.root_dir), output_dir=str(folder))
         expected = place.removeprefix(os.path.join(folder, ""))

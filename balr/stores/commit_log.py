@@ -25,6 +25,17 @@ class CommitLog:
         """Return whether rows can be appended."""
         return self._state is not None
 
+    @property
+    def is_ours(self) -> bool:
+        """Return whether the file begins with the columns of balr's."""
+        try:
+            with self.path.open("rb") as content:
+                return content.readline().rstrip().split(b",")[: len(self._columns)] == [
+                    column.encode() for column in self._columns
+                ]
+        except OSError:
+            return False
+
     def read(self) -> Iterator[dict[str, str]]:
         """Yield the rows, without a last one that a kill left incomplete. Raises OutputError."""
         if not self.path.is_file():

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from balr.errors import InputError, OutputError, one_line
 from balr.records import Embedding
+from balr.stores.ark import is_in_ark, read_ark
 
 _LARGEST_BYTES = 1 << 20  # a hundred times what an embedding has; the rest of such a file is not read
 _NPY_HEADER_BYTES = 128  # of an embedding: version 1, padded to a multiple of 64 bytes
@@ -70,7 +71,10 @@ def decode(content: bytes, suffix: str) -> npt.NDArray[Any]:
 
 
 def read_embedding(path: Path) -> npt.NDArray[Any]:
-    """Read an embedding `(dim,)` from `.npy`, `.txt` or `.pkl`. Raises InputError; runs no code from the file."""
+    """Read an embedding `(dim,)` from `.npy`, `.txt` or `.pkl`, or from a place in a Kaldi archive or parquet part.
+
+    Raises InputError; runs no code from the file.
+    """
     try:
         embedding = _read(path)
     except Exception as error:  # headers are parsed as Python, pickles may call anything: both fail in many ways
@@ -118,6 +122,12 @@ def _npy_layout(header: bytes) -> tuple[np.dtype[Any], int, int]:
 
 
 def _read(path: Path) -> Any:
+    if is_in_ark(path):
+        return read_ark(path)
+    if path.parent.suffix == ".parquet":
+        from balr.stores.parquet_parts import read_in_part
+
+        return read_in_part(path)
     if path.suffix == ".npy":
         return np.load(path, allow_pickle=False)
     if path.suffix == ".txt":

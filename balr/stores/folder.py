@@ -7,42 +7,64 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from balr.errors import OutputError
+from balr.errors import LockedError, OutputError
+from balr.records import WHOLE_CORPUS, Shard
 
 _LOCK = ".balr.lock"
+_LOCKS_OF_SHARDS = ".balr.*-of-*.lock"
 _SECONDS_FOR_A_KILLED_RUN = 2.0  # its decoder processes hold the lock until they have ended, too
+_SECONDS_FOR_A_MERGE = 60.0
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, shard: Shard = WHOLE_CORPUS) -> Iterator[None]:
     """Create a folder and lock it for this run; the lock ends with its process. A new folder goes if it stays empty.
 
-    Raises OutputError where the folder cannot be written to, or another run has locked it.
+    Shards of one count work side by side. Raises OutputError where the folder cannot be written to, or has another run.
     """
-    lock, is_new = FileLock(folder / _LOCK), not folder.exists()
+    lock, is_new = FileLock(folder / f".balr{shard.tag}.lock"), not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=_SECONDS_FOR_A_KILLED_RUN)
     except Timeout as error:
-        raise OutputError(
+        raise LockedError(
             f"{folder}: another run works there; wait for its end, or choose another save_dir."
         ) from error
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{folder}: cannot be written to: {reason}; choose another save_dir.") from error
     try:
+        _refuse_work_beside(folder, shard)
         yield
     finally:
         lock.release()  # its file stays: without it a third run could lock a new one beside a second run
         if is_new:
-            _remove_if_unused(folder)
+            _remove_if_unused(folder, Path(lock.lock_file))
 
 
-def _remove_if_unused(folder: Path) -> None:
+def _refuse_work_beside(folder: Path, shard: Shard) -> None:
+    """Raise OutputError where a run works in a locked folder that is no shard of the same count."""
+    same_count = f"-of-{shard.count}.lock" if shard.tag else None
+    for path in folder.glob(_LOCKS_OF_SHARDS):
+        if same_count is None or not path.name.endswith(same_count):
+            _refuse_locked(path, "a run of another shard.count works there")
+    if same_count:  # the whole corpus, which may be put together just now
+        _refuse_locked(folder / _LOCK, "a run of the whole corpus works there", seconds=_SECONDS_FOR_A_MERGE)
+
+
+def _refuse_locked(path: Path, reason: str, *, seconds: float = 0) -> None:
+    try:
+        FileLock(path).acquire(timeout=seconds).lock.release()
+    except Timeout as error:
+        raise LockedError(f"{path.parent}: {reason}; wait for its end, or choose another save_dir.") from error
+
+
+def _remove_if_unused(folder: Path, lock: Path) -> None:
     """Remove a folder, and the empty ones above it, where a run wrote nothing into it but its lock."""
     with suppress(OSError):
-        if [path.name for path in folder.iterdir()] == [_LOCK]:
-            (folder / _LOCK).unlink()
+        if {path.name for path in folder.iterdir()} <= {lock.name, _LOCK}:
+            lock.unlink()
+            (folder / _LOCK).unlink(missing_ok=True)
             os.removedirs(folder)
 
 

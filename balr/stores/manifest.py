@@ -4,17 +4,25 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from balr.records import WHOLE, Utterance
+from balr.records import WHOLE, Utterance, format_seconds
 from balr.stores.commit_log import CommitLog, Row
 
 METADATA = "metadata.csv"
+_OF_SHARDS = "metadata.*-of-*.csv"
 COLUMNS = ("id", "audio", "speaker", "embedding", "crc32")
 _PART_COLUMNS = ("start", "end", "channel")
 
 
-def manifest_of(folder: Path, more_columns: Iterable[str] = ()) -> CommitLog:
-    """Return the manifest of a folder; to write it, `more_columns` are those of its rows beyond balr's own."""
-    return CommitLog(folder / METADATA, COLUMNS, more_columns=[name for name in more_columns if name not in COLUMNS])
+def manifest_of(folder: Path, more_columns: Iterable[str] = (), *, tag: str = "") -> CommitLog:
+    """Return the manifest of a folder, or of a shard by its tag; `more_columns` are those beyond balr's own."""
+    more = [name for name in more_columns if name not in COLUMNS]
+    return CommitLog(folder / f"metadata{tag}.csv", COLUMNS, more_columns=more)
+
+
+def manifests_in(folder: Path) -> list[CommitLog]:
+    """Return the manifests of a folder, to read: that of the whole corpus, and those of shards."""
+    found = [folder / METADATA, *sorted(folder.glob(_OF_SHARDS))]
+    return [CommitLog(path, COLUMNS) for path in found if path.is_file()]
 
 
 def columns_of(utterances: Iterable[Utterance]) -> Iterable[str]:
@@ -23,6 +31,8 @@ def columns_of(utterances: Iterable[Utterance]) -> Iterable[str]:
     for utterance in utterances:
         if utterance.part is not WHOLE:
             columns |= dict.fromkeys(_PART_COLUMNS)
+        if utterance.duration_seconds is not None:
+            columns["duration"] = None
         columns |= dict.fromkeys(utterance.extra)
     return columns
 
@@ -30,7 +40,9 @@ def columns_of(utterances: Iterable[Utterance]) -> Iterable[str]:
 def row_of(utterance: Utterance, embedding: str, crc32: str) -> Row:
     """Return the row of an utterance whose embedding is stored as `embedding`."""
     known = (utterance.id, str(utterance.audio or ""), utterance.speaker or "", embedding, crc32)
-    return {**utterance.extra, **utterance.part.cells(), **dict(zip(COLUMNS, known, strict=True))}
+    seconds = utterance.duration_seconds
+    duration = {} if seconds is None else {"duration": format_seconds(seconds)}
+    return {**utterance.extra, **duration, **utterance.part.cells(), **dict(zip(COLUMNS, known, strict=True))}
 
 
 def is_of(row: Row, utterance: Utterance) -> bool:

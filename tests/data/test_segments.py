@@ -11,7 +11,7 @@ import torchaudio
 from conftest import Command, embeddings, rows, speechlike, write_wav
 from encoding import encode
 
-from balr.data import audio, decoders
+from balr.data import audio, containers, decoders
 from balr.data.audio import Cursor, load_waveform
 from balr.data.corpus import Corpus
 from balr.errors import InputError, UtteranceError
@@ -101,7 +101,7 @@ def test_many_segments_of_a_file_that_cannot_be_sought_cost_one_pass(
 ) -> None:
     opened: list[Path] = []
     whole = decoders.open_audio
-    monkeypatch.setattr(audio, "open_audio", lambda path, part: opened.append(path) or whole(path, part))
+    monkeypatch.setattr(containers, "open_audio", lambda path, part: opened.append(path) or whole(path, part))
     for name in ("a.mp3", "b.mp3"):
         encode(tmp_path / name, speechlike(6.0, seed=ord(name[0])), codec="libmp3lame", rate_hz=16_000)
     write_wav(tmp_path / "c.wav", speechlike(6.0))

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import Command, embeddings, rows, speechlike, write_wav
 
+from balr import load_embeddings
 from balr.main import main
 from balr.runs.progress import Tally
 from balr.stores.commit_log import CommitLog
@@ -75,6 +77,23 @@ def test_a_write_that_fails_ends_the_run_in_one_line_and_the_next_run_completes_
     assert balr(f"input={corpus}", "save_dir=undisturbed") == 0
     assert whole_embeddings(tmp_path / "out") == embeddings(tmp_path / "undisturbed")
     assert len(rows(tmp_path / "out" / "metadata.csv")) == 6
+
+
+@pytest.mark.parametrize("store", ["parquet", "kaldi"])
+def test_a_full_disk_costs_nothing_that_a_store_of_large_files_has_saved(
+    balr: Command, tmp_path: Path, small_disk: Path, one_error_line: OneLine, store: str
+) -> None:
+    subprocess.run(["mount", "-o", "remount,size=24k", str(small_disk)], check=True)
+    for number in range(45):
+        write_wav(tmp_path / "corpus" / f"{number:02}.wav", speechlike(0.5 + 0.01 * number, seed=number))
+    assert balr("input=corpus", f"save_dir={small_disk}/out", f"store={store}") == 2
+    assert "No space left on device" in one_error_line()
+    subprocess.run(["mount", "-o", "remount,size=10m", str(small_disk)], check=True)
+    assert balr("input=corpus", f"save_dir={small_disk}/out", f"store={store}") == 0
+    assert balr("input=corpus", "save_dir=undisturbed", f"store={store}") == 0
+    (ids, found, _), (other_ids, expected, _) = (load_embeddings(f) for f in (small_disk / "out", Path("undisturbed")))
+    assert len(ids) == 45 and sorted(ids) == sorted(other_ids)
+    assert (found[np.argsort(ids)] == expected[np.argsort(other_ids)]).all()
 
 
 def test_a_full_disk_ends_the_run_in_one_line_and_room_lets_it_go_on(

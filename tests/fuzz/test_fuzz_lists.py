@@ -21,7 +21,7 @@ from balr.main import main
 from balr.stores.places import refuse_shared_files
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
-OURS = ("id", "audio", "speaker", "embedding", "start", "end", "channel")
+OURS = ("id", "audio", "speaker", "embedding", "start", "end", "channel", "duration", "crc32")
 TOKENS = ("audio", "id", "speaker", "embedding", ",", ",", "\n", "\n", "\r", '"', "a.wav", "b.wav", "..", "/", "|", " ")
 TOKENS += ("\0", "\ufeff", "\x1a", "\t", "\u2028", "\x85", ";", "x" * 140_000)
 CSV_LINES = ("a.wav,x\n", "b.wav,y\r\n", 'b.wav,"y\nz"\n', "a.wav,\0\n", "a.wav,|\r", ",\n", "\n")

@@ -225,7 +225,7 @@ def test_what_cannot_be_read_is_told_and_never_removed(out: Path, monkeypatch: p
         return Path(path).read_bytes()
 
     with monkeypatch.context() as patch:
-        patch.setattr("balr.runs.verify.read_content", refuse)
+        patch.setattr("balr.stores.reading.read_content", refuse)
         code, told = verify(out, "--forget")
     assert code == 1 and "unreadable: spk0/utt0.wav" in told and "0 taken off the list" in told
     assert embeddings(out) == before

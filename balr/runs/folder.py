@@ -1,0 +1,112 @@
+"""The files of a run's folder: a store of embeddings, failures.csv and run.json, opened and closed together."""
+
+import os
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from balr.composition import build
+from balr.config import RunConfig
+from balr.data.corpus import Corpus
+from balr.errors import ConfigError, OutputError
+from balr.records import WHOLE_CORPUS, Shard
+from balr.runs.failures import FailureLog
+from balr.runs.record import Facts, Record, identity
+from balr.stores.base import Store
+from balr.stores.folder import locked
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What a locked folder holds of a corpus; `completed` and `starts_over` as the run found it."""
+
+    path: Path
+    store: Store
+    failures: FailureLog
+    record: Record
+    model: Facts
+    completed: Set[str]
+    starts_over: bool = False
+
+    def begin(self, embedding_dim: int | None, corpus: Corpus) -> None:
+        """Note whose embeddings the folder holds from now on; where they replace others, after those are gone."""
+        if self.starts_over:
+            self.store.clear()
+            self.failures.clear()
+        self.record.model, self.record.embedding_dim = self.model, embedding_dim
+        self.record.corpus_root = os.path.realpath(corpus.root_dir)
+        self.record.forcing |= self.starts_over
+
+    def close(self) -> None:
+        """Put the lists into their final order."""
+        self.store.close()
+        self.failures.finish(self.store.completed())
+
+    def missing(self, corpus: Corpus) -> Set[str]:
+        """Return the utterances with audio that have neither an embedding nor a failure."""
+        audible = {utterance.id for utterance in corpus.utterances if utterance.audio is not None}
+        return audible - self.store.completed() - self.failures.ids
+
+
+def open_folder(folder: Path, cfg: RunConfig, corpus: Corpus, shard: Shard) -> RunFolder:
+    """Read what a locked folder holds. Raises OutputError where that is of another corpus, model or store."""
+    record, model = Record.of(folder, shard), identity(cfg.embeddings["model"], cfg.precision)
+    settings: Facts = OmegaConf.to_container(cfg.store, resolve=True)  # type: ignore[assignment]
+    record.refuse_another_corpus(corpus.root_dir)
+    record.refuse_another_store(settings)
+    is_beside_audio = corpus.output_dir is None
+    store = _build_store(folder, settings, corpus, shard, record, beside_audio=is_beside_audio)
+    completed = frozenset(store.completed())
+    if completed and not cfg.force and not is_beside_audio:
+        record.refuse_another_model(model)
+    if cfg.force and shard.tag:
+        raise ConfigError(
+            "force=true with shard.count: shards would remove the work of others; remove save_dir instead."
+        )
+    starts_over = cfg.force and not (record.forcing and record.is_of(model))
+    record.store = settings
+    record.corpus = {
+        "input": os.path.abspath(os.path.expanduser(cfg.input)),
+        "root_dir": None if cfg.root_dir is None else os.path.abspath(os.path.expanduser(cfg.root_dir)),
+        "audio_formats": list(cfg.audio_formats),
+        "channel": cfg.channel,
+    }
+    failures = FailureLog(folder, corpus.utterances, shard)
+    return RunFolder(folder, store, failures, record, model, frozenset() if starts_over else completed, starts_over)
+
+
+@contextmanager
+def reopened(folder: Path) -> Iterator[tuple[RunFolder, Corpus]]:
+    """Lock a folder and open it as its record says, with the whole corpus. Raises a BalrError."""
+    with locked(folder):
+        record = Record.of(folder)
+        if not record.store or not record.corpus:
+            raise OutputError(f"{folder}: no run.json that says of which corpus it is; give the save_dir of a run.")
+        settings = dict(record.corpus)
+        corpus = Corpus.from_path(settings.pop("input"), **settings)
+        corpus.set_output_dir(folder)
+        store = _build_store(folder, record.store, corpus, WHOLE_CORPUS, record, beside_audio=False)
+        failures = FailureLog(folder, corpus.utterances)
+        yield RunFolder(folder, store, failures, record, record.model, store.completed()), corpus
+
+
+def _build_store(
+    folder: Path, settings: Facts, corpus: Corpus, shard: Shard, record: Record, *, beside_audio: bool
+) -> Store:
+    more: dict[str, Any] = {"beside_audio": True} if beside_audio else {}
+    if beside_audio and (shard.tag or not str(settings.get("_target_")).endswith(".FilesStore")):
+        raise ConfigError("save_dir=null: embeddings beside the audio are files of one job; choose a save_dir.")
+    return build(
+        settings,
+        Store,
+        folder=folder,
+        utterances=corpus.utterances,
+        root=corpus.root_dir,
+        shard=shard,
+        embedding_dim=record.embedding_dim,
+        **more,
+    )

@@ -1,0 +1,106 @@
+"""`balr verify`, `balr merge` and `balr export`: the commands that work on the embeddings of earlier runs."""
+
+import io
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from balr.errors import BalrError
+from balr.overrides import split_commas
+
+_SHOWN_OF_A_KIND = 20
+_SaveDir = Annotated[str, typer.Argument(metavar="SAVE_DIR", help="The folder of a run.")]
+
+
+def verify(
+    save_dir: _SaveDir,
+    corpus: Annotated[
+        str | None, typer.Argument(metavar="[INPUT]", help="The corpus that it should hold the embeddings of.")
+    ] = None,
+    *,
+    forget: Annotated[
+        bool,
+        typer.Option(
+            "--forget", help="Take what is wrong off metadata.csv, so that the next run of the same command embeds it."
+        ),
+    ] = False,
+    audio_formats: Annotated[
+        list[str] | None,
+        typer.Option(help="File suffixes that a folder is searched for; repeat or separate by commas."),
+    ] = None,
+    root_dir: Annotated[
+        str | None, typer.Option(help="Where relative paths of a csv or wav.scp start.", metavar="DIR")
+    ] = None,
+) -> None:
+    """Read every embedding of a folder and compare it with its lists, its record and the corpus.
+
+    balr verify outputs/embeddings/voxceleb2/resnet34_lm voxceleb2/metadata.csv
+    """
+    from balr.data.corpus import Corpus
+    from balr.data.folders import AUDIO_FORMATS
+    from balr.runs import verify as checks
+
+    folder = Path(save_dir).expanduser()
+    formats = split_commas(audio_formats) or AUDIO_FORMATS
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        found = Corpus.from_path(corpus, root_dir=root_dir, audio_formats=formats) if corpus else None
+        verdict = checks.verify(folder, found)
+        print(verdict.as_text(most_of_a_kind=_SHOWN_OF_A_KIND if sys.stdout.isatty() else None))
+        if forget:
+            count = checks.forget(folder, verdict)
+            print(f"{count:,} taken off the list, no file removed; the next run embeds what the corpus lists")
+    except BalrError as error:
+        sys.stderr.write(f"ERROR {error}\n")
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    raise typer.Exit(1 if verdict.findings else 0)
+
+
+def merge(save_dir: _SaveDir) -> None:
+    """Put together what shards wrote into one folder; the last shard to finish does this by itself.
+
+    balr merge outputs/embeddings/voxceleb2/resnet34_lm
+    """
+    from balr.extraction import merge as put_together
+
+    embedded, failed, missing = put_together(Path(save_dir).expanduser().absolute())
+    print(f"{embedded:,} embedded, {failed:,} failed, {missing:,} missing")
+    raise typer.Exit(1 if failed or missing else 0)
+
+
+def export(
+    save_dir: _SaveDir,
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A new folder; for npz and csv a new file.")],
+    *,
+    to: Annotated[str, typer.Option(help="files, parquet, kaldi, npz (arrays ids and data) or csv.", metavar="FORMAT")],
+    normalize: Annotated[
+        str | None, typer.Option(help="l2: divide each embedding by its Euclidean norm, last of all.", metavar="l2")
+    ] = None,
+    subtract_mean: Annotated[
+        str | None,
+        typer.Option(
+            help="Subtract a mean first: self, that of SAVE_DIR, or a .npy or .txt file.", metavar="self|FILE"
+        ),
+    ] = None,
+    per_speaker: Annotated[
+        bool, typer.Option("--per-speaker", help="One embedding for each speaker: the mean.")
+    ] = False,
+) -> None:
+    """Write the embeddings of a folder in another format.
+
+    \b
+    balr export outputs/embeddings/voxceleb2/resnet34_lm kaldi/voxceleb2 --to kaldi
+    balr export outputs/embeddings/voxceleb2/resnet34_lm speakers.npz --to npz --per-speaker --normalize l2
+    """
+    from balr.export import export as convert
+
+    if normalize not in (None, "l2"):
+        raise typer.BadParameter(f"{normalize}: l2 is expected.", param_hint="--normalize")
+    source, target = Path(save_dir).expanduser(), Path(out).expanduser()
+    count = convert(source, target, to=to, normalize=normalize is not None, mean=subtract_mean, per_speaker=per_speaker)
+    print(f"{count:,} embeddings written to {target}")

@@ -1,0 +1,121 @@
+"""Kaldi archives: `xvector.ark` with embeddings end to end, `xvector.scp`, and the lists and means of speakers.
+
+metadata.csv lists the embeddings that exist; the other lists are written from it when all is done. Bytes behind the
+last listed embedding are what a kill left, and are overwritten.
+"""
+
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import kaldiio
+import numpy as np
+import numpy.typing as npt
+
+from balr.atomic import as_output_error, whole_file
+from balr.errors import InputError
+from balr.records import WHOLE_CORPUS, Embedded, Failure, Shard, Utterance
+from balr.stores.ark import HEADER_BYTES
+from balr.stores.embedding_files import checksum
+from balr.stores.listed import Listed, ListedStore
+
+_SCP = "xvector.scp"
+
+
+class KaldiStore(ListedStore):
+    """Store embeddings in an archive that Kaldi, WeSpeaker's scoring and 3D-Speaker read.
+
+    Raises InputError where an id or a speaker holds a space, which separates the columns of Kaldi's lists.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        utterances: Sequence[Utterance],
+        *,
+        root: Path,
+        shard: Shard = WHOLE_CORPUS,
+        embedding_dim: int | None = None,
+    ) -> None:
+        super().__init__(folder, utterances, shard)
+        names = [name for utterance in self.audible for name in (utterance.id, utterance.speaker or "-")]
+        spaced = [name for name in names if len(name.split()) != 1 or name.strip() != name]
+        if spaced:
+            raise InputError(
+                f"{len(spaced)} ids or speakers with spaces in {root}, first {spaced[0]!r}, and Kaldi's lists are "
+                "separated by spaces; rename them, or choose store=files or store=parquet."
+            )
+        self._ark = f"xvector{shard.tag}.ark"
+        self._entry_bytes = HEADER_BYTES + 4 * (embedding_dim or 0)
+        self._last: int | None = None  # where the last listed embedding of the archive begins
+
+    def _save(self, batch: Sequence[Embedded]) -> tuple[list[tuple[Utterance, Listed]], list[Failure]]:
+        self._entry_bytes = HEADER_BYTES + batch[0].embedding.nbytes
+        start, content = 0 if self._last is None else self._last + self._entry_bytes, io.BytesIO()
+        written = []
+        for one in batch:
+            place = f"{self._ark}:{start + content.tell() + len(one.utterance.id.encode()) + 1}"
+            kaldiio.save_ark(content, {one.utterance.id: one.embedding})
+            written.append((one.utterance, Listed(place, checksum(one.embedding.tobytes()))))
+        path = self.folder / self._ark
+        with as_output_error(path), open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:
+            file.seek(start)
+            file.truncate()
+            file.write(content.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+        if not self.shard.tag:
+            (self.folder / _SCP).unlink(missing_ok=True)  # until it lists these as well
+        self._last = start + content.tell() - self._entry_bytes
+        return written, []
+
+    def _accepts(self, utterance: Utterance, place: str) -> bool:
+        ark, _, offset = place.rpartition(":")
+        if not offset.isdecimal() or os.path.basename(ark) != ark:
+            return False
+        if ark == self._ark:
+            self._last = max(self._last or 0, int(offset))
+        return True
+
+    def _is_there(self, place: str) -> bool:
+        ark, _, offset = place.rpartition(":")
+        with suppress(OSError):
+            return os.path.getsize(self.folder / ark) >= int(offset) + self._entry_bytes
+        return False
+
+    def _remove(self, listed: Mapping[str, Listed]) -> None:
+        for ark in {place.rpartition(":")[0] for place, _ in listed.values()}:
+            (self.folder / ark).unlink(missing_ok=True)
+        self._last = None
+
+    def _finish(self, *, merged: bool) -> None:
+        if not merged and (self.folder / _SCP).is_file():
+            return
+        speakers = {utterance.id: utterance.speaker or utterance.id for utterance in self.audible}
+        ids = sorted((id_ for id_ in self._listed if id_ in speakers), key=str.encode)
+        of_speaker: dict[str, list[str]] = {}
+        for id_ in ids:
+            of_speaker.setdefault(speakers[id_], []).append(id_)
+        names = sorted(of_speaker, key=str.encode)
+        sums: dict[str, npt.NDArray[Any]] = {}
+        for id_, embedding in self.read():
+            sums[speakers[id_]] = sums.get(speakers[id_], 0.0) + embedding.astype(np.float64)
+        self._write("utt2spk", (f"{id_} {speakers[id_]}" for id_ in ids))
+        self._write("spk2utt", (f"{name} {' '.join(of_speaker[name])}" for name in names))
+        # Kaldi ignores spaces at the end; kaldiio looks four bytes ahead, and would take them from the next line.
+        self._write("num_utts.ark", (f"{name} {len(of_speaker[name]):<4}" for name in names))
+        means, places = io.BytesIO(), []
+        for name in names:
+            places.append(f"{name} {self.folder / 'spk_xvector.ark'}:{means.tell() + len(name.encode()) + 1}")
+            kaldiio.save_ark(means, {name: (sums[name] / len(of_speaker[name])).astype(np.float32)})
+        with whole_file(self.folder / "spk_xvector.ark") as file:
+            file.write(means.getvalue())
+        self._write("spk_xvector.scp", places)
+        self._write(_SCP, (f"{id_} {self.folder / self._listed[id_].place}" for id_ in ids))
+
+    def _write(self, name: str, lines: Iterable[str]) -> None:
+        with whole_file(self.folder / name) as file:
+            file.writelines(f"{line}\n".encode(errors="surrogateescape") for line in lines)

@@ -1,0 +1,127 @@
+"""Read a store of any kind: its rows, in the columns of metadata.csv, and its embeddings."""
+
+import os
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from balr.errors import BalrError, InputError, one_line
+from balr.records import WHOLE, Part, Utterance
+from balr.stores.ark import is_in_ark, read_ark
+from balr.stores.commit_log import Row
+from balr.stores.embedding_files import checksum, decode, read_content, read_embedding
+from balr.stores.manifest import COLUMNS, manifests_in
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_KNOWN = frozenset((*COLUMNS, "start", "end", "channel", "duration", "duration_seconds"))
+
+Stored = tuple[Row, npt.NDArray[Any] | Exception]
+
+
+def is_store(folder: Path) -> bool:
+    """Return whether a folder holds embeddings of runs."""
+    if (folder / "run.json").is_file() and any(folder.glob("part-*.parquet")):
+        return True
+    return any(manifest.is_ours for manifest in manifests_in(folder))
+
+
+def rows_of(folder: Path) -> Iterator[Row]:
+    """Yield a row for each embedding, with the columns of metadata.csv; `embedding` says where it is.
+
+    Raises OutputError where a list is damaged.
+    """
+    seen: set[str] = set()
+    for manifest in manifests_in(folder):
+        for row in manifest.read():
+            if row["id"] not in seen:
+                seen.add(row["id"])
+                yield row
+    if any(folder.glob("part-*.parquet")):
+        from balr.stores.parquet_parts import rows_in_parts
+
+        yield from rows_in_parts(folder)
+
+
+def stored(folder: Path) -> Iterator[Stored]:
+    """Yield each row with its embedding `(dim,)`, or with the error where that is damaged."""
+    for row in rows_of(folder):
+        try:
+            yield row, _read_checked(folder, row)
+        except (OSError, ValueError, BalrError) as error:
+            yield row, error
+
+
+def utterance_of(folder: Path, row: Row) -> Utterance:
+    """Return the utterance of a row of a store, with the path of its embedding."""
+    part = WHOLE
+    if row.get("start") or row.get("end") or row.get("channel"):
+        start, end, channel = (row.get(name) or None for name in ("start", "end", "channel"))
+        part = Part(float(start or 0.0), float(end) if end else None, int(channel) if channel else None)
+    return Utterance(
+        row["id"],
+        Path(row["audio"]) if row["audio"] else None,
+        row["speaker"] or None,
+        folder / row["embedding"],
+        {name: cell for name, cell in row.items() if name not in _KNOWN},
+        part,
+        float(seconds) if (seconds := row.get("duration_seconds") or row.get("duration")) else None,
+    )
+
+
+def read_place(folder: Path, place: str) -> npt.NDArray[Any]:
+    """Read the embedding `(dim,)` of a file or an archive that a manifest names. Raises OSError or ValueError."""
+    path = os.path.join(folder, place)
+    return read_ark(path) if is_in_ark(place) else decode(read_content(path), os.path.splitext(path)[1])
+
+
+def load_embeddings(save_dir: str | Path) -> "tuple[list[str], npt.NDArray[np.float32], pa.Table]":
+    """Read a store of any kind: ids, a matrix `(utterances, dim)` of embeddings, a table of the other columns.
+
+    Raises InputError where the folder holds no embeddings, or a damaged one.
+    """
+    import pyarrow as pa
+
+    from balr.stores.parquet_parts import load_parts, parts_in
+
+    folder = Path(save_dir).expanduser()
+    if parts_in(folder):
+        return load_parts(folder)
+    columns: dict[str, list[str]] = {}
+    numbers = array("f")  # grows in place, where a list of arrays would be in memory twice
+    for row, embedding in stored(folder):
+        if isinstance(embedding, Exception):
+            raise InputError(f"{folder}: {row['id']}: {one_line(embedding)}; balr verify shows all that is damaged.")
+        for name, cell in row.items():
+            columns.setdefault(name, []).append(cell)
+        numbers.frombytes(embedding.astype(np.float32, copy=False).tobytes())
+        if len(numbers) != len(columns["id"]) * embedding.size:
+            raise InputError(
+                f"{folder}: {row['id']}: {embedding.size} numbers, unlike others; balr verify shows which."
+            )
+    if not columns:
+        raise InputError(f"{folder}: holds no embeddings; give the save_dir of a run.")
+    ids = columns.pop("id")
+    others = {name: cells for name, cells in columns.items() if name not in ("embedding", "crc32")}
+    return ids, np.frombuffer(numbers, np.float32).reshape(len(ids), -1), pa.table(others)
+
+
+def _read_checked(folder: Path, row: Row) -> npt.NDArray[Any]:
+    """Read the embedding of a row and compare it with its checksum."""
+    path = os.path.join(folder, row["embedding"])
+    if not row["audio"] or not row["crc32"]:  # not written by balr, or in a part, which has checksums of its own
+        return read_embedding(Path(path))
+    if is_in_ark(path):
+        embedding = read_ark(path, id_=row["id"])
+        found = checksum(embedding.tobytes())
+    else:
+        content = read_content(path)
+        embedding, found = decode(content, os.path.splitext(path)[1]), checksum(content)
+    if found != row["crc32"]:
+        raise ValueError(f"its CRC-32 is {found}, and {row['crc32']} in metadata.csv")
+    return embedding

@@ -1,0 +1,99 @@
+"""`balr export`: any store to any other, with the same numbers, changed only as asked."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from conftest import Command, run_command
+
+from balr import load_embeddings
+from balr.errors import BalrError
+from balr.export import export
+
+STORES = ("files", "parquet", "kaldi")
+
+
+@pytest.fixture(params=STORES)
+def source(request: pytest.FixtureRequest, balr: Command, corpus: Path, tmp_path: Path) -> Path:
+    names = [(f"spk{n % 2}/utt{n}.wav", f"s{n % 2}") for n in range(6)]
+    (corpus / "list.csv").write_text(
+        "id,audio,speaker,age\n" + "".join(f"u{n},{a},{s},{n}\n" for n, (a, s) in enumerate(names))
+    )
+    assert balr(f"input={corpus / 'list.csv'}", "save_dir=source", f"store={request.param}") == 0
+    return tmp_path / "source"
+
+
+def table(folder: Path) -> dict[str, npt.NDArray[np.float32]]:
+    ids, matrix, _ = load_embeddings(folder)
+    return dict(zip(ids, matrix, strict=True))
+
+
+def same(found: dict[str, npt.NDArray[np.float32]], wanted: dict[str, npt.NDArray[np.float32]]) -> bool:
+    return found.keys() == wanted.keys() and all(np.array_equal(found[id_], wanted[id_]) for id_ in wanted)
+
+
+def test_every_store_is_written_and_read_back_bit_for_bit(source: Path, tmp_path: Path) -> None:
+    wanted = table(source)
+    for to in STORES:
+        assert export(source, tmp_path / to, to=to) == 6
+        assert same(table(tmp_path / to), wanted)
+        _, _, columns = load_embeddings(tmp_path / to)
+        assert sorted(columns["age"].to_pylist()) == [str(n) for n in range(6)]
+        assert set(columns["speaker"].to_pylist()) == {"s0", "s1"}
+        done = run_command("balr", "verify", str(tmp_path / to), cwd=tmp_path)
+        assert done.returncode == 0, done.stdout
+
+
+def test_npz_and_csv_hold_the_same_numbers(source: Path, tmp_path: Path) -> None:
+    wanted = table(source)
+    assert export(source, tmp_path / "x.npz", to="npz") == export(source, tmp_path / "x.csv", to="csv") == 6
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as found:
+        assert same(dict(zip(found["ids"].tolist(), found["data"], strict=True)), wanted)
+    with (tmp_path / "x.csv").open(newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    assert same({row[0]: np.array(row[2:], np.float32) for row in rows}, wanted)
+
+
+def test_means_norms_and_speakers_are_those_of_numpy(source: Path, tmp_path: Path) -> None:
+    wanted = table(source)
+    matrix = np.stack([wanted[f"u{n}"] for n in range(6)]).astype(np.float64)
+    centred = matrix - matrix.mean(axis=0)
+    speakers = np.stack([centred[n::2].mean(axis=0) for n in range(2)])
+    speakers /= np.linalg.norm(speakers, axis=1, keepdims=True)
+    options = {"mean": "self", "per_speaker": True, "normalize": True}
+    for to, out in (("kaldi", "speakers"), ("parquet", "parts")):
+        assert export(source, tmp_path / out, to=to, **options) == 2
+        found = table(tmp_path / out)
+        assert np.allclose(np.stack([found["s0"], found["s1"]]), speakers, rtol=0, atol=1e-5)
+    np.save(tmp_path / "mean.npy", matrix.mean(axis=0).astype(np.float32))
+    export(source, tmp_path / "centred.npz", to="npz", mean=str(tmp_path / "mean.npy"))
+    with np.load(tmp_path / "centred.npz") as found:
+        order = np.argsort(found["ids"])
+        assert np.allclose(found["data"][order], centred, rtol=0, atol=1e-5)
+
+
+def test_what_cannot_be_exported_is_one_line(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    np.save(tmp_path / "short.npy", np.ones(3, np.float32))
+    for options, reason in (
+        ({"to": "tar"}, "one of files, parquet, kaldi, npz, csv is expected"),
+        ({"to": "files", "per_speaker": True}, "files are named after utterances"),
+        ({"to": "npz", "mean": "nowhere.npy"}, "nowhere.npy: not an embedding"),
+        ({"to": "npz", "mean": str(tmp_path / "short.npy")}, "and the mean has 3"),
+    ):
+        with pytest.raises(BalrError, match=reason):
+            export(source, tmp_path / "new", **options)
+    with pytest.raises(BalrError, match="taken: exists"):
+        export(source, tmp_path / "taken", to="csv")
+    with pytest.raises(BalrError, match="holds no embeddings"):
+        export(tmp_path, tmp_path / "new", to="csv")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_says_what_it_wrote(source: Path, tmp_path: Path) -> None:
+    done = run_command("balr", "export", "source", "out.csv", "--to", "csv", "--normalize", "l2", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "6 embeddings written to out.csv\n")
+    done = run_command("balr", "export", "source", "new", "--to", "csv", "--normalize", "l1", cwd=tmp_path)
+    assert done.returncode == 2 and "l1: l2 is expected" in done.stderr

@@ -1,0 +1,80 @@
+"""A sweep over shards gives the run of the whole with every launcher, and ends its jobs when it is stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import alive_in_group, run_command, speechlike, write_wav
+from fake_hub import FakeHub
+
+from balr import load_embeddings
+
+RAY = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'balr[ray]'")
+LAUNCHERS = ["basic", "joblib_cpu", "submitit_local", pytest.param("ray_cluster", marks=RAY)]
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_shards_of_a_sweep_give_the_run_of_the_whole(
+    launcher: str, corpus: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    common = [f"embeddings.model.model_dir={tiny_checkpoint}", "device=cpu", "data=serial"]
+    assert run_command("balr", "extract", "corpus", "--save-dir", "whole", *common, cwd=tmp_path).returncode == 0
+    shards = ["-m", f"hydra/launcher={launcher}", "save_dir=out", "shard.count=2", "shard.index=range(2)"]
+    done = run_command("balr", "extract", "corpus", *shards, *common, cwd=tmp_path)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    rows = [line for line in done.stderr.splitlines() if " 0/2 " in line or " 1/2 " in line]
+    assert len([line for line in rows if line.split()[-2:-1] == ["x"]]) == 2, "the table names both shards"
+    (manifest,) = (tmp_path / "out").rglob("metadata*.csv")
+    (ids, found, _), (expected_ids, expected, _) = load_embeddings(manifest.parent), load_embeddings(tmp_path / "whole")
+    assert ids == expected_ids and np.array_equal(found, expected)
+
+
+@pytest.mark.slow
+def test_models_are_fetched_once_before_the_jobs_which_ask_for_nothing(
+    corpus: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    command = ["balr", "extract", "corpus", "-m", "hydra/launcher=submitit_local", "shard.count=2", "data=serial"]
+    command += ["shard.index=range(2)", "embeddings.model.model_repo=me/mine"]
+    with FakeHub({("me/mine", "main"): tiny_checkpoint}).serving() as hub:
+        variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
+        done = run_command(*command, cwd=tmp_path, **variables)
+        assert done.returncode == 2 and "avg_model and config.yaml" in done.stderr and "Traceback" not in done.stderr
+        assert not list(tmp_path.rglob("*_submitted.pkl")), "no job was started"
+        done = run_command(*command, "embeddings.model.model_name=avg_model.pt", cwd=tmp_path, **variables)
+        assert done.returncode == 0, done.stderr
+        logs = [path.read_text() for path in tmp_path.rglob("*_log.err")]
+        assert len(logs) == 2 and not any("looking for me/mine" in log for log in logs) and hub.requests
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS[2:])
+def test_jobs_of_a_stopped_sweep_end_and_the_same_command_goes_on(
+    launcher: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    for number in range(40):
+        first = write_wav(tmp_path / "corpus" / f"{number}-0.wav", speechlike(0.7 + 0.01 * number, seed=number))
+        for copy in range(1, 100):
+            os.link(first, tmp_path / "corpus" / f"{number}-{copy}.wav")
+    program = [str(Path(sys.executable).parent / "balr"), "extract", "corpus", "-m", f"hydra/launcher={launcher}"]
+    program += ["save_dir=out", "shard.count=2", "shard.index=range(2)", "data=serial"]
+    program += [f"embeddings.model.model_dir={tiny_checkpoint}"]
+    running = subprocess.Popen(program, cwd=tmp_path, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "out").rglob("*_emb.npy"))) < 50 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.kill(running.pid, signal.SIGTERM)
+    assert running.wait(timeout=60) == (1 if launcher == "ray_cluster" else 143)  # Ray has a handler of its own
+    deadline = time.monotonic() + 30
+    while alive_in_group(running.pid) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not alive_in_group(running.pid)
+    saved = len(list((tmp_path / "out").rglob("*_emb.npy")))
+    assert 50 <= saved < 4_000
+    assert subprocess.run(program, cwd=tmp_path, check=False).returncode == 0
+    assert len(list((tmp_path / "out").rglob("*_emb.npy"))) == 4_000
