@@ -3,6 +3,7 @@
 import itertools
 import re
 from dataclasses import fields
+from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from balr.config import DataConfig, FeaturesConfig, ModelConfig, RunConfig, conf
 from balr.embeddings.wespeaker import WespeakerModel
 
 CONF = config_dir()
+LAUNCHERS = sorted(path.stem for path in (CONF / "hydra" / "launcher").glob("[!_]*.yaml"))
 MODELS = sorted(path.stem for path in (CONF / "embeddings" / "model").glob("[!_]*.yaml"))
 PRESETS = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
 
@@ -61,6 +63,18 @@ def test_every_key_of_the_run_has_a_value_and_a_comment() -> None:
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
 def test_every_yaml_is_plain(path: Path) -> None:
     assert isinstance(yaml.safe_load(path.read_text()), dict | None)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_every_launcher_composes_and_explains_what_a_user_sets(launcher: str) -> None:
+    if launcher == "ray_cluster" and find_spec("ray") is None:
+        pytest.skip("Ray is not installed: pip install 'balr[ray]'")
+    register_config()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        hydra = compose("config", overrides=["input=x", f"hydra/launcher={launcher}"], return_hydra_config=True).hydra
+    assert "Launcher" in OmegaConf.to_container(hydra.launcher, resolve=False)["_target_"]
+    lines = (CONF / "hydra" / "launcher" / f"{launcher}.yaml").read_text().splitlines()
+    assert all("#" in line for line in lines if re.match(r" *\w+: .", line) and "verbose" not in line)
 
 
 def test_conf_holds_no_python() -> None:

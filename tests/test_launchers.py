@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from conftest import alive_in_group, run_command, speechlike, write_wav
 from fake_hub import FakeHub
 
 from balr import load_embeddings
+from balr.errors import CheckpointError
+from balr.launchers import end_as_stopped
+from balr.main import main
 
 RAY = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'balr[ray]'")
 LAUNCHERS = ["basic", "joblib_cpu", "submitit_local", pytest.param("ray_cluster", marks=RAY)]
@@ -33,6 +37,51 @@ def test_shards_of_a_sweep_give_the_run_of_the_whole(
     (manifest,) = (tmp_path / "out").rglob("metadata*.csv")
     (ids, found, _), (expected_ids, expected, _) = load_embeddings(manifest.parent), load_embeddings(tmp_path / "whole")
     assert ids == expected_ids and np.array_equal(found, expected)
+
+
+def test_every_model_that_a_sweep_names_is_fetched_once(
+    corpus: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def find(model_repo: str, model_name: str, **_: object) -> None:
+        asked.append((model_repo.rpartition("/")[2], model_name))
+        if model_repo == "them/last":
+            raise CheckpointError("them/last: no such repository.")
+
+    monkeypatch.setattr("balr.sweeps.find_checkpoint", find)
+    swept = ["embeddings.model.model_repo=me/one,them/last", "shard.count=500", "shard.index=range(500)"]
+    for models, expected in (
+        (["embeddings/model=campplus_lm,resnet34_lm", *swept], ["one", "last"]),
+        (swept, ["one", "last"]),
+    ):
+        asked.clear()
+        assert main(["-m", f"input={corpus}", "hydra/launcher=joblib_cpu", *models]) == 2
+        assert [name for name, _ in asked] == expected
+        assert capsys.readouterr().err == "ERROR them/last: no such repository.\n"
+
+
+@pytest.mark.parametrize(
+    ("told", "is_over"),
+    [
+        (type("UncompletedJobError", (RuntimeError,), {})("Job not requeued because: timed-out too many times."), True),
+        (subprocess.CalledProcessError(-15, ["scontrol", "requeue", "1_1"]), False),
+        (None, False),
+    ],
+)
+def test_a_stopped_job_leaves_no_result_unless_its_launcher_says_that_it_is_over(
+    told: Exception | None, is_over: bool
+) -> None:
+    def handler(*_: object) -> None:
+        if told is not None:
+            raise told
+
+    before = signal.signal(signal.SIGUSR2, handler)
+    try:
+        with nullcontext() if is_over else pytest.raises(SystemExit, match="138"):
+            end_as_stopped(signal.SIGUSR2, 138)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 @pytest.mark.slow

@@ -22,6 +22,12 @@ def test_a_signal_sets_the_flag_and_handlers_are_as_before(number: int) -> None:
     assert signal.getsignal(number) is before
 
 
+def test_the_signal_of_a_launcher_before_a_time_limit_has_the_exit_code_of_a_time_limit() -> None:
+    with stop_on_signals() as stop:
+        os.kill(os.getpid(), signal.SIGUSR2)
+    assert stop.is_set() and stop.exit_code == 138 and stop.signal_name == "SIGUSR2"
+
+
 def test_a_flag_may_be_set_without_a_signal() -> None:
     stop = Stop()
     stop.set()

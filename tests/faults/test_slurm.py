@@ -2,15 +2,17 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, run_command, speechlike, write_wav
+from conftest import REPOSITORY, run_command, speechlike, wait_until, write_wav
 
 from balr import load_embeddings
 
@@ -48,12 +50,21 @@ def slurm(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
+def running() -> list[str]:
+    return slurm("squeue", "--noheader", "--states=RUNNING", "--format=%F_%K").split()
+
+
 def sweep(corpus: Path, checkpoint: Path, where: Path, *overrides: str, shards: int = 2) -> "subprocess.Popen[str]":
     program = [str(Path(sys.executable).parent / "balr"), "extract", str(corpus), "-m"]
     program += ["hydra/launcher=slurm_cpu", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=2", "data=cpu"]
     program += [f"shard.count={shards}", f"shard.index=range({shards})", "save_dir=out", "store=parquet"]
     program += [f"embeddings.model.model_dir={checkpoint}", *overrides]
     return subprocess.Popen(program, cwd=where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def starts_of_jobs(where: Path) -> list[int]:
+    """Return how often each job has begun to compute."""
+    return [path.read_text().count(" from ") for path in where.rglob("*_log.err")]
 
 
 def wait_for_parts(where: Path, at_least: int) -> None:
@@ -88,17 +99,46 @@ def test_an_array_of_shards_gives_the_run_of_the_whole(
     check_is_whole(tmp_path, corpus, tiny_checkpoint)
 
 
-def test_a_preempted_job_is_queued_again_and_goes_on(
+def signal_all(name: str) -> None:
+    slurm("scancel", f"--signal={name}", *running())
+
+
+def requeue_all() -> None:
+    for job in running():
+        slurm("scontrol", "requeue", job)
+
+
+def kill_all() -> None:
+    """Kill the processes of all steps, as the system does where memory runs out."""
+    for line in slurm("scontrol", "listpids").splitlines()[1:]:
+        process, _, step, *_ = line.split()
+        if step == "0":
+            os.kill(int(process), signal.SIGKILL)
+
+
+def test_jobs_that_are_signalled_preempted_and_killed_are_started_again_and_go_on(
     cluster: None, many: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    running = sweep(many, tiny_checkpoint, tmp_path)
-    wait_for_parts(tmp_path, 2)
-    slurm("scancel", "--signal=USR2", *slurm("squeue", "--noheader", "--format=%A").split())
-    output, _ = running.communicate(timeout=300)
-    assert running.returncode == 0, output
-    logs = "".join(path.read_text() for path in tmp_path.rglob("*_log.out"))
-    assert "Exiting gracefully after preemption/timeout" in logs
+    sweeping = sweep(many, tiny_checkpoint, tmp_path)
+    disturbances = (partial(signal_all, "USR2"), kill_all, partial(signal_all, "TERM"), requeue_all)
+    for number, disturb in enumerate(disturbances, 1):
+        wait_until(lambda starts=number: starts_of_jobs(tmp_path) == [starts, starts], seconds=90)
+        time.sleep(1)
+        disturb()
+    output, _ = sweeping.communicate(timeout=300)
+    assert sweeping.returncode == 0, output
+    assert starts_of_jobs(tmp_path) == [5, 5]
     check_is_whole(tmp_path, many, tiny_checkpoint)
+
+
+def test_a_cancelled_job_is_not_started_again_and_the_sweep_says_so(
+    cluster: None, many: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    sweeping = sweep(many, tiny_checkpoint, tmp_path)
+    wait_for_parts(tmp_path, 2)
+    slurm("scancel", *running())
+    output, _ = sweeping.communicate(timeout=120)
+    assert sweeping.returncode == 143 and "ERROR 2 of 2 jobs failed" in output and "Traceback" not in output, output
 
 
 def test_a_job_out_of_time_is_queued_again_as_often_as_allowed(
@@ -110,23 +150,6 @@ def test_a_job_out_of_time_is_queued_again_as_often_as_allowed(
     assert running.returncode == 138, output
     assert output.strip().splitlines()[-1].startswith("ERROR 2 of 2 jobs failed") and "Traceback" not in output
     running = sweep(many, tiny_checkpoint, tmp_path, *limits)
-    output, _ = running.communicate(timeout=300)
-    assert running.returncode == 0, output
-    check_is_whole(tmp_path, many, tiny_checkpoint)
-
-
-def test_an_array_whose_steps_are_killed_is_completed_when_it_is_queued_again(
-    cluster: None, many: Path, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    running = sweep(many, tiny_checkpoint, tmp_path)
-    wait_for_parts(tmp_path, 2)
-    jobs = slurm("squeue", "--noheader", "--format=%F_%K").split()
-    subprocess.run(["pkill", "-KILL", "-f", "submitit.core._submit"], check=False)
-    deadline = time.monotonic() + 60
-    while slurm("squeue", "--noheader", "--states=RUNNING", "--format=%A").split() and time.monotonic() < deadline:
-        time.sleep(0.5)
-    for job in jobs:
-        slurm("scontrol", "requeue", job)
     output, _ = running.communicate(timeout=300)
     assert running.returncode == 0, output
     check_is_whole(tmp_path, many, tiny_checkpoint)
