@@ -20,6 +20,7 @@ FLAGS = FLAGS_WITH_VALUE | frozenset(
     {"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "-i"}
     | {"--shell-completion", "-sc", "--experimental-rerun"}
 )
+_EXTRAS = {"hydra/launcher/ray": "ray", "hydra/launcher/submitit_slurm": "slurm"}
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
@@ -76,6 +77,9 @@ def explain(error: Exception) -> str:
         near = get_close_matches(name, options, n=3, cutoff=0.4)
         choice = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(options)}."
         return f"{group}={name}: no such config; {choice}"
+    extra = _EXTRAS.get(getattr(error, "missing_cfg_file", None) or "")
+    if extra is not None:
+        return f"this launcher is not installed: pip install 'balr[{extra}]'."
     if isinstance(error, ConfigCompositionException):
         reason = one_line(error.__cause__ or error)
         if re.search("is not in struct|not in '[A-Z][a-z]+Config'", reason):

@@ -127,7 +127,7 @@ def test_help_of_the_other_entry_point_fits_80_columns_and_names_every_config(
     assert main_module.main(["--help"]) == 0
     output = capsys.readouterr().out
     assert all(len(line) <= 80 for line in output.splitlines())
-    groups = {"data": "", "experiment": "", "hydra/launcher": ""}
+    groups = ("data", "store", "shard", "experiment", "hydra/launcher")
     assert all(path.stem in output for group in groups for path in (config_dir() / group).glob("[!_]*.yaml"))
 
 

@@ -2,7 +2,7 @@
 
 import sys
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -106,7 +106,7 @@ def test_every_archive_of_the_folder_is_read_as_3d_speaker_does(kaldi: Path) -> 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # kaldiio leaves files open
 def test_wespeakers_own_mean_subtraction_takes_the_lists(kaldi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = Path(next(iter(find_spec("wespeaker").submodule_search_locations)))
+    package = Path(next(iter(PathFinder.find_spec("wespeaker").submodule_search_locations)))
     absent = ModuleType("plda_utils")  # the wheel of WeSpeaker leaves it out
     absent.get_data_for_plda = None
     for name, folder in (("wespeaker", package), ("wespeaker.utils", package / "utils"), ("wespeaker.utils.plda", "")):
