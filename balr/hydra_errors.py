@@ -95,9 +95,7 @@ def explain(error: Exception) -> str:
         where = error.filename or "what is printed, or config and log of this run"
         way_out = "hydra.run.dir=DIR puts config and log of a run elsewhere, in a sweep hydra.sweep.dir=DIR"
         return f"{where}: {error.strerror or error}; {way_out}."
-    missing = getattr(error, "missing_cfg_file", None) or ""
-    way_out = f"{missing}: not installed; pip install 'balr[slurm]' or 'balr[ray]' brings launchers."
-    return way_out if missing.startswith("hydra/launcher/") else one_line(error)
+    return one_line(error)
 
 
 def _unknown_key(message: str, reason: str) -> str:
