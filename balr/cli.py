@@ -77,7 +77,10 @@ def _balr(
 def extract(
     corpus: Annotated[
         str | None,
-        typer.Argument(metavar="INPUT", help="A csv, a folder, an audio file, a Kaldi folder, a tar or parquet, or a .txt of paths."),
+        typer.Argument(
+            metavar="INPUT",
+            help="A csv, a folder, an audio file, a Kaldi folder, a tar or parquet, or a .txt of paths.",
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None,

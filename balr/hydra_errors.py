@@ -71,15 +71,8 @@ def _is_meant(group: str, wanted: str) -> bool:
 
 def explain(error: Exception) -> str:
     """Put an error of Hydra's, often several lines, into one that suggests near alternatives."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        options = [str(option) for option in error.options if not str(option).startswith("_")]
-        near = get_close_matches(name, options, n=3, cutoff=0.4)
-        choice = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(options)}."
-        return f"{group}={name}: no such config; {choice}"
-    extra = _EXTRAS.get(getattr(error, "missing_cfg_file", None) or "")
-    if extra is not None:
-        return f"this launcher is not installed: pip install 'balr[{extra}]'."
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _missing_config(error, error.missing_cfg_file)
     if isinstance(error, ConfigCompositionException):
         reason = one_line(error.__cause__ or error)
         if re.search("is not in struct|not in '[A-Z][a-z]+Config'", reason):
@@ -96,6 +89,18 @@ def explain(error: Exception) -> str:
         way_out = "hydra.run.dir=DIR puts config and log of a run elsewhere, in a sweep hydra.sweep.dir=DIR"
         return f"{where}: {error.strerror or error}; {way_out}."
     return one_line(error)
+
+
+def _missing_config(error: MissingConfigException, file: str) -> str:
+    if file in _EXTRAS:
+        return f"this launcher is not installed: pip install 'balr[{_EXTRAS[file]}]'."
+    if not error.options:
+        return one_line(error)
+    group, _, name = file.rpartition("/")
+    options = [str(option) for option in error.options if not str(option).startswith("_")]
+    near = get_close_matches(name, options, n=3, cutoff=0.4)
+    choice = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(options)}."
+    return f"{group}={name}: no such config; {choice}"
 
 
 def _unknown_key(message: str, reason: str) -> str:

@@ -1,11 +1,12 @@
 """A run that was cut short is completed in the very batches of an undisturbed one."""
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import Command, break_off_after, embeddings, rows, speechlike, write_wav
+from conftest import Command, break_off_after, embeddings, interrupt_at, rows, speechlike, write_wav
 
 from balr.config import DataConfig
 from balr.data.corpus import Corpus
@@ -99,3 +100,19 @@ def test_a_failure_is_listed_before_its_batch_is(
     (alike / "cut.wav").write_bytes((alike / "00.wav").read_bytes()[:20_000])
     assert balr(f"input={alike}", "save_dir=out", *BATCHES) == 1
     assert seen == [True]
+
+
+@pytest.mark.parametrize("window", [1, 2, 4, 6])
+@pytest.mark.parametrize("loading", ["data=serial", "data=cpu"])
+def test_a_corpus_in_windows_gives_the_embeddings_of_one_plan_also_after_a_stop(
+    balr: Command, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int, loading: str
+) -> None:
+    assert balr(f"input={corpus}", "save_dir=whole", loading) == 0
+    monkeypatch.setattr("balr.data.planning._UTTERANCES_PER_WINDOW", window)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        assert balr(f"input={corpus}", "save_dir=out", loading) == 130
+    assert balr(f"input={corpus}", "save_dir=out", loading) == 0
+    assert embeddings(tmp_path / "out") == embeddings(tmp_path / "whole")
+    facts = json.loads((tmp_path / "out" / "run.json").read_text())["runs"][-1]
+    assert facts["counts"]["embedded"] + facts["counts"]["already_there"] == 6

@@ -131,6 +131,11 @@ class Corpus:
         """Return a corpus of the utterances that `keep` accepts; their embeddings go to the same places as before."""
         return self._changed(utterances=tuple(u for u in self.utterances if keep(u)))
 
+    def windows(self, count: int) -> Iterator[Self]:
+        """Yield corpora of so many utterances each, in order; one at least."""
+        for start in range(0, max(1, len(self)), count):
+            yield self if len(self) <= count else self._changed(utterances=self.utterances[start : start + count])
+
     def set_output_dir(self, output_dir: str | Path | None) -> None:
         """Choose the folder for embeddings, in the tree of the corpus; None: beside the audio."""
         self.output_dir = None if output_dir is None else _absolute(output_dir)

@@ -35,6 +35,8 @@ _BLOCK_BYTES = 1 << 20
 _TASKS_EACH = 2  # the second one waits in the pipe, so that a worker never waits for the parent
 _POLL_SECONDS = 0.2
 _SUSPENDED_SECONDS = 5.0
+_FORK = "fork"
+_BESIDE_THREADS = "forkserver" if sys.platform == "linux" else "spawn"
 
 
 @dataclass(eq=False)
@@ -52,18 +54,19 @@ class DecoderPool:
     """Call `read` on each task of a plan in worker processes, with a timeout for each task.
 
     A context manager: its workers ignore signals and end with it. `read` raises UtteranceError if a file is bad. The
-    first workers are forked before any thread computes; lost ones are replaced through a fork server, as a fork beside
-    threads can copy a lock that is never released. Raises ConfigError if none can be started.
+    first workers are forked unless it starts `beside_threads` that compute; these, and those that replace lost ones,
+    come from a fork server, as a fork beside threads can copy a lock that is never released. Raises ConfigError if none
+    can be started.
     """
 
-    def __init__(self, read: Read, *, processes: int, timeout_seconds: float) -> None:
+    def __init__(self, read: Read, *, processes: int, timeout_seconds: float, beside_threads: bool = False) -> None:
         self._read = read
         self._timeout_seconds = timeout_seconds
         self._resumed_at = 0.0
         self._workers: list[_Worker] = []
         try:
             for _ in range(processes):
-                self._start("fork" if sys.platform == "linux" else "spawn")
+                self._start(_FORK if sys.platform == "linux" and not beside_threads else _BESIDE_THREADS)
         except BaseException:
             self.__exit__()
             raise
@@ -151,7 +154,7 @@ class DecoderPool:
             self._workers.remove(worker)
             waiting.extendleft(reversed(worker.tasks))
             try:
-                self._start("forkserver" if sys.platform == "linux" else "spawn")
+                self._start(_BESIDE_THREADS)
             except ConfigError:
                 if not self._workers:
                     raise
@@ -160,13 +163,13 @@ class DecoderPool:
 
     def _start(self, method: str) -> None:
         context: Any = multiprocessing.get_context(method)
-        if method == "forkserver":
+        if method != _FORK:
             context.set_forkserver_preload(["balr.data.decoding"])
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # about idle threads of libraries
                 connection, worker_connection = context.Pipe()
-                parent = os.getpid() if method == "fork" else None  # otherwise the parent is the fork server
+                parent = os.getpid() if method == _FORK else None  # otherwise the parent is the fork server
                 process = context.Process(target=_work, args=(self._read, worker_connection, parent), daemon=True)
                 process.start()
                 worker_connection.close()

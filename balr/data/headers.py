@@ -38,23 +38,34 @@ class Header(NamedTuple):
 
 
 def headers(
-    files: Sequence[Path], *, cache: Path | None = None, isolated: bool = False, timeout_seconds: float = 60.0
+    files: Sequence[Path],
+    *,
+    cache: Path | None = None,
+    isolated: bool = False,
+    timeout_seconds: float = 60.0,
+    beside_threads: bool = False,
+    stop: Stop | None = None,
 ) -> list[Header]:
     """Return the header of each file; a file that occurs several times is read once.
 
     `cache` is a csv of what earlier runs read, valid for a file of the same size and modification time; a broken cache
     is ignored. `isolated` reads in processes of their own, so that a file that crashes its reader, or takes over
-    `timeout_seconds`, gives an empty header. Raises OutputError if the cache cannot be written.
+    `timeout_seconds`, gives an empty header; `beside_threads`: these are not forked. Setting `stop` leaves headers out.
+    Raises OutputError if the cache cannot be written.
     """
+    stop = stop or Stop()
     known = {} if cache is None else _read_cache(cache)
     once = list(dict.fromkeys(files))
     states = dict(zip(once, _in_threads(_state, once), strict=True))
     new = [file for file, state in states.items() if state not in known]
     if len(new) > _MANY:
         log.info("reading the headers of %d files", len(new))
-    found = _read_isolated(new, timeout_seconds) if isolated else _in_threads(read_header, new)
+    if isolated:
+        found = _read_isolated(new, timeout_seconds, stop, beside_threads=beside_threads)
+    else:
+        found = _in_threads(read_header, new)
     known |= zip((states[file] for file in new), found, strict=True)
-    if cache is not None and new:
+    if cache is not None and new and not stop.is_set():
         _write_cache(cache, known)
     return [known[states[file]] for file in files]
 
@@ -96,15 +107,17 @@ def _in_threads(function: Callable[[Path], _Result], files: Sequence[Path]) -> l
         return [result for chunk in chunks for result in pool.map(function, chunk)]
 
 
-def _read_isolated(files: Sequence[Path], timeout_seconds: float) -> list[Header]:
+def _read_isolated(files: Sequence[Path], timeout_seconds: float, stop: Stop, *, beside_threads: bool) -> list[Header]:
     from balr.data.decoder_pool import DecoderPool
 
     found = [Header()] * len(files)
     plan = [(index,) for index in range(len(files))]
     unbounded = ReadAhead([], [0.0] * len(files), most_seconds=math.inf)
     processes = min(_READERS, -(-len(files) // _LEAST_FILES_PER_PROCESS))
-    with DecoderPool(read_header, processes=processes, timeout_seconds=timeout_seconds) as pool:
-        for (index,), (result,) in pool.results(plan, files, ahead=_AT_A_TIME, read_ahead=unbounded, stop=Stop()):
+    with DecoderPool(
+        read_header, processes=processes, timeout_seconds=timeout_seconds, beside_threads=beside_threads
+    ) as pool:
+        for (index,), (result,) in pool.results(plan, files, ahead=_AT_A_TIME, read_ahead=unbounded, stop=stop):
             if isinstance(result, Exception):  # decoding fails in the same way, and reports it
                 log.debug("%s: %s", files[index], result)
             else:

@@ -2,10 +2,11 @@
 
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Generic, Self, TypeVar
 
 from balr.config import DataConfig
 from balr.data.batching import Batch, plan_batches, plan_passes
@@ -13,9 +14,13 @@ from balr.data.corpus import Corpus
 from balr.data.headers import Header, headers
 from balr.data.read_ahead import ReadAhead
 from balr.records import Utterance
+from balr.shutdown import Stop
 
 log = logging.getLogger(__name__)
 
+_Corpus = TypeVar("_Corpus", bound=Corpus)
+_Item = TypeVar("_Item")
+_UTTERANCES_PER_WINDOW = 50_000
 _LEAST_BYTES_PER_SECOND = 1000  # 8 kbit/s, where no header says how long a file is
 
 
@@ -59,6 +64,42 @@ class Plan:
         return ReadAhead([utterance.id for utterance in corpus.utterances], seconds, most_seconds=most_seconds)
 
 
+def plan_in_windows(
+    corpus: _Corpus, config: DataConfig, completed: Collection[str], *, stop: Stop, **settings: Any
+) -> Iterator[tuple[_Corpus, Plan]]:
+    """Plan a large corpus in windows, the same at every start, but for those that are `completed`.
+
+    The first is planned before threads compute, the others beside them. `settings` are those of `plan_corpus`.
+    """
+    beside_threads = False
+    for window in corpus.windows(_UTTERANCES_PER_WINDOW):
+        if not completed or any(utterance.id not in completed for utterance in window.utterances):
+            yield window, plan_corpus(window, config, beside_threads=beside_threads, stop=stop, **settings)
+            beside_threads = True
+
+
+class OneAhead(Generic[_Item]):
+    """Take items of an iterator; once asked to `prepare`, a thread computes the next one meanwhile."""
+
+    def __init__(self, items: Iterator[_Item]) -> None:
+        self._items = items
+        self._thread = ThreadPoolExecutor(1, "plan")
+        self._next: Future[_Item | None] | None = None
+
+    def prepare(self) -> None:
+        """Begin to compute the next item."""
+        self._next = self._thread.submit(next, self._items, None)
+
+    def take(self) -> _Item | None:
+        """Return the next item, None after the last. Raises what computing it raised."""
+        prepared, self._next = self._next, None
+        return next(self._items, None) if prepared is None else prepared.result()
+
+    def close(self) -> None:
+        """Wait for what is being computed."""
+        self._thread.shutdown()
+
+
 def plan_corpus(
     corpus: Corpus,
     config: DataConfig,
@@ -68,21 +109,22 @@ def plan_corpus(
     max_batch_seconds: float,
     isolated: bool,
     durations_file: Path | None,
+    beside_threads: bool = False,
+    stop: Stop | None = None,
 ) -> Plan:
     """Read the headers of a corpus that has audio, and put its utterances into batches.
 
-    `isolated` reads them in processes of their own; `durations_file` remembers what they say.
+    `isolated` reads them in processes of their own, `beside_threads` that compute; `durations_file` remembers what they
+    say. Where `stop` is set meanwhile, the plan is not to be used.
     """
-    unknown = [index for index, utterance in enumerate(corpus.utterances) if _needs_header(utterance)]
-    found = [Header(seeks=True)] * len(corpus)
-    read = headers(
-        [Path(str(corpus.utterances[index].audio)) for index in unknown],
+    found = _headers_of(
+        corpus,
         cache=durations_file,
         isolated=isolated,
         timeout_seconds=config.decode_timeout_seconds,
+        beside_threads=beside_threads,
+        stop=stop,
     )
-    for index, header in zip(unknown, read, strict=True):
-        found[index] = header
     seconds = tuple(_seconds(utterance, header) for utterance, header in zip(corpus.utterances, found, strict=True))
     in_passes = [
         (*_place(utterance, index), seconds[index] or 0.0, index)
@@ -102,6 +144,16 @@ def plan_corpus(
         )
     ]
     return Plan(tuple(batches), seconds, _warn_of_rates_and_channels(corpus, found, sample_rate_hz))
+
+
+def _headers_of(corpus: Corpus, **settings: Any) -> list[Header]:
+    """Read the headers of those utterances of which a list does not say enough."""
+    unknown = [index for index, utterance in enumerate(corpus.utterances) if _needs_header(utterance)]
+    found = [Header(seeks=True)] * len(corpus)
+    read = headers([Path(str(corpus.utterances[index].audio)) for index in unknown], **settings)
+    for index, header in zip(unknown, read, strict=True):
+        found[index] = header
+    return found
 
 
 def _needs_header(utterance: Utterance) -> bool:

@@ -9,7 +9,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
@@ -18,13 +17,12 @@ from balr.data.audio import as_waveform, load_waveform
 from balr.data.dataset import AudioDataset
 from balr.data.decoder_pool import DecoderPool
 from balr.data.decoding import Decoded, WaveformReader, decoded_batches
-from balr.data.planning import Plan, plan_corpus
+from balr.data.planning import OneAhead, Plan, plan_in_windows
 from balr.data.read_ahead import ReadAhead
 from balr.embeddings.devices import Loading, device_name, prepare_thread, resolve_loading, shared_threads
-from balr.embeddings.outcomes import BarObserver, Delivery, EmbeddingPairs, Observer
+from balr.embeddings.outcomes import BarObserver, Delivery, EmbeddingPairs, Observer, find_flaw
 from balr.embeddings.pipeline import run_pipeline
 from balr.embeddings.stage_timer import StageTimer
-from balr.errors import UtteranceError
 from balr.records import WHOLE, Embedded, Embedding, Failure, Outcome, Part
 from balr.shutdown import Stop
 from balr.stores.base import Store
@@ -60,9 +58,8 @@ class EmbeddingsModel(ABC):
     ) -> torch.Tensor:
         """Embed waveforms `(samples,)` in [-1, 1] to `(batch, dim)`, float32 on `device`.
 
-        `extract_embeddings` calls it from several threads at a time. A waveform longer than `chunk_seconds` may be
-        worked through in parts, to the same embedding; where that cannot be, one longer than `max_whole_seconds` is
-        refused. Raises UtteranceError where one cannot be embedded.
+        Called from several threads at a time. A waveform longer than `chunk_seconds` may be worked through in parts, to
+        the same embedding, or else is refused over `max_whole_seconds`. Raises UtteranceError.
         """
 
     def extract_embeddings(
@@ -81,9 +78,8 @@ class EmbeddingsModel(ABC):
 
         Returns (id, embedding `(dim,)`) pairs in the order of the dataset, and in `.failures` the utterances that have
         none. With `stream_save` embeddings go to `dataset.embedding_path(...)` as they are computed, with a `store` to
-        that, without what it holds already, and no pairs are returned. `failed_before`: ids that failed in an earlier
-        run. `durations_file` keeps the lengths of files from one run to the next. Setting `stop` ends the run early and
-        in order. Raises OutputError where nothing more can be written.
+        that, without what it holds, and no pairs are returned. `failed_before`: ids that failed in an earlier run.
+        `durations_file` keeps the lengths of files. Setting `stop` ends the run in order. Raises OutputError.
         """
         if not isinstance(dataset, AudioDataset):
             dataset = AudioDataset.from_path(dataset)
@@ -91,25 +87,21 @@ class EmbeddingsModel(ABC):
         follower: Observer = observer or bar
         audible = dataset.filter(lambda utterance: utterance.audio is not None)
         loading = resolve_loading(data_config, self.device)
-        plan = plan_corpus(
-            audible,
-            data_config,
-            sample_rate_hz=self.sample_rate_hz,
-            batch_size=loading.batch_size,
-            max_batch_seconds=loading.max_batch_seconds,
-            isolated=loading.num_workers > 0,
-            durations_file=durations_file,
-        )
         save = store.write if store else audible.save_batch if stream_save else None
-        plan = plan.left(audible, store.completed(), failed_before) if store else plan
         delivery = Delivery(save, follower, self.stages)
-        self._batching |= {**asdict(loading), "batches": len(plan.batches)}
-        follower.planned(plan.audio_seconds(), upsampled=plan.upsampled)
+        self._batching |= {**asdict(loading), "batches": 0}
         self.on_progress = follower.under_way
-        with closing(bar):
-            self._run(audible, plan, loading, data_config, delivery, stop)
-        found = delivery.collected
-        return EmbeddingPairs([(u.id, found[u.id]) for u in audible.utterances if u.id in found], delivery.failures)
+        completed = store.completed() if store else frozenset()
+        settings = {**loading.planning(), "sample_rate_hz": self.sample_rate_hz, "durations_file": durations_file}
+        plans = plan_in_windows(audible, data_config, completed, stop=stop, **settings)
+        with closing(bar), closing(OneAhead(plans)) as ahead:
+            while (ready := ahead.take()) is not None and not stop.is_set():
+                window, whole = ready
+                plan = whole.left(window, completed, failed_before) if store else whole
+                self._batching["batches"] += len(plan.batches)
+                follower.planned(plan.audio_seconds(), upsampled=plan.upsampled)
+                self._run(window, plan, loading, data_config, delivery, stop, ahead.prepare)
+        return delivery.pairs(audible.utterances)
 
     def embed_file(self, path: str | Path, *, part: Part = WHOLE) -> Embedding:
         """Embed an audio file, or a part of it, to `(dim,)`. Raises UtteranceError."""
@@ -124,10 +116,8 @@ class EmbeddingsModel(ABC):
         return self._embed_one(as_waveform(waveform, sample_rate_hz, target_hz=self.sample_rate_hz))
 
     def _embed_one(self, waveform: torch.Tensor) -> Embedding:
-        config = DataConfig()
-        limits = {"chunk_seconds": config.chunk_seconds, "max_whole_seconds": config.max_whole_seconds}
-        embedding: Embedding = self.embed([waveform], **limits)[0].cpu().numpy()
-        flaw = _flaw(embedding, waveform)
+        embedding: Embedding = self.embed([waveform], **_limits(DataConfig()))[0].cpu().numpy()
+        flaw = find_flaw(embedding, waveform)
         if flaw is not None:
             raise flaw
         return embedding
@@ -141,20 +131,25 @@ class EmbeddingsModel(ABC):
         return {"batching": self._batching, "stage_seconds": self.stages.seconds()}
 
     def _run(
-        self, dataset: AudioDataset, plan: Plan, loading: Loading, config: DataConfig, delivery: Delivery, stop: Stop
+        self,
+        dataset: AudioDataset,
+        plan: Plan,
+        loading: Loading,
+        config: DataConfig,
+        delivery: Delivery,
+        stop: Stop,
+        begun: Callable[[], None],
     ) -> None:
-        """Wire the stages: processes decode, threads compute, one thread saves."""
+        """Wire the stages: processes decode, threads compute, one thread saves; call `begun` after forking."""
         reader = WaveformReader(self.sample_rate_hz, config.max_audio_seconds)
         threads = min(loading.concurrent_batches, max(1, len(plan.batches)))
         processes = min(loading.num_workers, plan.count)
         read_ahead = plan.read_ahead(dataset, most_seconds=config.max_ahead_seconds)
         postponed: list[Decoded] = []
-        pool = (
-            DecoderPool(reader, processes=processes, timeout_seconds=config.decode_timeout_seconds)
-            if processes
-            else None
-        )
+        limit = config.decode_timeout_seconds
+        pool = DecoderPool(reader, processes=processes, timeout_seconds=limit) if processes else None
         with pool or nullcontext(), shared_threads(threads, self.device):
+            begun()
             batches = decoded_batches(
                 dataset,
                 plan.batches,
@@ -207,7 +202,7 @@ class EmbeddingsModel(ABC):
             waveforms = batch.waveforms(torch.device("cpu"))  # from where fewer at a time are taken
         results = self._embed_or_report(waveforms, config)
         for utterance, waveform, result in zip(batch.utterances, waveforms, results, strict=True):
-            error = result if isinstance(result, Exception) else _flaw(result, waveform)
+            error = result if isinstance(result, Exception) else find_flaw(result, waveform)
             if isinstance(error, torch.OutOfMemoryError) and others_run:
                 without_room.append(Decoded((utterance,), waveform.cpu(), (waveform.numel(),)))
             elif error is not None:
@@ -223,8 +218,7 @@ class EmbeddingsModel(ABC):
         error: Exception
         if len(waveforms) == 1 or sum(waveform.numel() for waveform in waveforms) <= self._most_samples:
             try:
-                limits = {"chunk_seconds": config.chunk_seconds, "max_whole_seconds": config.max_whole_seconds}
-                return list(self.embed(waveforms, **limits).cpu().numpy())
+                return list(self.embed(waveforms, **_limits(config)).cpu().numpy())
             except Exception as raised:
                 error = raised.with_traceback(None)  # which would keep the tensors of the attempt
             if len(waveforms) == 1:
@@ -241,8 +235,5 @@ class EmbeddingsModel(ABC):
         ]
 
 
-def _flaw(embedding: Embedding, waveform: torch.Tensor) -> UtteranceError | None:
-    if np.isfinite(embedding).all():
-        return None if embedding.any() else UtteranceError("the embedding is all zeros")
-    silent = bool((waveform == waveform[0]).all())
-    return UtteranceError(f"the embedding is not finite{' (digital silence)' if silent else ''}")
+def _limits(config: DataConfig) -> dict[str, float]:
+    return {"chunk_seconds": config.chunk_seconds, "max_whole_seconds": config.max_whole_seconds}

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
@@ -23,6 +24,11 @@ class Loading:
     concurrent_batches: int
     num_workers: int
     prefetch_factor: int
+
+    def planning(self) -> dict[str, Any]:
+        """Return what decides the batches, and whether headers are read in processes of their own."""
+        isolated = self.num_workers > 0
+        return {"batch_size": self.batch_size, "max_batch_seconds": self.max_batch_seconds, "isolated": isolated}
 
 
 def resolve_loading(config: DataConfig, device: torch.device) -> Loading:

@@ -7,12 +7,14 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
+import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from balr.embeddings.stage_timer import StageTimer
-from balr.errors import one_line
+from balr.errors import UtteranceError, one_line
 from balr.records import Embedded, Embedding, Failure, Outcome, Utterance
 
 log = logging.getLogger(__name__)
@@ -70,6 +72,11 @@ class Delivery:
                 self._observer.embedded(one.utterance, one.audio_seconds)
         self._fail(unplaced)
 
+    def pairs(self, utterances: Iterable[Utterance]) -> EmbeddingPairs:
+        """Return what was collected, in the order of these utterances, with all failures."""
+        found = self.collected
+        return EmbeddingPairs([(one.id, found[one.id]) for one in utterances if one.id in found], self.failures)
+
     def _fail(self, failures: Iterable[Failure]) -> None:
         for failure in failures:
             self.failures.append(failure)
@@ -86,7 +93,9 @@ class BarObserver:
 
     def planned(self, audio_seconds: float, *, upsampled: int) -> None:
         log.debug("%.0f s of audio to embed, %d utterances upsampled", audio_seconds, upsampled)
-        self._task = self._bar.add_task("embedding", total=audio_seconds)
+        if self._task is None:
+            self._task = self._bar.add_task("embedding", total=0.0)
+        self._bar.update(self._task, total=(self._bar.tasks[0].total or 0.0) + audio_seconds)
 
     def under_way(self, audio_seconds: float) -> None:
         log.debug("%.1f s of a long utterance are done", audio_seconds)
@@ -103,3 +112,11 @@ class BarObserver:
     def close(self) -> None:
         """Leave the bar as it is."""
         self._bar.stop()
+
+
+def find_flaw(embedding: Embedding, waveform: torch.Tensor) -> UtteranceError | None:
+    """Return what is wrong with the embedding `(dim,)` of a waveform `(samples,)`, None if nothing is."""
+    if np.isfinite(embedding).all():
+        return None if embedding.any() else UtteranceError("the embedding is all zeros")
+    silent = bool((waveform == waveform[0]).all())
+    return UtteranceError(f"the embedding is not finite{' (digital silence)' if silent else ''}")

@@ -70,10 +70,11 @@ class Tally:
         return self.audio_seconds + self._under_way_seconds
 
     def planned(self, audio_seconds: float, *, upsampled: int) -> None:
-        """Begin to measure: the headers of all files are read."""
-        self._planned_seconds = audio_seconds
-        self.upsampled = upsampled
-        self._start()
+        """Begin to measure: headers are read, of a large corpus those of its next part."""
+        if not self._planned_seconds:
+            self._start()
+        self._planned_seconds += audio_seconds
+        self.upsampled += upsampled
 
     def under_way(self, audio_seconds: float) -> None:
         """Show that so much of a long utterance is done."""
