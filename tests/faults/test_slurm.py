@@ -144,12 +144,12 @@ def test_a_cancelled_job_is_not_started_again_and_the_sweep_says_so(
 def test_a_job_out_of_time_is_queued_again_as_often_as_allowed(
     cluster: None, many: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    limits = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=48")  # told to save after 12 s
+    limits = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=38")  # told to save after 22 s
     running = sweep(many, tiny_checkpoint, tmp_path, *limits, "hydra.launcher.max_num_timeout=0")
     output, _ = running.communicate(timeout=180)
     assert running.returncode == 138, output
     assert output.strip().splitlines()[-1].startswith("ERROR 2 of 2 jobs failed") and "Traceback" not in output
     running = sweep(many, tiny_checkpoint, tmp_path, *limits)
-    output, _ = running.communicate(timeout=300)
+    output, _ = running.communicate(timeout=600)
     assert running.returncode == 0, output
     check_is_whole(tmp_path, many, tiny_checkpoint)
