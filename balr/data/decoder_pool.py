@@ -228,7 +228,7 @@ def _answer(connection: "Connection[Any, Any]", read: Read, task: Any) -> None:
 
 def _set_up_process(parent: int | None) -> None:
     """Ignore signals, end with the parent, and be the first to be killed if memory runs out."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # not those of a progress bar, with its locks
