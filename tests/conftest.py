@@ -26,6 +26,7 @@ from balr.stores.files import FilesStore
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads of processes side by side would wait for one another
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # also in processes of their own
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLE = REPOSITORY.parent / "shared" / "data" / "voxceleb2"

@@ -35,7 +35,7 @@ headers.read_header = with_faults(headers.read_header, "header-")
 """
 REASONS = {
     "exit": "exit code 7",
-    "hang": "reading it took over 1 s (data.decode_timeout_seconds)",
+    "hang": "reading it took over 2 s (data.decode_timeout_seconds)",
     "memory": "MemoryError",
     "oom-killed": "SIGKILL (out of memory?)",
     "segfault": "SIGSEGV: the file crashes its decoder",
@@ -54,7 +54,7 @@ def faulty(tmp_path: Path, tiny_checkpoint: Path) -> Callable[..., "subprocess.C
 
     def run(*overrides: str) -> "subprocess.CompletedProcess[str]":
         model = [f"embeddings.model.model_dir={tiny_checkpoint}", "embeddings.model.model_name=avg_model.pt"]
-        settings = ["input=corpus", "data.decode_timeout_seconds=1", *model, *overrides]
+        settings = ["input=corpus", "data.decode_timeout_seconds=2", *model, *overrides]
         (tmp_path / "faults").mkdir(exist_ok=True)
         (tmp_path / "faults" / "sitecustomize.py").write_text(SITECUSTOMIZE)
         return run_command("python", "-m", "balr.main", *settings, cwd=tmp_path, PYTHONPATH="faults")
