@@ -20,7 +20,12 @@ from balr.launchers import end_as_stopped
 from balr.main import main
 
 RAY = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'balr[ray]'")
-LAUNCHERS = ["basic", "joblib_cpu", "submitit_local", pytest.param("ray_cluster", marks=RAY)]
+LAUNCHERS = [
+    pytest.param("basic", marks=pytest.mark.slow),
+    "joblib_cpu",
+    "submitit_local",
+    pytest.param("ray_cluster", marks=RAY),
+]
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

@@ -36,7 +36,7 @@ def with_a_bad_file(corpus: Path) -> Path:
 
 
 @pytest.mark.parametrize("store", STORES)
-@pytest.mark.parametrize("count", [2, 3, 7])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(7, marks=pytest.mark.slow)])
 def test_the_union_of_shards_is_the_run_of_the_whole(
     balr: Command, with_a_bad_file: Path, tmp_path: Path, store: str, count: int
 ) -> None:
@@ -75,13 +75,16 @@ def test_merging_by_hand_takes_what_there_is_and_again_changes_nothing(
     assert done.returncode == 0, done.stdout
 
 
-def test_every_utterance_of_the_sample_in_18_shards_equals_the_whole(
-    balr: Command, sample: Path, tmp_path: Path
+@pytest.mark.slow
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("count", [1, 2, 3, 18])
+def test_the_sample_in_shards_equals_the_whole(
+    balr: Command, sample: Path, tmp_path: Path, store: str, count: int
 ) -> None:
-    corpus = sample / "metadata.csv"
-    assert balr(f"input={corpus}", "save_dir=whole") == 0
-    for index in range(18):
-        assert balr(f"input={corpus}", "save_dir=out", f"shard.index={index}", "shard.count=18") == 0
+    common = (f"input={sample / 'metadata.csv'}", f"store={store}", f"shard.count={count}")
+    assert balr(*common[:2], "save_dir=whole") == 0
+    for index in range(count):
+        assert balr(*common, "save_dir=out", f"shard.index={index}") == 0
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 

@@ -79,7 +79,7 @@ def test_a_write_that_fails_ends_the_run_in_one_line_and_the_next_run_completes_
     assert len(rows(tmp_path / "out" / "metadata.csv")) == 6
 
 
-@pytest.mark.parametrize("store", ["parquet", "kaldi"])
+@pytest.mark.parametrize("store", ["parquet", pytest.param("kaldi", marks=pytest.mark.slow)])
 def test_a_full_disk_costs_nothing_that_a_store_of_large_files_has_saved(
     balr: Command, tmp_path: Path, small_disk: Path, one_error_line: OneLine, store: str
 ) -> None:
