@@ -40,7 +40,7 @@ VALUES += ("\x1b[31m", "\u2028", "\ud800", "\udce9", "x" * 300, "[" * 50, "{a:" 
 
 CELL = st.binary(max_size=12).map(lambda content: content.decode(errors="surrogateescape")) | st.text(max_size=12)
 
-few_or_many = pytest.mark.parametrize("examples", [60, pytest.param(3000, marks=pytest.mark.slow)])
+few_or_many = pytest.mark.parametrize("examples", [60, pytest.param(5000, marks=pytest.mark.slow)])
 
 
 def joined(parts: Sequence[str], head: str = "") -> st.SearchStrategy[bytes]:
