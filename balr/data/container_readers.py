@@ -37,7 +37,7 @@ def read_tar(path: Path) -> list[Utterance]:
     found = []
     for name in members:
         key, suffix = os.path.splitext(name)
-        if suffix.lower() not in _AUDIO:
+        if suffix.lower() not in _AUDIO or os.path.basename(name).startswith("."):
             continue
         if os.path.isabs(name) or ".." in name.split("/"):
             raise InputError(f"{path}: member {name[:80]!r} leads out of the tar; leave it out.")

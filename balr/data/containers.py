@@ -6,6 +6,7 @@ So a member is an utterance like any other: its id, the name of its embedding an
 import os
 import tarfile
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 SUFFIXES = (".tar", ".parquet")
+_ONE_READER = threading.Lock()  # a parquet file is read by one thread at a time
 
 
 class _InMemory:
@@ -80,11 +82,12 @@ def _tar_member(container: Path, name: str) -> bytes:
         return file.read(size)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=None)  # noqa: UP033  # each is indexed once by a process, as batches mix members of all
 def tar_members(container: Path) -> Mapping[str, tuple[int, int]]:
     """Return where each member begins and its size. Raises OSError or tarfile.TarError."""
     with tarfile.open(container, "r:") as archive:
-        return {member.name: (member.offset_data, member.size) for member in archive if member.isfile()}
+        files = (member for member in archive if member.isfile())
+        return {os.path.normpath(member.name): (member.offset_data, member.size) for member in files}
 
 
 def _row(container: Path, number: int) -> bytes:
@@ -95,7 +98,8 @@ def _row(container: Path, number: int) -> bytes:
         if number < rows:
             break
         number -= rows
-    audio = _audio_column(container, group)[number].as_py()
+    with _ONE_READER:
+        audio = _audio_column(container, group)[number].as_py()
     if isinstance(audio, dict):
         audio = audio.get("bytes") or audio.get("path")
     if isinstance(audio, str):

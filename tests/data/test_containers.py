@@ -102,6 +102,15 @@ def test_a_run_over_a_tar_goes_on_where_it_stopped(balr: Command, tmp_path: Path
     assert numbers(tmp_path / "out") == before
 
 
+def test_members_that_begin_with_a_dot_and_a_slash_are_found_and_hidden_ones_left_out(
+    balr: Command, tmp_path: Path
+) -> None:
+    members = {f"./a/{name}.{suffix}": content for name, suffix, content in AUDIO}
+    write_tar(tmp_path / "x.tar", {**members, "./a/._utt0.wav": b"of another system"})
+    assert balr("input=x.tar", "save_dir=out") == 0
+    assert [row["id"] for row in rows(tmp_path / "out" / "metadata.csv")] == [f"x/a/{name}" for name, *_ in AUDIO]
+
+
 def test_bad_members_cost_themselves(balr: Command, tmp_path: Path) -> None:
     good = {f"{name}.{suffix}": content for name, suffix, content in AUDIO}
     write_tar(tmp_path / "x.tar", {**good, "bad.wav": b"no audio", "empty.flac": b""})
