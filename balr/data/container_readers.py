@@ -12,15 +12,16 @@ from balr.data.folders import AUDIO_FORMATS
 from balr.errors import InputError, one_line
 from balr.records import Utterance
 
-_AUDIO = frozenset(f".{suffix}" for suffix in AUDIO_FORMATS)
 _LARGEST_JSON_BYTES = 1 << 20
 
 
-def read_containers(paths: Sequence[Path]) -> list[Utterance]:
+def read_containers(paths: Sequence[Path], audio_formats: Sequence[str] = AUDIO_FORMATS) -> list[Utterance]:
     """List the audio of tar and parquet files, in order; ids begin with the name of the file. Raises InputError."""
     found = []
     for path in paths:
-        found += read_tar(path) if path.suffix.lower() == ".tar" else read_parquet(path)
+        found += read_tar(path, audio_formats) if path.suffix.lower() == ".tar" else read_parquet(path)
+    if not found:
+        raise InputError(f"{paths[0]}: no utterances.")
     first: dict[str, Utterance] = {}
     for utterance in found:
         if first.setdefault(utterance.id, utterance) is not utterance:
@@ -28,23 +29,26 @@ def read_containers(paths: Sequence[Path]) -> list[Utterance]:
     return found
 
 
-def read_tar(path: Path) -> list[Utterance]:
+def read_tar(path: Path, audio_formats: Sequence[str] = AUDIO_FORMATS) -> list[Utterance]:
     """List the audio of a tar; `KEY.json` beside `KEY.flac` gives its id, speaker, duration and other fields."""
+    suffixes = tuple(sorted(f".{name.strip().lower().lstrip('.')}" for name in audio_formats))
     try:
         members = tar_members(path)
-    except (OSError, tarfile.TarError) as error:
+    except (OSError, ValueError, tarfile.TarError) as error:
         raise InputError(f"{path}: not a whole tar: {one_line(error)}; write it anew, or leave it out.") from error
     found = []
     for name in members:
         key, suffix = os.path.splitext(name)
-        if suffix.lower() not in _AUDIO or os.path.basename(name).startswith("."):
+        if suffix.lower() not in suffixes or os.path.basename(name).startswith("."):
             continue
         if os.path.isabs(name) or ".." in name.split("/"):
             raise InputError(f"{path}: member {name[:80]!r} leads out of the tar; leave it out.")
-        fields = _json(path, f"{key}.json", members) if f"{key}.json" in members else {}
+        folder, base = os.path.split(name)
+        beside = (f"{key}.json", os.path.join(folder, f"{base.partition('.')[0]}.json"))  # the second is WebDataset's
+        fields = next((_json(path, one, members) for one in beside if one in members), {})
         found.append(_utterance(f"{path.stem}/{key}", path / name, fields))
     if not found:
-        raise InputError(f"{path}: no audio members; searched for {', '.join(sorted(_AUDIO))}.")
+        raise InputError(f"{path}: no audio members; searched for {', '.join(suffixes)} (see audio_formats).")
     return found
 
 
@@ -52,15 +56,17 @@ def read_parquet(path: Path) -> list[Utterance]:
     """List the rows of a parquet file with a column `audio`: bytes, a path, or both as `datasets` writes them."""
     try:
         file = parquet_file(path)
-        names = file.schema_arrow.names
-        if "audio" not in names:
-            raise InputError(f"{path}: no column 'audio'; found {', '.join(names)[:200] or 'none'}.")
-        others = [field.name for field in file.schema_arrow if field.name != "audio" and not _is_large(str(field.type))]
-        rows = file.read(columns=others).to_pylist()
+        kinds = {field.name: str(field.type) for field in file.schema_arrow}
+        if "audio" not in kinds:
+            raise InputError(f"{path}: no column 'audio'; found {', '.join(kinds)[:200] or 'none'}.")
+        if not any(word in kinds["audio"] for word in ("binary", "string")):
+            raise InputError(f"{path}: column 'audio' holds {kinds['audio'][:80]}; bytes or paths are expected.")
+        others = [name for name, kind in kinds.items() if name != "audio" and not _is_large(kind)]
+        rows = (row for batch in file.iter_batches(columns=others) for row in batch.to_pylist())
+        rows = rows if others else ({} for _ in range(file.metadata.num_rows))
+        return [_utterance(f"{path.stem}/{number}", path / str(number), row) for number, row in enumerate(rows)]
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a parquet file: {one_line(error)[:200]}.") from error
-    rows = rows or [{} for _ in range(file.metadata.num_rows)]
-    return [_utterance(f"{path.stem}/{number}", path / str(number), row) for number, row in enumerate(rows)]
 
 
 def _is_large(kind: str) -> bool:
@@ -72,7 +78,7 @@ def _json(path: Path, name: str, members: Mapping[str, tuple[int, int]]) -> dict
     try:
         with open(path, "rb") as file:
             file.seek(offset)
-            fields = json.loads(file.read(min(size, _LARGEST_JSON_BYTES)))
+            fields = json.loads(file.read(max(0, min(size, _LARGEST_JSON_BYTES))))
         if not isinstance(fields, dict):
             raise ValueError("no object of fields")
     except (ValueError, RecursionError) as error:

@@ -9,7 +9,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,11 @@ from balr.records import WHOLE, Part
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
+Place = tuple[int, int]  # the first byte of a member in a tar, and how many it has
+
 SUFFIXES = (".tar", ".parquet")
+_NOT_THERE: Place = (0, -1)  # a link, or a file that is stored with holes
+_BLOCK_BYTES = 1 << 20
 _ONE_READER = threading.Lock()  # a parquet file is read by one thread at a time
 
 
@@ -48,6 +52,25 @@ def is_container(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
+def container_of(path: Path) -> Path | None:
+    """Return the container that a path leads into; None where it leads into none."""
+    return next((one for one in path.parents if is_container(one) and os.path.isfile(one)), None)
+
+
+def is_member(path: Path) -> bool:
+    """Return whether a path leads to a member of a container, without reading it."""
+    container = container_of(path)
+    if container is None:
+        return False
+    name = path.relative_to(container).as_posix()
+    try:
+        if container.suffix.lower() == ".tar":
+            return name in tar_members(container)
+        return int(name) in range(parquet_file(container).metadata.num_rows)
+    except (OSError, ValueError, tarfile.TarError):
+        return False
+
+
 def open_member(path: Path, part: Part = WHOLE) -> OpenAudio:
     """Open an audio file, or a member of a container. Raises UtteranceError."""
     memory = in_memory(path)
@@ -59,8 +82,8 @@ def open_member(path: Path, part: Part = WHOLE) -> OpenAudio:
 
 def in_memory(path: Path) -> _InMemory | None:
     """Read a member of a container; None if the path is that of a file. Raises UtteranceError."""
-    container = next((parent for parent in path.parents if is_container(parent)), None)
-    if container is None or os.path.isfile(path) or not os.path.isfile(container):
+    container = None if os.path.isfile(path) else container_of(path)
+    if container is None:
         return None
     name = path.relative_to(container).as_posix()
     try:
@@ -76,18 +99,35 @@ def _with(memory: _InMemory, blocks: Iterator[Any]) -> Iterator[Any]:
 
 
 def _tar_member(container: Path, name: str) -> bytes:
-    offset, size = tar_members(container)[name]
+    start, size = tar_members(container)[name]
+    if size < 0:
+        raise LookupError("a link, or a file stored with holes; write the tar with --dereference")
     with open(container, "rb") as file:
-        file.seek(offset)
+        file.seek(start)
         return file.read(size)
 
 
-@lru_cache(maxsize=None)  # noqa: UP033  # each is indexed once by a process, as batches mix members of all
-def tar_members(container: Path) -> Mapping[str, tuple[int, int]]:
-    """Return where each member begins and its size. Raises OSError or tarfile.TarError."""
-    with tarfile.open(container, "r:") as archive:
-        files = (member for member in archive if member.isfile())
-        return {os.path.normpath(member.name): (member.offset_data, member.size) for member in files}
+@cache  # by each process, as batches mix members of all tars
+def tar_members(container: Path) -> Mapping[str, Place]:
+    """Return where the members of a tar are. Raises OSError or tarfile.TarError, also where some could be lost.
+
+    `tarfile` takes a damaged header for the end, and the end of the first of several joined tars for the end of all.
+    """
+    found: dict[str, Place] = {}
+    with tarfile.open(container, "r:", errors="surrogateescape") as tar:
+        while (member := tar.next()) is not None:
+            if tar.offset <= member.offset:  # a size below zero would lead back for ever
+                raise tarfile.ReadError(f"damaged at byte {member.offset:,}")
+            if not member.isdir():
+                is_there = member.isfile() and not member.issparse()
+                found[os.path.normpath(member.name)] = (member.offset_data, member.size) if is_there else _NOT_THERE
+        end = tar.offset
+    with open(container, "rb") as file:
+        file.seek(end)
+        while block := file.read(_BLOCK_BYTES):
+            if block.strip(b"\0"):
+                raise tarfile.ReadError(f"damaged at byte {end:,}, or several tars joined there")
+    return found
 
 
 def _row(container: Path, number: int) -> bytes:

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from balr.data.container_readers import read_containers
 from balr.data.containers import is_container
 from balr.data.folders import AUDIO_FORMATS, read_dir
-from balr.data.readers import read_csv, read_scp, read_txt
+from balr.data.kaldi_lists import read_scp
+from balr.data.readers import read_csv, read_txt
 from balr.errors import InputError, OutputError
 from balr.records import Embedded, Embedding, Failure, Utterance
 from balr.stores.embedding_files import read_embedding
@@ -70,7 +71,7 @@ class Corpus:
         elif os.path.isdir(path):  # unlike Path's, it takes a name that is too long for any file
             corpus = cls.from_dir(path, audio_formats=audio_formats)
         elif is_container(path):
-            corpus = cls(read_containers([_existing(path)]), path.parent)
+            corpus = cls(read_containers([_existing(path)], audio_formats), path.parent)
         elif read is not None:
             corpus = cls._from_list(path, root_dir, read)
         else:
@@ -100,9 +101,11 @@ class Corpus:
             found = [
                 path for below in (folder, folder / "data") for path in sorted(below.glob("*")) if is_container(path)
             ]
+            if not found and any(folder.glob("*.arrow")):
+                raise InputError(f"{path}: Arrow files; write them with Dataset.to_parquet, and give those.") from None
             if not found:
                 raise
-            return cls(read_containers(found), folder)
+            return cls(read_containers(found, audio_formats), folder)
 
     @classmethod
     def _from_list(

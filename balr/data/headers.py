@@ -128,6 +128,11 @@ def _read_isolated(files: Sequence[Path], timeout_seconds: float, stop: Stop, *,
 def _state(path: Path) -> _State:
     try:
         status = path.stat()
+    except NotADirectoryError:
+        from balr.data.containers import container_of
+
+        container = container_of(path)  # a member is as old as that
+        return (str(path), *(_state(container)[1:] if container else ("", "")))
     except (OSError, ValueError):
         return (str(path), "", "")
     return (str(path), str(status.st_size), str(status.st_mtime_ns))

@@ -1,4 +1,4 @@
-"""Read what a corpus consists of: a csv, Kaldi lists or a list of paths becomes a list of utterances.
+"""Read what a corpus consists of: a csv or a list of paths becomes a list of utterances.
 
 The invariant kept here: ids are unique, files exist, and no path leads out of the corpus folder. All problems of a kind
 are counted and the first is shown, before any model is loaded.
@@ -10,10 +10,10 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
+from balr.data.containers import is_member
 from balr.errors import InputError
 from balr.records import NOTHING, WHOLE, Part, Utterance
 
@@ -45,73 +45,16 @@ def read_csv(path: Path, root_dir: Path) -> list[Utterance]:
                 found.append((reader.line_num, _from_row(f"{path}:{reader.line_num}", row, root_dir)))
     except csv.Error as error:
         raise InputError(f"{path}:{reader.line_num + 1}: not a csv: {error}.") from error
-    return _checked(path, found)
-
-
-def read_scp(path: Path, root_dir: Path) -> list[Utterance]:
-    """Read a Kaldi wav.scp, `id path` on each line, and what lies beside it: `segments`, `utt2spk`, `utt2dur`.
-
-    Commands (lines with a pipe) are refused, never run.
-    """
-    found = []
-    for number, line in _numbered_lines(path):
-        id_, *rest = line.split(maxsplit=1)
-        if not rest:
-            raise InputError(f"{path}:{number}: expected 'id path', found {line[:80]!r}.")
-        if "|" in rest[0]:
-            raise InputError(f"{path}:{number}: commands are not run; write the audio to files and list those.")
-        found.append((number, Utterance(id_, _path(f"{path}:{number}", rest[0], root_dir))))
-    recordings = _checked(path, found)
-    segments = path.parent / "segments"
-    utterances = _read_segments(segments, recordings) if segments.is_file() else recordings
-    speakers, seconds = (_read_pairs(path.parent / name) for name in ("utt2spk", "utt2dur"))
-    if not speakers and not seconds:
-        return utterances
-    return [
-        replace(
-            one,
-            speaker=speakers.get(one.id, (one.speaker, ""))[0],
-            duration_seconds=_duration(*seconds.get(one.id, ("", ""))),
-        )
-        for one in utterances
-    ]
+    return checked(path, found)
 
 
 def read_txt(path: Path, root_dir: Path) -> list[Utterance]:
     """Read a list of audio paths, one a line; the path as written is the id."""
-    lines = _numbered_lines(path)
-    return _checked(path, [(n, Utterance(text, _path(f"{path}:{n}", text, root_dir))) for n, text in lines])
+    lines = numbered_lines(path)
+    return checked(path, [(n, Utterance(text, path_in(f"{path}:{n}", text, root_dir))) for n, text in lines])
 
 
-def _read_segments(path: Path, recordings: Sequence[Utterance]) -> list[Utterance]:
-    """Read a Kaldi segments file, `id recording start end [channel]` on each line; an end of -1 is that of the file."""
-    audio = {recording.id: recording.audio for recording in recordings}
-    found = []
-    for number, line in _numbered_lines(path):
-        where, cells = f"{path}:{number}", line.split()
-        if len(cells) not in (4, 5):
-            raise InputError(f"{where}: expected 'id recording start end', found {line[:80]!r}.")
-        id_, recording, start, end, channel = (*cells, "")[:5]
-        if recording not in audio:
-            raise InputError(f"{where}: recording {recording!r} is not in wav.scp.")
-        part = _part(where, start, "" if _seconds(where, "end", end) == -1 else end, channel)
-        found.append((number, Utterance(id_, audio[recording], part=part)))
-    log.info("%s: %d segments of %d recordings", path, len(found), len(recordings))
-    return _checked(path, found)
-
-
-def _read_pairs(path: Path) -> dict[str, tuple[str, str]]:
-    """Return the value of each id of a Kaldi list, and where it stands; nothing where there is no such file."""
-    pairs = {}
-    for number, line in _numbered_lines(path) if path.is_file() else ():
-        cells = line.split()
-        if len(cells) != 2:
-            raise InputError(f"{path}:{number}: expected 'id value', found {line[:80]!r}.")
-        pairs[cells[0]] = (cells[1], f"{path}:{number}")
-    return pairs
-
-
-def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the lines of a list that hold something, stripped, with their numbers."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
         for number, line in enumerate(_lines(path, file), start=1):
@@ -156,41 +99,44 @@ def _from_row(where: str, row: Mapping[str, str], root_dir: Path) -> Utterance:
     audio, embedding = row.get("audio", ""), row.get("embedding", "")
     if not audio and not embedding:
         raise InputError(f"{where}: neither audio nor embedding is given.")
-    part = _part(where, row.get("start", ""), row.get("end", ""), row.get("channel", ""))
+    part = part_of(where, row.get("start", ""), row.get("end", ""), row.get("channel", ""))
     return Utterance(
         id=row.get("id", f"{audio or embedding}{part.suffix}"),
-        audio=_path(where, audio, root_dir) if audio else None,
+        audio=path_in(where, audio, root_dir) if audio else None,
         speaker=None if row.get("speaker") is None else sys.intern(row["speaker"]),
-        embedding=_path(where, embedding, root_dir) if embedding else None,
+        embedding=path_in(where, embedding, root_dir) if embedding else None,
         extra={name: cell for name, cell in row.items() if name not in _COLUMNS} or NOTHING,
         part=part,
-        duration_seconds=_duration(row.get("duration", ""), where),
+        duration_seconds=duration_of(row.get("duration", ""), where),
     )
 
 
-def _part(where: str, start: str, end: str, channel: str) -> Part:
+def part_of(where: str, start: str, end: str, channel: str) -> Part:
+    """Return the part that cells choose. Raises InputError that names `where` they stand."""
     start, end, channel = start.strip(), end.strip(), channel.strip()
     if not (start or end or channel):
         return WHOLE
     if channel and not channel.removeprefix("-").isdecimal():
         raise InputError(f"{where}: channel {channel[:80]!r} is not a whole number; channels count from 0.")
     return Part(
-        start_seconds=_seconds(where, "start", start) if start else 0.0,
-        end_seconds=_seconds(where, "end", end) if end else None,
+        start_seconds=seconds_of(where, "start", start) if start else 0.0,
+        end_seconds=seconds_of(where, "end", end) if end else None,
         channel=int(channel) if channel else None,
     )
 
 
-def _duration(text: str, where: str) -> float | None:
+def duration_of(text: str, where: str) -> float | None:
+    """Return the seconds of a cell, None if it is empty. Raises InputError."""
     if not text.strip():
         return None
-    seconds = _seconds(where, "duration", text)
+    seconds = seconds_of(where, "duration", text)
     if seconds <= 0:
         raise InputError(f"{where}: duration {text[:80]!r} is not a positive number of seconds.")
     return seconds
 
 
-def _seconds(where: str, column: str, text: str) -> float:
+def seconds_of(where: str, column: str, text: str) -> float:
+    """Return a number of seconds. Raises InputError."""
     try:
         seconds = float(text)
     except ValueError:
@@ -200,7 +146,8 @@ def _seconds(where: str, column: str, text: str) -> float:
     return seconds
 
 
-def _path(where: str, text: str, root_dir: Path) -> Path:
+def path_in(where: str, text: str, root_dir: Path) -> Path:
+    """Return a path as a list gives it. Raises InputError where it is relative and leads out of the corpus folder."""
     path = os.path.normpath(text)
     if os.path.isabs(path):
         return Path(path)
@@ -212,15 +159,14 @@ def _path(where: str, text: str, root_dir: Path) -> Path:
     return root_dir / path
 
 
-def _checked(path: Path, found: Sequence[tuple[int, Utterance]]) -> list[Utterance]:
+def checked(path: Path, found: Sequence[tuple[int, Utterance]]) -> list[Utterance]:
+    """Return what a list holds, given with line numbers. Raises InputError for ids and files that cannot be."""
     if not found:
         raise InputError(f"{path}: no utterances.")
     _refuse(path, "without an id", found, lambda utterance: not utterance.id.strip())
     _refuse(path, f"with an id of over {_LONGEST_ID:,} characters", found, lambda u: len(u.id) > _LONGEST_ID)
     _refuse_repeated(path, found)
-    _refuse(
-        path, "whose file does not exist or is no file", found, lambda u: not all(os.path.isfile(f) for f in _files(u))
-    )
+    _refuse(path, "whose file does not exist or is no file", found, lambda u: not all(map(_exists, _files(u))))
     return [utterance for _, utterance in found]
 
 
@@ -243,6 +189,10 @@ def _refuse_repeated(path: Path, found: Iterable[tuple[int, Utterance]]) -> None
     if repeated:
         line, id_ = repeated[0]
         raise InputError(f"{path}:{line}: {len(repeated)} repeated ids, first: {id_!r}, also on line {lines[id_]}.")
+
+
+def _exists(file: Path) -> bool:
+    return os.path.isfile(file) or is_member(file)
 
 
 def _files(utterance: Utterance) -> list[Path]:

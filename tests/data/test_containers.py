@@ -15,7 +15,9 @@ import soundfile
 from conftest import Command, rows, speechlike, write_wav
 
 from balr import load_embeddings
+from balr.data import containers
 from balr.data.corpus import Corpus
+from balr.data.headers import headers
 from balr.errors import InputError
 
 KINDS = [("wav", "WAV"), ("flac", "FLAC"), ("mp3", "MP3"), ("ogg", "OGG")]
@@ -100,6 +102,7 @@ def test_a_run_over_a_tar_goes_on_where_it_stopped(balr: Command, tmp_path: Path
     manifest.write_text("".join(lines[:4]))
     assert balr(f"input={corpus}", "save_dir=out") == 0
     assert numbers(tmp_path / "out") == before
+    assert names(manifest) == names(corpus), "the manifest is a list, too"
 
 
 def test_members_that_begin_with_a_dot_and_a_slash_are_found_and_hidden_ones_left_out(
@@ -143,6 +146,8 @@ def test_a_parquet_of_paths_reads_the_files_beside_it(balr: Command, loose: Path
             lambda at: pq.write_table(pa.table({"text": ["a"]}), at / "x.parquet") or at / "x.parquet",
             "no column 'audio'",
         ),
+        (lambda at: write_parquet(at / "x.parquet", [[0.1], [0.2]]), r"column 'audio' holds list"),
+        (lambda at: write_parquet(at / "x.parquet", pa.array([], pa.binary())), "no utterances"),
         (lambda at: write_parquet(at / "x.parquet", [b"a", b"b"], id=["1", "1"]), "its id '1' is that of"),
     ],
 )
@@ -153,11 +158,95 @@ def test_a_container_that_is_none_is_refused_in_one_line(
         Corpus.from_path(write(tmp_path))
 
 
+def test_a_dataset_that_was_saved_to_disk_is_told_how_to_become_an_input(tmp_path: Path) -> None:
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "data-00000-of-00001.arrow").touch()
+    with pytest.raises(InputError, match="to_parquet"):
+        Corpus.from_path(tmp_path / "saved")
+
+
 def test_a_tar_that_is_cut_is_refused_before_anything_is_embedded(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "x.tar", {"a.wav": bytes(5_000), "b.wav": bytes(50_000)})
     path.write_bytes(path.read_bytes()[:30_000])
     with pytest.raises(InputError, match="not a whole tar"):
         Corpus.from_path(path)
+
+
+def names(path: Path) -> list[str]:
+    return [utterance.id for utterance in Corpus.from_path(path).utterances]
+
+
+def test_a_tar_with_a_damaged_header_is_refused_as_members_behind_it_could_be_lost(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", {f"{n}.wav": bytes(3_000) for n in range(3)})
+    content = bytearray(path.read_bytes())
+    content[3_584:3_684] = b"\xff" * 100
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="damaged at byte 3,584"):
+        Corpus.from_path(path)
+
+
+def test_tars_that_were_joined_are_refused_as_only_the_first_would_be_read(tmp_path: Path) -> None:
+    first, second = (write_tar(tmp_path / f"{n}.tar", {f"{n}.wav": b"x"}) for n in range(2))
+    (tmp_path / "x.tar").write_bytes(first.read_bytes() + second.read_bytes())
+    with pytest.raises(InputError, match="or several tars joined there"):
+        Corpus.from_path(tmp_path / "x.tar")
+
+
+def test_a_size_below_zero_does_not_lead_back_for_ever(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", {"a.wav": b"x", "b.wav": b"x"})
+    content = bytearray(path.read_bytes())
+    header = content[1_024:1_536]
+    header[124:136] = b"\xff" * 10 + (-1_024).to_bytes(2, signed=True)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    content[1_024:1_536] = header
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="not a whole tar"):
+        Corpus.from_path(path)
+
+
+def test_a_link_in_a_tar_is_a_failure_and_not_lost(balr: Command, loose: Path, tmp_path: Path) -> None:
+    (loose / "hard.wav").hardlink_to(loose / "utt0.wav")
+    (loose / "soft.wav").symlink_to("/etc/passwd")
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.add(loose, arcname=".")  # as `tar -cf x.tar .` does
+    assert balr("input=x.tar", "save_dir=out") == 1
+    failed = {row["id"]: row["reason"] for row in rows(tmp_path / "out" / "failures.csv")}
+    assert len(failed) == 2 and "x/soft" in failed and all("--dereference" in reason for reason in failed.values())
+    assert len(rows(tmp_path / "out" / "metadata.csv")) == len(AUDIO)
+
+
+def test_a_tar_is_searched_for_the_formats_that_are_asked_for(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", {"a.wav": b"x", "b.FLAC": b"x", "._a.wav": b"x"})
+    assert names(path) == ["x/a", "x/b"]
+    assert [one.id for one in Corpus.from_path(path, audio_formats=["flac"]).utterances] == ["x/b"]
+
+
+def test_a_name_with_dots_shares_the_json_of_its_first_part(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", {"s/u1.left.wav": b"x", "s/u1.json": b'{"speaker": "ann"}'})
+    assert [(one.id, one.speaker) for one in Corpus.from_path(path).utterances] == [("x/s/u1.left", "ann")]
+
+
+@pytest.mark.parametrize("member", ["x.tar/b.wav", "x.parquet/2", "x.parquet/-1", "x.parquet/a", "y.tar/a.wav"])
+def test_a_list_may_name_members_and_those_that_are_not_there_are_refused(tmp_path: Path, member: str) -> None:
+    write_tar(tmp_path / "x.tar", {"a.wav": b"x"})
+    write_parquet(tmp_path / "x.parquet", [b"x", b"x"])
+    (tmp_path / "y.tar").write_text("no tar")
+    (tmp_path / "list.csv").write_text("id,audio\na,x.tar/a.wav\nb,x.parquet/1\n")
+    assert names(tmp_path / "list.csv") == ["a", "b"]
+    with (tmp_path / "list.csv").open("a") as file:
+        file.write(f"c,{member}\n")
+    with pytest.raises(InputError, match=r"list.csv:4: 1 utterances whose file does not exist"):
+        Corpus.from_path(tmp_path / "list.csv")
+
+
+def test_the_length_of_a_member_is_read_again_when_its_container_changes(tmp_path: Path) -> None:
+    for seconds in (1.0, 2.0):
+        write_wav(tmp_path / "a.wav", speechlike(seconds))
+        tar = write_tar(tmp_path / "x.tar", {"a.wav": (tmp_path / "a.wav").read_bytes()})
+        containers.tar_members.cache_clear()  # a run is a process of its own
+        (header,) = headers([tar / "a.wav"], cache=tmp_path / "durations.csv")
+        assert header.seconds == seconds
 
 
 @pytest.fixture
@@ -168,7 +257,8 @@ def kaldi_folder(tmp_path: Path) -> Path:
     (folder / "wav.scp").write_text("r0 0.wav\nr1 1.wav\n")
     (folder / "segments").write_text("u0 r0 0.5 1.5\nu1 r1 1.0 2.5\nu2 r1 0 -1\n")
     (folder / "utt2spk").write_text("u0 alice\nu1 bob\nu2 bob\n")
-    (folder / "utt2dur").write_text("u0 1.0\nu2 3.0\n")
+    (folder / "utt2dur").write_text("u0 1.0\n")
+    (folder / "reco2dur").write_text("r1 3.0\n")
     return folder
 
 
@@ -178,7 +268,7 @@ def test_a_kaldi_data_folder_is_a_corpus_with_segments_speakers_and_durations(
     utterances = Corpus.from_path(kaldi_folder).utterances
     assert [(u.id, u.speaker, u.duration_seconds) for u in utterances] == [
         ("u0", "alice", 1.0),
-        ("u1", "bob", None),
+        ("u1", "bob", 1.5),
         ("u2", "bob", 3.0),
     ]
     assert balr(f"input={kaldi_folder}", "save_dir=out", "store=kaldi") == 0
@@ -189,6 +279,7 @@ def test_what_is_wrong_in_a_kaldi_data_folder_is_named_by_its_line(kaldi_folder:
     for name, text, reason in (
         ("segments", "u0 r9 0 1\n", r"segments:1: recording 'r9' is not in wav.scp"),
         ("utt2spk", "u0 alice\nu1\n", r"utt2spk:2: expected 'id value'"),
+        ("reco2dur", "r1 0\n", r"reco2dur:1: duration '0' is not a positive"),
         ("utt2dur", "u0 long\n", r"utt2dur:1: duration 'long' is not a number of seconds"),
     ):
         kept = (kaldi_folder / name).read_text()
