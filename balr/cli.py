@@ -14,7 +14,7 @@ from balr.checkpoints import download_checkpoint, published_table
 from balr.errors import BalrError, one_line
 from balr.logs import open_missing_streams
 from balr.overrides import split_commas, split_words, to_overrides
-from balr.store_commands import export, merge, verify
+from balr.store_commands import AudioFormats, RootDir, export, merge, verify
 from balr.suggestions import complete_override, complete_value, suggest
 
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # typer does not export it
@@ -109,10 +109,7 @@ def extract(
             metavar="DIR",
         ),
     ] = None,
-    audio_formats: Annotated[
-        list[str] | None,
-        typer.Option(help="File suffixes that a folder is searched for; separate them by commas.", metavar="SUFFIX"),
-    ] = None,
+    audio_formats: AudioFormats = None,
     device: Annotated[
         str | None,
         typer.Option(
@@ -129,9 +126,7 @@ def extract(
             autocompletion=lambda incomplete: complete_value("precision", incomplete),
         ),
     ] = None,
-    root_dir: Annotated[
-        str | None, typer.Option(help="Where relative paths of a csv or wav.scp start.", metavar="DIR")
-    ] = None,
+    root_dir: RootDir = None,
     multirun: Annotated[
         bool,
         typer.Option(

@@ -86,16 +86,17 @@ def build(node: Mapping[str, Any], kind: type[_T], **arguments: object) -> _T:
         cls = None
     if not isinstance(cls, type) or not cls.__module__.startswith("balr.") or not issubclass(cls, kind):
         raise ConfigError(f"_target_={target}: not a class of balr that fits here ({kind.__name__}); see conf/.")
-    known = signature(cls).parameters
+    known = [name for name in signature(cls).parameters if name not in arguments]
     for key in node:
         if not str(key).startswith("_") and key not in known:
-            raise ConfigError(f"{key}: {cls.__name__} has no such key; it has {', '.join(known)}.")
+            raise ConfigError(f"{key}: {cls.__name__} has no such key; it has {', '.join(known) or 'none'}.")
     try:
         # Partially: Hydra would make a copy of each argument, and a corpus has millions of utterances.
         constructor = instantiate(node, _recursive_=False, _convert_="object", _partial_=True)
     except InstantiationException as error:
         raise (error.__cause__ or error) from None
-    return constructor(**arguments)  # type: ignore[no-any-return]
+    made: _T = constructor(**arguments)
+    return made
 
 
 def corpus_name(path: str) -> str:
@@ -126,7 +127,7 @@ def job_label(choice: str, overrides: Iterable[str], *, is_sweep: bool) -> str:
             given[key] = label(value)
         elif value not in ("", "null"):
             choice, is_named = label(value), True
-    # Shards of one corpus share a folder, whatever each runs on.
+    # Shards of one corpus share a folder, also where each has a device of its own.
     shared = {*_NAMES_NO_VARIANT, "device"} if "shard.count" in given else _NAMES_NO_VARIANT
     variants = [
         f"{key.removeprefix(_MODEL)}-{value}"

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from balr.errors import ConfigError, InputError, OutputError, one_line
 from balr.records import Embedded, Utterance
 from balr.runs.provenance import now
 from balr.runs.record import Facts, Record
-from balr.stores.base import Store
+from balr.stores.base import Store, StoredCorpus
 from balr.stores.commit_log import Row
 from balr.stores.embedding_files import read_embedding
 from balr.stores.files import FilesStore
@@ -34,7 +35,7 @@ def export(
     `mean`, that of the store (`self`) or of a file `.npy` or `.txt`, is subtracted first; then `per_speaker` averages
     the embeddings of each speaker, and `normalize` divides by the Euclidean norm. Raises a BalrError.
     """
-    if not is_store(source):
+    if not is_store(source) or next(rows_of(source), None) is None:
         raise InputError(f"{source}: holds no embeddings; give the save_dir of a run.")
     if to not in FORMATS:
         raise ConfigError(f"--to {to}: one of {', '.join(FORMATS)} is expected.")
@@ -44,7 +45,7 @@ def export(
         raise OutputError(f"{out}: exists; choose a new name.")
     pairs = _pairs(source)
     if mean is not None:
-        subtracted = _mean(source) if mean == "self" else _read_mean(Path(mean))
+        subtracted = _mean(source) if mean == "self" else read_embedding(Path(mean).expanduser())
         pairs = ((utterance, _subtract(utterance, embedding, subtracted)) for utterance, embedding in pairs)
     if per_speaker:
         pairs = _by_speaker(pairs)
@@ -54,28 +55,33 @@ def export(
         return _write_npz(out, pairs)
     if to == "csv":
         return _write_csv(out, pairs)
+    if per_speaker:
+        found = list(pairs)
+        pairs, utterances = iter(found), [utterance for utterance, _ in found]
+    else:
+        utterances = [_utterance(source, row) for row in rows_of(source)]
     changes = {"subtract_mean": mean, "per_speaker": per_speaker, "normalize": normalize}
-    return _fill(
-        out, to, source, pairs, changes, [] if per_speaker else [utterance_of(source, row) for row in rows_of(source)]
-    )
+    return _fill(out, to, source, pairs, utterances, changes)
 
 
 def _pairs(source: Path) -> Pairs:
     for row, embedding in stored(source):
         if isinstance(embedding, Exception):
             raise InputError(f"{source}: {row['id']}: {one_line(embedding)}; balr verify shows all that is damaged.")
-        yield utterance_of(source, row), np.asarray(embedding, np.float32)
+        yield _utterance(source, row), np.asarray(embedding, np.float32)
+
+
+def _utterance(source: Path, row: Row) -> Utterance:
+    """Return the utterance of a row; one that was listed with its embedding alone is named after that."""
+    utterance = utterance_of(source, row)
+    return utterance if utterance.audio else replace(utterance, audio=utterance.embedding)
 
 
 def _mean(source: Path) -> npt.NDArray[Any]:
     count, total = 0, np.zeros(1)
-    for count, (_, embedding) in enumerate(_pairs(source), start=1):  # noqa: B007
-        total = total + embedding.astype(np.float64)
+    for _, embedding in _pairs(source):
+        count, total = count + 1, total + embedding.astype(np.float64)
     return np.asarray(total / count, np.float32)
-
-
-def _read_mean(path: Path) -> npt.NDArray[Any]:
-    return read_embedding(path.expanduser())
 
 
 def _subtract(utterance: Utterance, embedding: npt.NDArray[Any], mean: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -111,7 +117,8 @@ def _write_csv(out: Path, pairs: Pairs) -> int:
 
     def rows() -> Iterator[Row]:
         nonlocal count
-        for count, (utterance, embedding) in enumerate(chain([first], pairs), start=1):  # noqa: B007
+        for utterance, embedding in chain([first], pairs):
+            count += 1
             cells = (utterance.id, utterance.speaker or "", *(f"{number:.9g}" for number in embedding))
             yield dict(zip(columns, cells, strict=True))
 
@@ -119,11 +126,8 @@ def _write_csv(out: Path, pairs: Pairs) -> int:
     return count
 
 
-def _fill(out: Path, to: str, source: Path, pairs: Pairs, changes: Facts, utterances: Sequence[Utterance]) -> int:
+def _fill(out: Path, to: str, source: Path, pairs: Pairs, utterances: Sequence[Utterance], changes: Facts) -> int:
     """Write a store, with the record of the model that the embeddings are of."""
-    if not utterances:  # they come with their embeddings
-        found = list(pairs)
-        utterances, pairs = [utterance for utterance, _ in found], iter(found)
     record = Record.of(source)
     with locked(out):
         store = _open(out, to, utterances, Path(record.corpus_root or _folder_of(utterances)))
@@ -145,16 +149,16 @@ def _fill(out: Path, to: str, source: Path, pairs: Pairs, changes: Facts, uttera
 
 
 def _open(out: Path, to: str, utterances: Sequence[Utterance], root: Path) -> Store:
-    out = out.absolute()
+    corpus = StoredCorpus(out.absolute(), utterances, root)
     if to == "files":
-        return FilesStore(out, utterances, root=root, format="npy")
+        return FilesStore(corpus, format="npy")
     if to == "kaldi":
         from balr.stores.kaldi import KaldiStore
 
-        return KaldiStore(out, utterances, root=root)
+        return KaldiStore(corpus)
     from balr.stores.parquet import ParquetStore
 
-    return ParquetStore(out, utterances, root=root, rows_per_part=8_192, seconds_per_part=float("inf"))
+    return ParquetStore(corpus, rows_per_part=8_192, seconds_per_part=float("inf"))
 
 
 def _folder_of(utterances: Sequence[Utterance]) -> str:

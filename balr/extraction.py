@@ -93,6 +93,7 @@ def merge(folder: Path, *, only_if_complete: bool = False) -> tuple[int, int, in
             log.info("all shards are done, and their lists are put together in %s", relative(folder))
         if not only_if_complete or not missing:
             files.close()
+            files.record.forcing &= missing > 0
             files.record.write()
             for cache in folder.glob(_DURATIONS.format(".*-of-*")):
                 cache.unlink(missing_ok=True)

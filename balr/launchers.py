@@ -41,7 +41,7 @@ def end_as_stopped(number: int, exit_code: int) -> None:
         if type(error).__name__ == "UncompletedJobError":
             return
     if not _is_cancelled():
-        raise SystemExit(exit_code)  # a result would tell the sweep that the job is over
+        raise SystemExit(exit_code)  # with a result, the sweep would take the job for done
 
 
 def _is_cancelled() -> bool:

@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemExit as ended:
             return ended.code if isinstance(ended.code, int) else DONE
         except Exception as error:  # Hydra and launchers raise many kinds
-            told = shorten(f"{type(error).__name__}: {one_line(error)}", 400)  # submitit's hold the log of the job
-            sys.stderr.write(f"ERROR {told}\n")
+            message = shorten(f"{type(error).__name__}: {one_line(error)}", 400)  # submitit's hold the log of the job
+            sys.stderr.write(f"ERROR {message}\n")
             return REFUSED
     return DONE
 

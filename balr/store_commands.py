@@ -11,6 +11,11 @@ from balr.errors import BalrError
 from balr.overrides import split_commas
 
 _SHOWN_OF_A_KIND = 20
+AudioFormats = Annotated[
+    list[str] | None,
+    typer.Option(help="File suffixes that a folder is searched for; separate them by commas.", metavar="SUFFIX"),
+]
+RootDir = Annotated[str | None, typer.Option(help="Where relative paths of a csv or wav.scp start.", metavar="DIR")]
 _SaveDir = Annotated[str, typer.Argument(metavar="SAVE_DIR", help="The folder of a run.")]
 
 
@@ -26,13 +31,8 @@ def verify(
             "--forget", help="Take what is wrong off metadata.csv, so that the next run of the same command embeds it."
         ),
     ] = False,
-    audio_formats: Annotated[
-        list[str] | None,
-        typer.Option(help="File suffixes that a folder is searched for; repeat or separate by commas."),
-    ] = None,
-    root_dir: Annotated[
-        str | None, typer.Option(help="Where relative paths of a csv or wav.scp start.", metavar="DIR")
-    ] = None,
+    audio_formats: AudioFormats = None,
+    root_dir: RootDir = None,
 ) -> None:
     """Read every embedding of a folder and compare it with its lists, its record and the corpus.
 

@@ -5,13 +5,14 @@ import os
 import sys
 from contextlib import ExitStack, suppress
 from functools import partial
+from itertools import product
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import env_override
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
@@ -94,13 +95,19 @@ def fetch_models(sweep: DictConfig) -> None:
     with suppress(HydraException, OmegaConfBaseException):
         given = OverridesParser.create(loader).parse_overrides([*params, *sweep.hydra.overrides.task])
         chosen = [one for one in given if not one.is_sweep_override() or one.key_or_group.startswith(about_models)]
-        for job in BasicSweeper.split_arguments(chosen, max_batch_size=None)[0]:
-            model = loader.load_sweep_config(sweep, job).embeddings.model
+        for job in product(*map(_choices, chosen)):
+            model = loader.load_sweep_config(sweep, list(job)).embeddings.model
             folder = Path(model.model_dir or "").expanduser()
             is_local = model.model_dir and folder.is_dir() and any(folder.iterdir())
             if model.model_repo and not is_local:
                 keys = ("model_repo", "model_name", "config_name", "model_dir", "revision")
                 find_checkpoint(**{key: model[key] for key in keys})
+
+
+def _choices(override: Override) -> list[str]:
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
 def _merge(folder: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from balr.records import Embedded, Utterance
-from balr.stores.base import Store
+from balr.stores.base import Store, StoredCorpus
 from balr.stores.files import FilesStore
 from balr.stores.kaldi import KaldiStore
 from balr.stores.parquet import ParquetStore
@@ -87,7 +87,7 @@ def measure(folder: Path, name: str, step: str, rows: int) -> dict[str, float]:
         for n in range(rows)
     ]
     began = time.monotonic()
-    store = STORES[name](folder, utterances, root=ROOT, embedding_dim=DIM, **SETTINGS[name])
+    store = STORES[name](StoredCorpus(folder, utterances, ROOT, embedding_dim=DIM), **SETTINGS[name])
     done = len(store.completed())
     if step == "resume":
         assert done == rows

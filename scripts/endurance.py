@@ -25,6 +25,7 @@ from balr.data.corpus import Corpus
 from balr.embeddings.pipeline import SAVED_TOGETHER
 from balr.main import main as balr
 from balr.records import Embedded, Failure
+from balr.stores.base import StoredCorpus
 from balr.stores.files import FilesStore
 
 RATE_HZ = 16_000
@@ -86,7 +87,7 @@ def finished(folder: Path, utterances: int) -> None:
         check=True,
     )
     listed = Corpus.from_path(corpus)
-    store = FilesStore(folder / "out", listed.utterances, root=listed.root_dir)
+    store = FilesStore(StoredCorpus(folder / "out", listed.utterances, listed.root_dir), format="npy")
     ((_, embedding),) = store.read()
     with patch("os.fsync"):
         for start in range(0, utterances, 1000):

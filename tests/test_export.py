@@ -97,3 +97,24 @@ def test_the_command_says_what_it_wrote(source: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "6 embeddings written to out.csv\n")
     done = run_command("balr", "export", "source", "new", "--to", "csv", "--normalize", "l1", cwd=tmp_path)
     assert done.returncode == 2 and "l1: l2 is expected" in done.stderr
+
+
+def test_embeddings_that_a_list_gives_are_exported_with_those_of_the_run(
+    balr: Command, corpus: Path, tmp_path: Path
+) -> None:
+    np.save(corpus / "given.npy", np.ones(32, np.float32))
+    (corpus / "list.csv").write_text("id,audio,embedding\nu0,spk0/utt0.wav,\nu1,,given.npy\n")
+    assert balr(f"input={corpus / 'list.csv'}", "save_dir=source") == 0
+    wanted = table(tmp_path / "source")
+    assert set(wanted) == {"u0", "u1"}
+    for to in STORES:
+        assert export(tmp_path / "source", tmp_path / to, to=to) == 2
+        assert same(table(tmp_path / to), wanted)
+
+
+def test_a_store_without_embeddings_is_refused_by_every_format(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "metadata.csv").write_text("id,audio,speaker,embedding,crc32\n")
+    for to in (*STORES, "npz", "csv"):
+        with pytest.raises(BalrError, match="holds no embeddings"):
+            export(tmp_path / "source", tmp_path / to, to=to, mean="self")

@@ -54,7 +54,7 @@ class DecoderPool:
     """Call `read` on each task of a plan in worker processes, with a timeout for each task.
 
     A context manager: its workers ignore signals and end with it. `read` raises UtteranceError if a file is bad. The
-    first workers are forked unless it starts `beside_threads` that compute; these, and those that replace lost ones,
+    first workers are forked unless it starts `beside_threads` that compute; these, and the ones that replace lost ones,
     come from a fork server, as a fork beside threads can copy a lock that is never released. Raises ConfigError if none
     can be started.
     """

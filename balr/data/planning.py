@@ -67,7 +67,7 @@ class Plan:
 def plan_in_windows(
     corpus: _Corpus, config: DataConfig, completed: Collection[str], *, stop: Stop, **settings: Any
 ) -> Iterator[tuple[_Corpus, Plan]]:
-    """Plan a large corpus in windows, the same at every start, but for those that are `completed`.
+    """Plan a large corpus in windows, the same at every start, without windows that are `completed`.
 
     The first is planned before threads compute, the others beside them. `settings` are those of `plan_corpus`.
     """

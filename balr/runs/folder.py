@@ -11,12 +11,13 @@ from omegaconf import OmegaConf
 
 from balr.composition import build
 from balr.config import RunConfig
+from balr.data.containers import container_of
 from balr.data.corpus import Corpus
 from balr.errors import ConfigError, OutputError
 from balr.records import WHOLE_CORPUS, Shard
 from balr.runs.failures import FailureLog
 from balr.runs.record import Facts, Record, identity
-from balr.stores.base import Store
+from balr.stores.base import Store, StoredCorpus
 from balr.stores.folder import locked
 
 
@@ -55,13 +56,12 @@ class RunFolder:
 def open_folder(folder: Path, cfg: RunConfig, corpus: Corpus, shard: Shard) -> RunFolder:
     """Read what a locked folder holds. Raises OutputError where that is of another corpus, model or store."""
     record, model = Record.of(folder, shard), identity(cfg.embeddings["model"], cfg.precision)
-    settings: Facts = OmegaConf.to_container(cfg.store, resolve=True)  # type: ignore[assignment]
+    settings: Any = OmegaConf.to_container(cfg.store, resolve=True)
     record.refuse_another_corpus(corpus.root_dir)
     record.refuse_another_store(settings)
-    is_beside_audio = corpus.output_dir is None
-    store = _build_store(folder, settings, corpus, shard, record, beside_audio=is_beside_audio)
+    store = _build_store(folder, settings, corpus, shard, record)
     completed = frozenset(store.completed())
-    if completed and not cfg.force and not is_beside_audio:
+    if completed and not cfg.force and corpus.output_dir is not None:
         record.refuse_another_model(model)
     if cfg.force and shard.tag:
         raise ConfigError(
@@ -89,24 +89,18 @@ def reopened(folder: Path) -> Iterator[tuple[RunFolder, Corpus]]:
         settings = dict(record.corpus)
         corpus = Corpus.from_path(settings.pop("input"), **settings)
         corpus.set_output_dir(folder)
-        store = _build_store(folder, record.store, corpus, WHOLE_CORPUS, record, beside_audio=False)
+        store = _build_store(folder, record.store, corpus, WHOLE_CORPUS, record)
         failures = FailureLog(folder, corpus.utterances)
         yield RunFolder(folder, store, failures, record, record.model, store.completed()), corpus
 
 
-def _build_store(
-    folder: Path, settings: Facts, corpus: Corpus, shard: Shard, record: Record, *, beside_audio: bool
-) -> Store:
-    more: dict[str, Any] = {"beside_audio": True} if beside_audio else {}
-    if beside_audio and (shard.tag or not str(settings.get("_target_")).endswith(".FilesStore")):
+def _build_store(folder: Path, settings: Facts, corpus: Corpus, shard: Shard, record: Record) -> Store:
+    is_beside_audio = corpus.output_dir is None
+    if is_beside_audio and (shard.tag or not str(settings.get("_target_")).endswith(".FilesStore")):
         raise ConfigError("save_dir=null: embeddings beside the audio are files of one job; choose a save_dir.")
-    return build(
-        settings,
-        Store,
-        folder=folder,
-        utterances=corpus.utterances,
-        root=corpus.root_dir,
-        shard=shard,
-        embedding_dim=record.embedding_dim,
-        **more,
-    )
+    if is_beside_audio and any(container_of(utterance.audio) for utterance in corpus.utterances if utterance.audio):
+        raise ConfigError(
+            "save_dir=null: no embeddings can go beside audio that is in a tar or parquet file; choose one."
+        )
+    place = StoredCorpus(folder, corpus.utterances, corpus.root_dir, shard, record.embedding_dim, is_beside_audio)
+    return build(settings, Store, corpus=place)

@@ -51,7 +51,7 @@ class Record:
         others = [cls._read(path) for path in (folder / RUN, *sorted(folder.glob(_OF_SHARDS))) if path != own.path]
         for other in others:
             if not own.model:
-                names = ("model", "embedding_dim", "corpus_root", "forcing", "corpus", "store")
+                names = ("model", "embedding_dim", "corpus_root", "corpus", "store")
                 own = replace(own, **{name: getattr(other, name) for name in names})
             elif other.model and not shard.tag and not own.is_of(other.model):
                 raise OutputError(

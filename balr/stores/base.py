@@ -2,27 +2,42 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
-from balr.records import Embedded, Failure, Shard, Utterance
+from balr.records import WHOLE_CORPUS, Embedded, Failure, Shard, Utterance
+
+
+@dataclass(frozen=True)
+class StoredCorpus:
+    """All `utterances` of a corpus, which lie below `root`, and the `folder` where a store keeps their embeddings.
+
+    `embedding_dim` is how many numbers an embedding has, where an earlier run recorded it. `is_beside_audio`: embeddings
+    go beside the audio, and only lists to `folder`.
+    """
+
+    folder: Path
+    utterances: Sequence[Utterance]
+    root: Path
+    shard: Shard = WHOLE_CORPUS
+    embedding_dim: int | None = None
+    is_beside_audio: bool = False
 
 
 class Store(ABC):
-    """Keep embeddings; one exists when, and only when, a manifest in `folder` lists it.
+    """Keep embeddings; one exists when, and only when, a manifest in the folder lists it.
 
-    `utterances` are the whole corpus, below `root`. A `shard` writes under names of its own, and counts as completed
-    what any other wrote; the store of the whole corpus, `Shard()`, takes all of them into one when it is closed.
-    `embedding_dim` is how many numbers an embedding has, where an earlier run recorded it. The other arguments of the
-    constructors are the keys of `conf/store/`.
+    A shard writes under names of its own, and counts as completed what any other wrote; the store of the whole corpus
+    takes all of them into one when it is closed. The other arguments of constructors are the keys of `conf/store/`.
     """
 
-    def __init__(self, folder: Path, utterances: Sequence[Utterance], shard: Shard) -> None:
-        self.folder = folder
-        self.utterances = utterances
-        self.shard = shard
+    def __init__(self, corpus: StoredCorpus) -> None:
+        self.folder = corpus.folder
+        self.utterances = corpus.utterances
+        self.shard = corpus.shard
 
     @property
     @abstractmethod

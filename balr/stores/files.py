@@ -1,15 +1,15 @@
-"""One file for each embedding, `<stem>_emb.npy` or `.txt`, and metadata.csv, which lists those that exist."""
+"""One file for each embedding, `<stem>_emb.npy` or `.txt`, and metadata.csv, the list of them."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 
 from balr.atomic import write_together
 from balr.errors import ConfigError
-from balr.records import WHOLE_CORPUS, Embedded, Failure, Shard, Utterance
+from balr.records import Embedded, Failure, Utterance
+from balr.stores.base import StoredCorpus
 from balr.stores.embedding_files import checksum, decode, encode, read_content
 from balr.stores.folder import folds_case, refuse_foreign_folders
 from balr.stores.listed import Listed, ListedStore
@@ -37,33 +37,20 @@ def write_files(
 
 
 class FilesStore(ListedStore):
-    """Store embeddings as files in the tree of the corpus.
+    """Store embeddings as files in the tree of the corpus, or beside the audio, where earlier ones are found."""
 
-    `beside_audio`: embeddings go beside the audio, where those of earlier runs are found; only the manifest goes to
-    `folder`.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        utterances: Sequence[Utterance],
-        *,
-        root: Path,
-        shard: Shard = WHOLE_CORPUS,
-        embedding_dim: int | None = None,
-        format: str,
-        beside_audio: bool = False,
-    ) -> None:
-        super().__init__(folder, utterances, shard)
+    def __init__(self, corpus: StoredCorpus, *, format: str) -> None:
+        super().__init__(corpus)
         if format not in ("npy", "txt"):
             raise ConfigError(f"store.format={format}: must be npy or txt.")
         self._suffix = f".{format}"
-        self._root, self._output_dir = str(root), None if beside_audio else str(folder)
-        self._bytes = len(encode(np.zeros(embedding_dim, np.float32), ".npy")) if embedding_dim else None
+        self._root, self._output_dir = str(corpus.root), None if corpus.is_beside_audio else str(self.folder)
+        dim = corpus.embedding_dim
+        self._bytes = len(encode(np.zeros(dim, np.float32), ".npy")) if dim else None
         files = [self._file(utterance) for utterance in self.audible]
-        refuse_shared_files(self.audible, files, folds_case=folds_case(folder))
-        if not beside_audio:
-            refuse_foreign_folders(folder, files)
+        refuse_shared_files(self.audible, files, folds_case=folds_case(self.folder))
+        if not corpus.is_beside_audio:
+            refuse_foreign_folders(self.folder, files)
 
     def _save(self, batch: Sequence[Embedded]) -> tuple[list[tuple[Utterance, Listed]], list[Failure]]:
         written, failures = write_files(batch, self._file)

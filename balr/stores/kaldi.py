@@ -8,7 +8,6 @@ import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import kaldiio
@@ -17,8 +16,9 @@ import numpy.typing as npt
 
 from balr.atomic import as_output_error, whole_file
 from balr.errors import InputError
-from balr.records import WHOLE_CORPUS, Embedded, Failure, Shard, Utterance
+from balr.records import Embedded, Failure, Utterance
 from balr.stores.ark import HEADER_BYTES
+from balr.stores.base import StoredCorpus
 from balr.stores.embedding_files import checksum
 from balr.stores.listed import Listed, ListedStore
 
@@ -31,25 +31,17 @@ class KaldiStore(ListedStore):
     Raises InputError where an id or a speaker holds a space, which separates the columns of Kaldi's lists.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        utterances: Sequence[Utterance],
-        *,
-        root: Path,
-        shard: Shard = WHOLE_CORPUS,
-        embedding_dim: int | None = None,
-    ) -> None:
-        super().__init__(folder, utterances, shard)
+    def __init__(self, corpus: StoredCorpus) -> None:
+        super().__init__(corpus)
         names = [name for utterance in self.audible for name in (utterance.id, utterance.speaker or "-")]
         spaced = [name for name in names if len(name.split()) != 1 or name.strip() != name]
         if spaced:
             raise InputError(
-                f"{len(spaced)} ids or speakers with spaces in {root}, first {spaced[0]!r}, and Kaldi's lists are "
-                "separated by spaces; rename them, or choose store=files or store=parquet."
+                f"{len(spaced)} ids or speakers with spaces in {corpus.root}, first {spaced[0]!r}, which separate the "
+                "columns of Kaldi's lists; rename them, or choose store=files or store=parquet."
             )
-        self._ark = f"xvector{shard.tag}.ark"
-        self._entry_bytes = HEADER_BYTES + 4 * (embedding_dim or 0)
+        self._ark = f"xvector{self.shard.tag}.ark"
+        self._entry_bytes = HEADER_BYTES + 4 * (corpus.embedding_dim or 0)
         self._last: int | None = None  # where the last listed embedding of the archive begins
 
     def _save(self, batch: Sequence[Embedded]) -> tuple[list[tuple[Utterance, Listed]], list[Failure]]:

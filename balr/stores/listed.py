@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 
 from balr.errors import OutputError
-from balr.records import Embedded, Failure, Shard, Utterance
-from balr.stores.base import Store
+from balr.records import Embedded, Failure, Utterance
+from balr.stores.base import Store, StoredCorpus
 from balr.stores.commit_log import Row
 from balr.stores.manifest import columns_of, is_of, manifest_of, manifests_in, row_of
 from balr.stores.reading import read_place
@@ -32,10 +32,10 @@ class Listed(NamedTuple):
 class ListedStore(Store):
     """Write embeddings by `_save`, then their rows; a subclass says where embeddings go."""
 
-    def __init__(self, folder: Path, utterances: Sequence[Utterance], shard: Shard) -> None:
-        super().__init__(folder, utterances, shard)
-        self.audible = [utterance for utterance in utterances if utterance.audio is not None]
-        self._manifest = manifest_of(folder, columns_of(utterances), tag=shard.tag)
+    def __init__(self, corpus: StoredCorpus) -> None:
+        super().__init__(corpus)
+        self.audible = [utterance for utterance in self.utterances if utterance.audio is not None]
+        self._manifest = manifest_of(self.folder, columns_of(self.utterances), tag=self.shard.tag)
         self._own: dict[str, Listed] | None = None
         self._others: set[str] = set()  # ids that other shards have completed
         self._new: list[str] = []

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from balr.atomic import as_output_error, whole_file
 from balr.errors import ConfigError, OutputError
-from balr.records import WHOLE_CORPUS, Embedded, Failure, Shard, Utterance
-from balr.stores.base import Store
+from balr.records import Embedded, Failure
+from balr.stores.base import Store, StoredCorpus
 from balr.stores.listed import refuse_foreign
 from balr.stores.manifest import COLUMNS, columns_of
 from balr.stores.parquet_parts import CARD, embeddings_of, ids_of, parts_in, pending_in, read_pending, write_part
@@ -33,25 +33,15 @@ class ParquetStore(Store):
     (float32, of fixed size), and the other columns of the corpus as text. The first part fixes them.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        utterances: Sequence[Utterance],
-        *,
-        root: Path,
-        shard: Shard = WHOLE_CORPUS,
-        embedding_dim: int | None = None,
-        rows_per_part: int,
-        seconds_per_part: float,
-    ) -> None:
-        super().__init__(folder, utterances, shard)
+    def __init__(self, corpus: StoredCorpus, *, rows_per_part: int, seconds_per_part: float) -> None:
+        super().__init__(corpus)
         if type(rows_per_part) is not int or rows_per_part < 1:
             raise ConfigError(f"store.rows_per_part={rows_per_part}: must be a whole number, 1 or more.")
         if not isinstance(seconds_per_part, int | float):
             raise ConfigError(f"store.seconds_per_part={seconds_per_part}: must be a number.")
         self._rows_per_part, self._seconds_per_part = rows_per_part, seconds_per_part
-        self._stem = f"part{shard.tag.replace('.', '-')}"
-        self._pending = folder / f"pending{shard.tag}.arrows"
+        self._stem = f"part{self.shard.tag.replace('.', '-')}"
+        self._pending = self.folder / f"pending{self.shard.tag}.arrows"
         self._waiting: list[pa.RecordBatch] = []
         self._since = 0.0
         self._ids: set[str] | None = None
@@ -65,12 +55,7 @@ class ParquetStore(Store):
 
     def completed(self) -> Set[str]:
         """Return the ids in all parts. Raises OutputError where they are of another corpus, or a part is damaged."""
-        if self._ids is None:
-            self._ids = ids_of(self.folder)
-            self._recover(self._ids)
-            known = {utterance.id for utterance in self.utterances}
-            refuse_foreign(self.folder, sorted(self._ids - known))
-        return self._ids
+        return self._found
 
     def clear(self) -> None:
         """Remove all parts, the last one first."""
@@ -81,14 +66,12 @@ class ParquetStore(Store):
 
     def write(self, batch: Sequence[Embedded]) -> list[Failure]:
         """Append a batch, without what is completed, to what waits to become a part. Raises OutputError."""
-        ids = self.completed()
-        assert isinstance(ids, set)
-        batch = [one for one in batch if one.utterance.id not in ids]
+        batch = [one for one in batch if one.utterance.id not in self._found]
         if not batch:
             return []
         rows = self._rows(batch)
         self._append(rows)
-        ids.update(one.utterance.id for one in batch)
+        self._found.update(one.utterance.id for one in batch)
         self._waiting.append(rows)
         is_due = time.monotonic() - self._since >= self._seconds_per_part
         if is_due or sum(map(len, self._waiting)) >= self._rows_per_part:
@@ -106,9 +89,9 @@ class ParquetStore(Store):
 
     def close(self) -> None:
         """Make a part of what waits. Raises OutputError where parts of this run have vanished."""
-        self.completed()
+        found = self._found
         self._make_part()
-        if not self.shard.tag and parts_in(self.folder):
+        if not self.shard.tag and found:
             with whole_file(self.folder / "README.md") as file:
                 file.write(CARD.encode())
         vanished = [part for part in self._new if not part.is_file()]
@@ -117,6 +100,14 @@ class ParquetStore(Store):
                 f"{vanished[0]}: vanished while the run worked, and {len(vanished) - 1} other parts; the same command "
                 "embeds them again."
             )
+
+    @property
+    def _found(self) -> set[str]:
+        if self._ids is None:
+            self._ids = ids_of(self.folder)
+            self._recover(self._ids)
+            refuse_foreign(self.folder, sorted(self._ids - {utterance.id for utterance in self.utterances}))
+        return self._ids
 
     def _recover(self, ids: set[str]) -> None:
         """Make a part of what earlier runs left: of this shard, or of all where this is the whole corpus."""
@@ -174,7 +165,7 @@ class ParquetStore(Store):
         return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     def _columns(self, dim: int) -> pa.Schema:
-        """Return the columns of the first part, or those that it will have."""
+        """Return the columns of the first part, or the columns that it will have."""
         if self._schema is None:
             parts = parts_in(self.folder)
             self._schema = pq.read_schema(parts[0]).remove_metadata() if parts else self._new_columns(dim)

@@ -127,7 +127,8 @@ def _embeddings(part: Path) -> npt.NDArray[Any]:
 
 
 def _matrix(column: pa.FixedSizeListArray) -> npt.NDArray[Any]:
-    return column.flatten().to_numpy().reshape(len(column), -1)  # type: ignore[no-any-return]
+    matrix: npt.NDArray[Any] = column.flatten().to_numpy().reshape(len(column), -1)
+    return matrix
 
 
 def _cell(value: object) -> str:

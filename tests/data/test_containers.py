@@ -310,3 +310,11 @@ def test_a_duration_that_is_no_number_of_seconds_is_refused(corpus: Path, durati
     (corpus / "list.csv").write_text(f"audio,duration\nspk0/utt0.wav,{duration}\n")
     with pytest.raises(InputError, match=r"list.csv:2: duration .* is not a"):
         Corpus.from_path(corpus / "list.csv")
+
+
+def test_embeddings_cannot_go_beside_audio_in_a_container(
+    balr: Command, tmp_path: Path, one_error_line: Callable[[], str]
+) -> None:
+    in_tars(tmp_path / "containers")
+    assert balr(f"input={tmp_path / 'containers'}", "save_dir=null") == 2
+    assert "save_dir=null: no embeddings can go beside audio that is in a tar" in one_error_line()

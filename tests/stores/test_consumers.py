@@ -15,6 +15,7 @@ from example_embeddings import DIM, UTTERANCES, embedded
 
 from balr.errors import InputError
 from balr.records import Utterance
+from balr.stores.base import StoredCorpus
 from balr.stores.kaldi import KaldiStore
 from balr.stores.parquet import ParquetStore
 
@@ -25,7 +26,9 @@ WANTED = {one.utterance.id: one.embedding for one in embedded(*range(7))}
 def parquet(tmp_path: Path) -> Path:
     (tmp_path / "parquet").mkdir()
     (tmp_path / "parquet" / "run.json").write_text('{"model": {}}')
-    store = ParquetStore(tmp_path / "parquet", UTTERANCES, root=Path("/corpus"), rows_per_part=3, seconds_per_part=30)
+    store = ParquetStore(
+        StoredCorpus(tmp_path / "parquet", UTTERANCES, Path("/corpus")), rows_per_part=3, seconds_per_part=30
+    )
     for number in range(7):
         store.write(embedded(number))
     store.close()
@@ -36,7 +39,7 @@ def parquet(tmp_path: Path) -> Path:
 @pytest.fixture
 def kaldi(tmp_path: Path) -> Path:
     (tmp_path / "kaldi").mkdir()
-    store = KaldiStore(tmp_path / "kaldi", UTTERANCES, root=Path("/corpus"))
+    store = KaldiStore(StoredCorpus(tmp_path / "kaldi", UTTERANCES, Path("/corpus")))
     store.write(embedded(5, 1, 3))
     store.write(embedded(0, 2, 4, 6))
     store.close()
@@ -131,4 +134,4 @@ def test_wespeakers_own_mean_subtraction_takes_the_lists(kaldi: Path, monkeypatc
 )
 def test_ids_and_speakers_with_spaces_are_refused_by_kaldi_stores(tmp_path: Path, utterance: Utterance) -> None:
     with pytest.raises(InputError, match="1 ids or speakers with spaces"):
-        KaldiStore(tmp_path, [utterance], root=Path("/corpus"))
+        KaldiStore(StoredCorpus(tmp_path, [utterance], Path("/corpus")))

@@ -13,7 +13,7 @@ from example_embeddings import DIM, UTTERANCES, embedded
 
 from balr.errors import OutputError
 from balr.records import WHOLE_CORPUS, Embedded, Shard, Utterance
-from balr.stores.base import Store
+from balr.stores.base import Store, StoredCorpus
 from balr.stores.files import FilesStore
 from balr.stores.folder import locked
 from balr.stores.kaldi import KaldiStore
@@ -36,7 +36,8 @@ def opener(kind: str, folder: Path) -> Open:
 
     def opened(*, shard: Shard = WHOLE_CORPUS, utterances: list[Utterance] = UTTERANCES) -> Store:
         constructor: Any = cls
-        store: Store = constructor(folder, utterances, root=Path("/corpus"), embedding_dim=DIM, shard=shard, **settings)
+        corpus = StoredCorpus(folder, utterances, Path("/corpus"), shard, DIM)
+        store: Store = constructor(corpus, **settings)
         return store
 
     return opened
