@@ -15,8 +15,8 @@ from balr.records import WHOLE_CORPUS, Embedded, Failure, Shard, Utterance
 class StoredCorpus:
     """All `utterances` of a corpus, which lie below `root`, and the `folder` where a store keeps their embeddings.
 
-    `embedding_dim` is how many numbers an embedding has, where an earlier run recorded it. `is_beside_audio`: embeddings
-    go beside the audio, and only lists to `folder`.
+    `embedding_dim` is how many numbers each has, where an earlier run recorded it. `is_beside_audio`: embeddings go
+    beside the audio, and only lists to `folder`.
     """
 
     folder: Path
