@@ -12,6 +12,7 @@ import typer
 
 from balr.checkpoints import download_checkpoint, published_table
 from balr.errors import BalrError, one_line
+from balr.evaluation_commands import evaluate, report
 from balr.logs import open_missing_streams
 from balr.overrides import split_commas, split_words, to_overrides
 from balr.store_commands import AudioFormats, RootDir, export, merge, verify
@@ -177,6 +178,8 @@ app.command(epilog="Exit codes: 0 each utterance has an embedding; 1 some failed
     merge
 )
 app.command()(export)
+app.command()(evaluate)
+app.command()(report)
 
 
 @app.command()

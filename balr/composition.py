@@ -20,13 +20,16 @@ from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from balr.checkpoints import files_in, published_checkpoints, published_names
-from balr.config import RunConfig, flat, known_keys
+from balr.config import EvaluationConfig, RunConfig, demo_checkpoint, flat, known_keys
 from balr.errors import ConfigError
 
 _T = TypeVar("_T")
 _LONGEST_NAME_BYTES = 150
 _MODEL = "embeddings.model."
-_NAMES_NO_VARIANT = ("embeddings/model", "input", "save_dir", "save_output", "force", "max_failures", "fail_fast")
+_NAMES_NO_VARIANT = (
+    *("embeddings/model", "input", "save_dir", "save_output", "force", "max_failures", "fail_fast"),
+    *("evaluation", "evaluation.trials", "evaluation.bootstrap", "evaluation.scores", "evaluation.allow_missing"),
+)
 
 
 def register() -> None:
@@ -36,6 +39,7 @@ def register() -> None:
         OmegaConf.set_readonly(frozen, None)  # frozen in Python, but not for overrides
     ConfigStore.instance().store(name="run_schema", node=schema)
     OmegaConf.register_new_resolver("balr.corpus", corpus_name, replace=True)
+    OmegaConf.register_new_resolver("balr.demo_checkpoint", lambda: str(demo_checkpoint()), replace=True)
     OmegaConf.register_new_resolver("balr.label", _label_of_this_job, replace=True)
     OmegaConf.register_new_resolver("balr.array_index", _array_index, replace=True)
 
@@ -52,7 +56,9 @@ def check(cfg: DictConfig) -> RunConfig:
     if missing:
         raise ConfigError(f"Missing {', '.join(missing)}: give each as KEY=VALUE.")
     for key in leaves:
-        if key not in known and not key.startswith("store."):  # whose constructor knows its keys
+        if (
+            key not in known and key != "evaluation" and not key.startswith("store.")
+        ):  # whose constructor knows its keys
             raise ConfigError(f"{key}: no such key; --cfg job shows all keys.")
     _take_local_checkpoint(cfg.embeddings.model)
     run: RunConfig = OmegaConf.to_object(cfg)  # type: ignore[assignment]
@@ -71,7 +77,23 @@ def check(cfg: DictConfig) -> RunConfig:
     for key, (is_legal, expected) in legal.items():
         if not is_legal:
             raise ConfigError(f"{key}={getattr(run, key)}: must be {expected}.")
+    if run.reuse_beside and (run.force or not run.save_dir or not run.save_output):
+        raise ConfigError("reuse_beside=true: takes embeddings over into a save_dir, and not with force=true.")
+    if run.evaluation is not None:
+        _check_evaluation(run, run.evaluation)
     return _in_a_sweep(run, _label_of_this_job(_root_=cfg)) if HydraConfig.get().mode == RunMode.MULTIRUN else run
+
+
+def _check_evaluation(run: RunConfig, evaluation: EvaluationConfig) -> None:
+    """Raise ConfigError for what would only be found out after the run."""
+    if not (run.save_output and run.save_dir) or run.shard.tag:
+        raise ConfigError(
+            "evaluation: needs a save_dir, save_output=true and no shards; balr merge, then balr evaluate."
+        )
+    for key in ("trials", "cohort", "enrollment_map"):
+        path = getattr(evaluation, key)
+        if path is not None and not os.path.lexists(os.path.expanduser(path)):
+            raise ConfigError(f"evaluation.{key}={path}: no such file or folder.")
 
 
 def build(node: Mapping[str, Any], kind: type[_T], **arguments: object) -> _T:

@@ -83,6 +83,40 @@ class FeaturesConfig:
 
 
 @dataclass
+class EvaluationConfig:
+    """Choose how embeddings are scored and judged.
+
+    `trials`: a list of trials; None for all pairs of utterances, where they have speakers. `mean`: what is subtracted
+    from embeddings, the mean of those of the trials' own folder (`self`), of another SAVE_DIR or file, or `none`.
+    `cohort`: the SAVE_DIR of other speakers, for AS-norm with the `top_n` nearest. `enrollment_map`: models of several
+    utterances, which are averaged as they are (`enrollment=mean`) or divided by their length (`mean_of_unit`).
+    `allow_missing`: leave out trials of ids without an embedding. `bootstrap`: draws of speakers for intervals, 0 for
+    none. `scores`: csv, parquet or none; None for csv up to a million trials. `out`: where results go; None for a
+    folder in `evaluation` of the SAVE_DIR.
+    """
+
+    trials: str | None = None
+    mean: str = "self"
+    cohort: str | None = None
+    top_n: int = 300
+    enrollment_map: str | None = None
+    enrollment: str = "mean"
+    allow_missing: bool = False
+    bootstrap: int = 200
+    scores: str | None = None
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, legal in (("enrollment", ("mean", "mean_of_unit")), ("scores", (None, "csv", "parquet", "none"))):
+            if getattr(self, name) not in legal:
+                raise ConfigError(
+                    f"evaluation.{name}={getattr(self, name)}: must be one of {', '.join(filter(None, legal))}."
+                )
+        if self.top_n < 2 or self.bootstrap < 0:
+            raise ConfigError("evaluation: top_n must be 2 or more, and bootstrap 0 or more.")
+
+
+@dataclass
 class ModelConfig:
     """Name and type every setting of a model; values are in `conf/embeddings/model/`."""
 
@@ -114,6 +148,7 @@ class RunConfig:
     device: str = MISSING
     precision: str = MISSING
     force: bool = MISSING
+    reuse_beside: bool = MISSING
     max_failures: Any = MISSING
     fail_fast: bool = MISSING
     save_output: bool = MISSING
@@ -123,6 +158,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     store: Any = MISSING
     shard: Shard = field(default_factory=Shard)
+    evaluation: EvaluationConfig | None = None
 
 
 def flat(node: object, prefix: str = "") -> dict[str, object]:
@@ -134,7 +170,8 @@ def flat(node: object, prefix: str = "") -> dict[str, object]:
 
 def known_keys() -> list[str]:
     """Return the dotted keys of all settings."""
-    return list(flat(OmegaConf.to_container(OmegaConf.structured(RunConfig))))
+    schema = OmegaConf.structured(RunConfig(evaluation=EvaluationConfig()))
+    return list(flat(OmegaConf.to_container(schema)))
 
 
 def legal_feature(name: str, value: object) -> str | None:
@@ -155,3 +192,10 @@ def config_dir() -> Path:
     package = Path(__file__).resolve().parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
+
+
+def demo_checkpoint() -> Path:
+    """Return the folder of the checkpoint that ships with balr: inside the package (wheel) or beside it (checkout)."""
+    package = Path(__file__).resolve().parent
+    inside = package / "demo_checkpoint"
+    return inside if inside.is_dir() else package.parent / "resources" / "demo" / "checkpoint"

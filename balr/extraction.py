@@ -2,8 +2,9 @@
 
 import logging
 import os
+from collections.abc import Set
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,11 @@ from balr.data.corpus import Corpus
 from balr.data.sharding import shard_of
 from balr.errors import LockedError, OutputError
 from balr.records import Failure, Utterance
+from balr.reuse import reuse_beside
 from balr.runs.folder import RunFolder, open_folder, reopened
 from balr.runs.progress import Tally, report_file
 from balr.runs.provenance import corpus_facts, machine, now, software
+from balr.runs.record import Facts
 from balr.runs.summary import Summary, relative, utterances
 from balr.shutdown import Stop
 from balr.stores.folder import locked
@@ -35,26 +38,26 @@ def run(cfg: RunConfig, *, run_dir: Path, stop: Stop, job: str = "embedding") ->
     progress bar. Raises a BalrError before the model is loaded where input, output or configuration are wrong; a bad
     utterance is part of the summary. When `stop` is set, what is being computed is finished and saved.
     """
-    corpus = Corpus.from_path(cfg.input, root_dir=cfg.root_dir, audio_formats=cfg.audio_formats, channel=cfg.channel)
-    corpus.vector_format = cfg.vector_format
-    corpus.set_output_dir(cfg.save_dir)
+    corpus = _corpus(cfg)
     part = shard_of(corpus, cfg.shard)
     if not cfg.save_output:
         return _compute_only(cfg, part, stop, job)
     folder = corpus.output_dir or run_dir.absolute()
-    source = os.path.realpath(os.path.expanduser(cfg.input))
-    if os.path.isfile(source) and os.path.dirname(source) == os.path.realpath(folder):
-        raise OutputError(f"{cfg.input}: lies in save_dir, whose lists are overwritten; choose another save_dir.")
+    _refuse_input_in(folder, cfg.input)
     with locked(folder, cfg.shard):
         files = open_folder(folder, cfg, corpus, cfg.shard)
-        left = [utterance for utterance in _audible(part) if utterance.id not in files.completed]
+        left = _left(part, files.completed)
         of = f"part {cfg.shard.index} of {cfg.shard.count} of " if cfg.shard.tag else ""
         log.info("%s in %s%s, %d already there", utterances(len(part)), of, cfg.input, len(_audible(part)) - len(left))
-        facts = {"started": now(), "corpus": corpus_facts(part, cfg.input), "shard": asdict(cfg.shard)}
+        facts: Facts = {"started": now(), "corpus": corpus_facts(part, cfg.input), "shard": asdict(cfg.shard)}
         model = _model(cfg) if left else None
         if model is not None:
             facts |= model.describe()
             files.begin(model.embedding_dim, corpus)
+            if cfg.reuse_beside:
+                facts["reused_beside"] = reuse_beside(left, files.store, embedding_dim=model.embedding_dim)
+                files = replace(files, completed=frozenset(files.store.completed()))
+                left = _left(part, files.completed)
         tally = Tally(todo=len(left), job=job, report_to=report_file(run_dir))
         with files.record.of_run({**facts, "hydra": str(run_dir.absolute()), **software(), **machine()}) as entry:
             try:
@@ -98,6 +101,19 @@ def merge(folder: Path, *, only_if_complete: bool = False) -> tuple[int, int, in
             for cache in folder.glob(_DURATIONS.format(".*-of-*")):
                 cache.unlink(missing_ok=True)
         return len(files.store.completed()), len(files.failures.ids - files.store.completed()), missing
+
+
+def _corpus(cfg: RunConfig) -> Corpus:
+    corpus = Corpus.from_path(cfg.input, root_dir=cfg.root_dir, audio_formats=cfg.audio_formats, channel=cfg.channel)
+    corpus.vector_format = cfg.vector_format
+    corpus.set_output_dir(cfg.save_dir)
+    return corpus
+
+
+def _refuse_input_in(folder: Path, source: str) -> None:
+    path = os.path.realpath(os.path.expanduser(source))
+    if os.path.isfile(path) and os.path.dirname(path) == os.path.realpath(folder):
+        raise OutputError(f"{source}: lies in save_dir, whose lists are overwritten; choose another save_dir.")
 
 
 class _Follower:
@@ -158,6 +174,10 @@ def _embed(model: "EmbeddingsModel", cfg: RunConfig, corpus: Corpus, follower: _
             durations_file=None if files is None else files.path / _DURATIONS.format(cfg.shard.tag),
             stop=stop,
         )
+
+
+def _left(corpus: Corpus, completed: Set[str]) -> list[Utterance]:
+    return [utterance for utterance in _audible(corpus) if utterance.id not in completed]
 
 
 def _audible(corpus: Corpus) -> list[Utterance]:

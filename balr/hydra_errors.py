@@ -20,7 +20,7 @@ FLAGS = FLAGS_WITH_VALUE | frozenset(
     {"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "-i"}
     | {"--shell-completion", "-sc", "--experimental-rerun"}
 )
-_EXTRAS = {"hydra/launcher/ray": "ray", "hydra/launcher/submitit_slurm": "slurm"}
+_EXTRAS = {"hydra/launcher/ray": "ray", "hydra/launcher/submitit_slurm": "slurm", "hydra/sweeper/optuna": "optuna"}
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
@@ -42,8 +42,12 @@ def refuse_odd_arguments(flags: Sequence[str], overrides: Sequence[str]) -> None
         folder = os.path.expanduser(joined or value)
         if name in ("--config-dir", "-cd") and not os.path.isdir(folder):
             raise ConfigError(f"--config-dir {joined or value}: no such folder.")
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    groups = {override.key_or_group for override in parsed}
+    for override in parsed:
         _refuse_no_name(override)
+        if override.key_or_group.startswith("evaluation.") and not groups & {"evaluation", "experiment"}:
+            raise ConfigError(f"{override.input_line}: of a run that is evaluated; add +evaluation=trials.")
 
 
 def _refuse_no_name(override: Override) -> None:
@@ -93,7 +97,7 @@ def explain(error: Exception) -> str:
 
 def _missing_config(error: MissingConfigException, file: str) -> str:
     if file in _EXTRAS:
-        return f"this launcher is not installed: pip install 'balr[{_EXTRAS[file]}]'."
+        return f"it is not installed: pip install 'balr[{_EXTRAS[file]}]'."
     if not error.options:
         return one_line(error)
     group, _, name = file.rpartition("/")

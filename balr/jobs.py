@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -34,7 +35,7 @@ _REASON_CHARACTERS = 60  # the whole is in the log of the job
 class JobResult:
     """What became of a job: its exit code, the counts of its run if it got so far, else the reason why not.
 
-    `shard_of` is the folder that a shard shares with others.
+    `shard_of` is the folder that a shard shares with others, `evaluated_in` that of embeddings that were evaluated.
     """
 
     job: str
@@ -45,6 +46,15 @@ class JobResult:
     folder: str = ""
     reason: str = ""
     shard_of: str = ""
+    eer: float | None = None
+    evaluated_in: str = ""
+
+    @property
+    def objective(self) -> float:
+        """Return what a sweeper minimises: the EER, or without evaluation the seconds for a second of audio."""
+        if self.eer is not None:
+            return self.eer
+        return 1 / self.x_real_time if self.x_real_time else math.inf
 
     def write(self, run_dir: Path) -> None:
         """Leave the result where the sweep looks for it. Raises OutputError."""
@@ -54,14 +64,18 @@ class JobResult:
     def cells(self) -> tuple[str, ...]:
         """Return the row of the table."""
         if self.embedded is None or self.failed is None:
-            return (self.job, "-", "-", "-", self.reason[:_REASON_CHARACTERS])
+            return (self.job, "-", "-", "-", "-", self.reason[:_REASON_CHARACTERS])
+        eer = "-" if self.eer is None else f"{100 * self.eer:.2f}%"
         speed = f"{self.x_real_time:.0f} x" if self.embedded else "-"
         above = self.folder.removesuffix(self.job)  # the table would be too wide with the name twice
-        return (self.job, f"{self.embedded:,}", f"{self.failed:,}", speed, f"{above}…" if above else self.folder)
+        return (self.job, f"{self.embedded:,}", f"{self.failed:,}", speed, eer, f"{above}…" if above else self.folder)
 
 
-def run_job(cfg: DictConfig) -> None:
-    """Do one job of Hydra's and end the process with its exit code; a job of a sweep leaves its result instead."""
+def run_job(cfg: DictConfig) -> float:
+    """Do one job of Hydra's and end the process with its exit code; a job of a sweep leaves its result instead.
+
+    Returns what a sweeper minimises.
+    """
     register()  # again, as a job of a parallel sweep runs in a process of its own
     is_of_sweep, is_elsewhere = HydraConfig.get().mode == RunMode.MULTIRUN, is_in_job_process()
     above = process_above() if is_elsewhere else None
@@ -77,6 +91,7 @@ def run_job(cfg: DictConfig) -> None:
         raise SystemExit(result.exit_code)
     if is_elsewhere and stop.number is not None and multiprocessing.parent_process() is None:
         end_as_stopped(stop.number, result.exit_code)
+    return result.objective
 
 
 def _run(cfg: DictConfig, stop: Stop, *, is_of_sweep: bool) -> JobResult:
@@ -91,6 +106,8 @@ def _run(cfg: DictConfig, stop: Stop, *, is_of_sweep: bool) -> JobResult:
         from balr.extraction import run  # not for --help or --cfg
 
         summary = run(settings, run_dir=_run_dir(), stop=stop, job=name)
+        code = _close(settings, summary, stop)
+        eer = None if stop.is_set() else _evaluated(settings)
     except (BalrError, OmegaConfBaseException) as error:
         log.error("%s", one_line(error))
         return JobResult(name, REFUSED, reason=one_line(error))
@@ -99,7 +116,6 @@ def _run(cfg: DictConfig, stop: Stop, *, is_of_sweep: bool) -> JobResult:
         log.exception("%s (traceback in %s)", reason, _run_dir() / f"{HydraConfig.get().job.name}.log")
         return JobResult(name, REFUSED, reason=reason)
     shard_of = os.path.abspath(settings.save_dir) if settings.save_dir and settings.shard.tag else ""
-    code = _close(settings, summary, stop)
     return JobResult(
         name,
         code,
@@ -108,6 +124,8 @@ def _run(cfg: DictConfig, stop: Stop, *, is_of_sweep: bool) -> JobResult:
         summary.x_real_time,
         folder=summary.embeddings_in,
         shard_of=shard_of,
+        eer=eer,
+        evaluated_in="" if eer is None else os.path.abspath(summary.embeddings_in),
     )
 
 
@@ -122,6 +140,17 @@ def _close(settings: RunConfig, summary: Summary, stop: Stop) -> int:
         return DONE
     log.warning("%d failed, and max_failures is %s: exit code %d", summary.failed, settings.max_failures, SOME_FAILED)
     return SOME_FAILED
+
+
+def _evaluated(settings: RunConfig) -> float | None:
+    """Judge the embeddings of a run where asked for, and return the EER."""
+    if settings.evaluation is None or settings.save_dir is None:
+        return None
+    from balr.evaluate import as_text, evaluate
+
+    judgement, folder = evaluate(Path(settings.save_dir).expanduser(), settings.evaluation)
+    log.info("evaluated\n%s", as_text(judgement, folder))
+    return judgement.metrics["eer"]
 
 
 def _run_dir() -> Path:

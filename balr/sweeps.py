@@ -29,6 +29,7 @@ from balr.runs.summary import as_text
 from balr.shutdown import handle_signals
 
 _SIGNAL = 128
+_COLUMNS = ("job", "embedded", "failed", "x real time", "EER", "embeddings")
 
 
 class SweepTable(Callback):
@@ -71,12 +72,18 @@ class SweepTable(Callback):
         results = [JobResult(**json.loads(file.read_text(encoding="utf-8"))) for file in sorted(files, key=_number)]
         for folder in sorted({result.shard_of for result in results if result.shard_of}):
             _merge(Path(folder))
+        has_eer = any(result.eer is not None for result in results)
         table = Table(box=None, padding=(0, 2, 0, 0))
-        for name in ("job", "embedded", "failed", "x real time", "embeddings"):
-            table.add_column(name, justify="right" if name in ("embedded", "failed", "x real time") else "left")
+        for name in _COLUMNS:
+            if name != "EER" or has_eer:
+                table.add_column(name, justify="left" if name in ("job", "embeddings") else "right")
         for result in results:
-            table.add_row(*result.cells())
+            cells = zip(_COLUMNS, result.cells(), strict=True)
+            table.add_row(*(cell for name, cell in cells if name != "EER" or has_eer))
         sys.stderr.write(f"{as_text(table)}\n")
+        judged = dict.fromkeys(result.evaluated_in for result in results if result.evaluated_in)
+        if judged:
+            _report([Path(folder) for folder in judged], Path(config.hydra.sweep.dir) / "report.html")
         bad = {result.job: result.exit_code for result in results if result.exit_code}
         if bad:
             sys.stderr.write(f"ERROR {len(bad)} of {len(results)} jobs failed: {', '.join(bad)}\n")
@@ -117,6 +124,16 @@ def _merge(folder: Path) -> None:
         merge(folder)
     except BalrError as error:
         sys.stderr.write(f"WARNING {error}\n")
+
+
+def _report(folders: list[Path], page: Path) -> None:
+    try:
+        from balr.report import report
+
+        report(folders, page)
+        sys.stderr.write(f"page     {page}\n")
+    except BalrError as error:
+        sys.stderr.write(f"WARNING no page was written: {error}\n")
 
 
 def _number(file: Path) -> tuple[int, str]:

@@ -1,11 +1,13 @@
 """Sweeps through Hydra's door: every job has results of its own, and a bad one does not stop the others."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Command, embeddings, interrupt_at, rows
+import yaml
+from conftest import Command, embeddings, interrupt_at, rows, run_command
 
 from balr.main import main
 
@@ -103,3 +105,22 @@ def test_a_save_dir_that_names_the_job_is_taken_as_it_is(balr: Command, corpus: 
     assert balr("-m", f"input={corpus}", sweep, save_dir) == 0
     folders = [path.parent for path in (tmp_path / "out").rglob("metadata.csv")]
     assert [folder.parent for folder in folders] == [tmp_path / "out" / "corpus" / "x"] * 2
+
+
+def test_a_sweeper_that_optimises_gets_the_eer_or_the_seconds_of_work(corpus: Path, tiny_checkpoint: Path) -> None:
+    """Run the real Optuna sweeper: what it minimises is what evaluation.json says."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install 'balr[optuna]'")
+    model = [f"embeddings.model.model_dir={tiny_checkpoint}", "data=serial", "embeddings.model.model_name=avg_model.pt"]
+    sweeper = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1"]
+    sweeper += ["hydra.sweeper.sampler.seed=1", "hydra.sweep.dir=sweep"]
+    arguments = ["python", "-m", "balr.main", "input=corpus", "save_dir=out", *model, *sweeper]
+    evaluation = ["+evaluation=trials", "evaluation.bootstrap=0", "evaluation.mean=choice(self,none)"]
+    judged = run_command(*arguments, *evaluation, cwd=corpus.parent)
+    assert judged.returncode == 0, judged.stderr
+    found = yaml.safe_load((corpus.parent / "sweep" / "optimization_results.yaml").read_text())
+    files = (corpus.parent / "out").rglob("evaluation.json")
+    eers = {one["mean"]: one["metrics"]["eer"]["value"] for one in (json.loads(file.read_text()) for file in files)}
+    assert found["best_value"] == pytest.approx(min(eers[mean] for mean in eers))
+    timed = run_command(*arguments, "precision=choice(fp32)", "force=true", cwd=corpus.parent)
+    assert timed.returncode == 0, timed.stderr
+    assert 0 < yaml.safe_load((corpus.parent / "sweep" / "optimization_results.yaml").read_text())["best_value"] < 10

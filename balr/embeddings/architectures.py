@@ -21,7 +21,13 @@ from balr.errors import CheckpointError, one_line
 
 _MODULES: dict[str, tuple[str, ...]] = {
     "tdnn": ("XVEC",),
-    "ecapa_tdnn": ("ECAPA_TDNN_c512", "ECAPA_TDNN_c1024", "ECAPA_TDNN_GLOB_c512", "ECAPA_TDNN_GLOB_c1024"),
+    "ecapa_tdnn": (
+        "ECAPA_TDNN",
+        "ECAPA_TDNN_c512",
+        "ECAPA_TDNN_c1024",
+        "ECAPA_TDNN_GLOB_c512",
+        "ECAPA_TDNN_GLOB_c1024",
+    ),
     "resnet": tuple(f"ResNet{depth}" for depth in (18, 34, 50, 101, 152, 221, 293)),
     "repvgg": tuple(
         f"REPVGG_{size}"

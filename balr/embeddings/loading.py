@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from balr.checkpoints import files_in, hub_settings, published_names
-from balr.config import FeaturesConfig
+from balr.config import FeaturesConfig, demo_checkpoint
 from balr.embeddings.wespeaker import WespeakerModel
 from balr.errors import CheckpointError
 
@@ -22,11 +22,13 @@ def load_model(
 ) -> WespeakerModel:
     """Load a model by a name of `balr models`, a repository of the Hugging Face Hub, or a folder.
 
+    `demo` ships with balr, for demonstrations and tests.
+
     A folder holds the weights and one yaml, under any names. `model_dir` is where files are downloaded to (None: the
     Hub's own cache). Raises CheckpointError or ConfigError.
     """
     chosen: dict[str, Any] = {"device": device, "features": features, "precision": precision, "engine": engine}
-    folder = Path(name).expanduser()
+    folder = demo_checkpoint() if name == "demo" else Path(name).expanduser()
     if str(name) in published_names() or not folder.is_dir():
         chosen |= hub_settings(str(name))
         return WespeakerModel(**chosen, model_dir=model_dir)

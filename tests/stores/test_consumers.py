@@ -11,9 +11,14 @@ import kaldiio
 import numpy as np
 import numpy.typing as npt
 import pytest
+from conftest import rows
+from evaluation.scored import wespeaker_metrics
 from example_embeddings import DIM, UTTERANCES, embedded
+from sklearn.metrics.pairwise import cosine_similarity
 
+from balr.config import EvaluationConfig
 from balr.errors import InputError
+from balr.evaluate import evaluate
 from balr.records import Utterance
 from balr.stores.base import StoredCorpus
 from balr.stores.kaldi import KaldiStore
@@ -107,8 +112,9 @@ def test_every_archive_of_the_folder_is_read_as_3d_speaker_does(kaldi: Path) -> 
     assert WANTED.keys() < found.keys()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # kaldiio leaves files open
-def test_wespeakers_own_mean_subtraction_takes_the_lists(kaldi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def mean_subtraction(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return WeSpeaker's own class, imported apart from the rest of its package."""
     package = Path(next(iter(PathFinder.find_spec("wespeaker").submodule_search_locations)))
     absent = ModuleType("plda_utils")  # the wheel of WeSpeaker leaves it out
     absent.get_data_for_plda = None
@@ -119,9 +125,29 @@ def test_wespeakers_own_mean_subtraction_takes_the_lists(kaldi: Path, monkeypatc
     monkeypatch.setitem(sys.modules, "wespeaker.utils.plda.plda_utils", absent)
     processing = import_module("wespeaker.utils.embedding_processing")
     monkeypatch.delitem(sys.modules, "wespeaker.utils.embedding_processing")
-    subtract = processing.MeanSubtraction({"scp": str(kaldi / "xvector.scp")}, lambda found: found)
+    return processing.MeanSubtraction
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # kaldiio leaves files open
+def test_wespeakers_own_mean_subtraction_takes_the_lists(kaldi: Path, mean_subtraction: Any) -> None:
+    subtract = mean_subtraction({"scp": str(kaldi / "xvector.scp")}, lambda found: found)
     mean = np.mean(list(WANTED.values()), axis=0)
     assert np.allclose(subtract(WANTED["u3"]), WANTED["u3"] - mean, rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # kaldiio leaves files open
+def test_wespeakers_own_functions_score_kaldi_lists_as_balr_does(kaldi: Path, mean_subtraction: Any) -> None:
+    """Score as wespeaker/bin/score.py does, from xvector.scp, and count errors with its score_metrics.py."""
+    subtract = mean_subtraction({"scp": str(kaldi / "xvector.scp")}, lambda found: found)
+    centred = {id_: subtract(embedding) for id_, embedding in kaldiio.load_scp(str(kaldi / "xvector.scp")).items()}
+    judgement, folder = evaluate(kaldi, EvaluationConfig(bootstrap=0))
+    listed = rows(folder / "scores.csv")
+    scores = [cosine_similarity(centred[row["enrollment"]][None], centred[row["test"]][None])[0, 0] for row in listed]
+    assert [float(row["score"]) for row in listed] == pytest.approx(scores, abs=2e-6) and len(scores) == 21
+    theirs = wespeaker_metrics()
+    rates = theirs.compute_pmiss_pfa_rbst(np.array(scores), np.array([int(row["label"]) for row in listed]))
+    assert judgement.metrics["eer"] == pytest.approx(theirs.compute_eer(*rates), abs=1e-9)
+    assert judgement.metrics["min_dcf_0.01"] == pytest.approx(theirs.compute_c_norm(*rates, 0.01), abs=1e-9)
 
 
 @pytest.mark.parametrize(

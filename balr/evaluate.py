@@ -1,0 +1,247 @@
+"""`balr evaluate`: from a store of embeddings and a trial list to scores, metrics and thresholds."""
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pyarrow import parquet
+
+from balr.atomic import whole_file, write_csv
+from balr.config import EvaluationConfig
+from balr.errors import InputError
+from balr.evaluation import pairs, scoring
+from balr.evaluation.curves import curves
+from balr.evaluation.inspection import Inspection, Suspect, Utterances
+from balr.evaluation.inspection import inspect as inspect_utterances
+from balr.evaluation.judgement import Judgement, Scored, judge
+from balr.evaluation.metrics import ScoreCounts, count_scores
+from balr.evaluation.source import Embeddings, read_embeddings
+from balr.evaluation.trials import Trials, read_trials
+from balr.runs.provenance import now
+from balr.runs.record import Record
+from balr.runs.summary import as_text as render
+from balr.runs.summary import relative
+from balr.stores.embedding_files import read_embedding
+
+log = logging.getLogger(__name__)
+
+EVALUATION, CURVES, SUSPECTS = "evaluation.json", "curves.json", "suspects.csv"
+_MOST_CSV = 1_000_000
+_WORST = 10
+_FEWEST_OF_A_COHORT = 3
+
+
+def evaluate(save_dir: Path, settings: EvaluationConfig) -> tuple[Judgement, Path]:
+    """Score and judge the embeddings of a folder, write what was found, and return it with its folder.
+
+    Raises a BalrError where trials, cohort or mean do not fit the embeddings.
+    """
+    own = read_embeddings(save_dir)
+    path = None if settings.trials is None else Path(settings.trials).expanduser()
+    trials = _all_pairs(own) if path is None else _listed(path, own, settings)
+    matrix = scoring.enrolled(own.matrix, trials, of_unit=settings.enrollment == "mean_of_unit")
+    names = [*own.ids, *(name for name, _ in trials.models)]
+    mean, cohort = _mean(own, settings.mean), _cohort(own, settings)
+    used = np.unique(np.concatenate([trials.enrollment, trials.test]))
+    scoring.refuse_unusable(matrix[used] if mean is None else matrix[used] - mean, [names[row] for row in used])
+    scores = scoring.score(matrix, trials, mean=mean, cohort=cohort)
+    scored = Scored(scores, trials.is_target, _speakers_of(trials, own))
+    facts = _facts(own, trials, settings)
+    counts = {} if path is not None else _session_counts(own, trials, scored, mean)
+    judgement = judge(scored, counts=counts, draws=settings.bootstrap, facts=facts)
+    name = "all-pairs" if path is None else path.stem
+    out = Path(settings.out).expanduser() if settings.out else save_dir / "evaluation" / name
+    _write(out, judgement, scored, trials, names, settings)
+    return judgement, out
+
+
+def inspect(save_dir: Path, *, mean: str = "self", out: Path | None = None) -> tuple[Inspection, Path]:
+    """Look for suspicious utterances and speakers, write suspects.csv, and return what was found with its path."""
+    own = read_embeddings(save_dir)
+    found = inspect_utterances(Utterances(own.ids, own.names, own.matrix, own.seconds), mean=_mean(own, mean))
+    path = (out or save_dir / "evaluation") / SUSPECTS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = ({**asdict(one), "value": f"{one.value:.6g}"} for one in found.suspects)
+    write_csv(path, [field.name for field in fields(Suspect)], rows)
+    return found, path
+
+
+def _listed(path: Path, own: Embeddings, settings: EvaluationConfig) -> Trials:
+    models = Path(settings.enrollment_map).expanduser() if settings.enrollment_map else None
+    trials = read_trials(path, own.ids, enrollment_map=models, allow_missing=settings.allow_missing)
+    if left_out := trials.source["left_out"]:
+        log.warning("%s: %s trials are left out, as their ids have no embedding", path, f"{left_out:,}")
+    return trials
+
+
+def _all_pairs(own: Embeddings) -> Trials:
+    if (own.speakers < 0).any():
+        unknown = own.ids[int(np.argmax(own.speakers < 0))]
+        raise InputError(f"{own.folder}: {unknown} has no speaker; give a trial list, or a corpus with speakers.")
+    if len(own.ids) * (len(own.ids) - 1) // 2 <= pairs.MOST_TRIALS:
+        return pairs.all_pairs(own.speakers)
+    return replace(pairs.sampled_pairs(own.speakers), source={"trials": "all pairs", "listed": "a sample"})
+
+
+def _session_counts(
+    own: Embeddings, trials: Trials, scored: Scored, mean: scoring.Matrix | None
+) -> dict[str, ScoreCounts]:
+    """Count all pairs where only a sample is listed; and pairs across sessions, where ids name sessions."""
+    named = [pairs.session_of(id_) for id_ in own.ids]
+    sessions = pairs.numbered([f"{one}" for one in named]) if all(named) else None
+    if "listed" in trials.source:
+        units = scoring.unit(own.matrix if mean is None else own.matrix - mean)
+        return pairs.pairs_by_histogram(units, own.speakers, sessions)
+    if sessions is None:
+        return {}
+    across = (sessions[trials.enrollment] != sessions[trials.test]) | ~scored.is_target
+    if across.all() or not scored.is_target[across].any():
+        return {}
+    return {"across sessions": count_scores(scored.scores[across], scored.is_target[across])}
+
+
+def _mean(own: Embeddings, choice: str) -> scoring.Matrix | None:
+    if choice == "none":
+        return None
+    if choice == "self":
+        mean = own.mean
+    elif Path(choice).expanduser().is_dir():
+        other = read_embeddings(Path(choice).expanduser())
+        _refuse_another_model(own.folder, other.folder)
+        mean = other.mean
+    elif not Path(choice).expanduser().is_file():
+        raise InputError(f"mean={choice}: no such folder or file; self and none are others.")
+    else:
+        mean = read_embedding(Path(choice).expanduser()).astype(np.float32)
+    if mean.shape != own.matrix.shape[1:]:
+        raise InputError(f"mean={choice}: {mean.size} numbers, and the embeddings have {own.matrix.shape[1]}.")
+    return mean
+
+
+def _cohort(own: Embeddings, settings: EvaluationConfig) -> scoring.Cohort | None:
+    if settings.cohort is None:
+        return None
+    other = read_embeddings(Path(settings.cohort).expanduser())
+    _refuse_another_model(own.folder, other.folder)
+    if (other.speakers < 0).any():
+        raise InputError(f"{other.folder}: a cohort needs a speaker for each utterance.")
+    count = int(other.speakers.max()) + 1
+    if count < _FEWEST_OF_A_COHORT:
+        raise InputError(f"{other.folder}: a cohort needs some speakers, and this one has {count}.")
+    order = np.argsort(other.speakers, kind="stable")
+    starts = np.searchsorted(other.speakers[order], np.arange(count))
+    sums = np.add.reduceat(other.matrix[order], starts, axis=0, dtype=np.float64)
+    means = (sums / np.bincount(other.speakers)[:, None]).astype(np.float32)
+    if settings.top_n > count:
+        log.warning("the cohort has %d speakers, fewer than top_n=%d: all are used", count, settings.top_n)
+    return scoring.Cohort(means, min(settings.top_n, count))
+
+
+def _refuse_another_model(own: Path, other: Path) -> None:
+    model, others = Record.of(own).model, Record.of(other).model
+    if (
+        model
+        and others
+        and (model.get("files"), model.get("settings")) != (others.get("files"), others.get("settings"))
+    ):
+        names = f"of {others.get('name')}, and {own} of {model.get('name')}"
+        raise InputError(f"{other}: its embeddings are {names}, or their settings differ; embed both alike.")
+
+
+def _speakers_of(trials: Trials, own: Embeddings) -> npt.NDArray[np.int32]:
+    """Return numbers of the speakers of both sides `(trials, 2)`: those listed, or whom target trials join."""
+    rows = np.concatenate([np.arange(len(own.ids)), [members[0] for _, members in trials.models]]).astype(np.int64)
+    if (own.speakers < 0).any():
+        from scipy.sparse import coo_matrix
+        from scipy.sparse.csgraph import connected_components
+
+        targets = rows[trials.enrollment[trials.is_target]], rows[trials.test[trials.is_target]]
+        shape = (len(own.ids), len(own.ids))
+        _, speakers = connected_components(coo_matrix((np.ones(len(targets[0])), targets), shape), directed=False)
+    else:
+        speakers = own.speakers
+    of_row = speakers[rows].astype(np.int32)
+    sides = np.stack([of_row[trials.enrollment], of_row[trials.test]], axis=1)
+    contradicted = int(((sides[:, 0] == sides[:, 1]) != trials.is_target).sum())
+    if contradicted:
+        log.warning("the labels of %s trials contradict the speakers of %s", f"{contradicted:,}", own.folder)
+    return sides
+
+
+def _facts(own: Embeddings, trials: Trials, settings: EvaluationConfig) -> dict[str, Any]:
+    record = Record.of(own.folder)
+    cohort = {"cohort": settings.cohort, "top_n": settings.top_n} if settings.cohort else {}
+    return {
+        "evaluated": now(),
+        "embeddings": str(own.folder.absolute()),
+        "model": record.model,
+        **trials.source,
+        "score": "AS-norm of cosine" if settings.cohort else "cosine",
+        "mean": settings.mean,
+        **cohort,
+        **({"enrollment": settings.enrollment} if trials.models else {}),
+        "llr": "natural log; logistic regression, cross-validated over speakers",
+        "intervals": f"95%, {settings.bootstrap} draws of speakers",
+    }
+
+
+def _write(
+    out: Path, judgement: Judgement, scored: Scored, trials: Trials, names: list[str], settings: EvaluationConfig
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    lines = curves(judgement, scored, draws=settings.bootstrap) | {"worst": _worst(scored, trials, names)}
+    for name, content in ((EVALUATION, judgement.as_json()), (CURVES, lines)):
+        with whole_file(out / name) as file:
+            indent = 2 if name == EVALUATION else None
+            file.write(json.dumps(content, indent=indent, allow_nan=False).encode() + b"\n")
+    format_ = settings.scores or ("csv" if len(trials) <= _MOST_CSV else "parquet")
+    if format_ == "parquet":
+        columns = {
+            "enrollment": pa.DictionaryArray.from_arrays(trials.enrollment.astype(np.int32), names),
+            "test": pa.DictionaryArray.from_arrays(trials.test.astype(np.int32), names),
+            "label": trials.is_target.astype(np.int8),
+            "score": scored.scores,
+        }
+        table = pa.table(columns | ({} if judgement.llrs is None else {"llr": judgement.llrs}))
+        with whole_file(out / "scores.parquet") as file:
+            parquet.write_table(table, file, compression="zstd")
+    elif format_ == "csv":
+        write_csv(
+            out / "scores.csv", ("enrollment", "test", "label", "score", "llr"), _rows(judgement, scored, trials, names)
+        )
+
+
+def _rows(judgement: Judgement, scored: Scored, trials: Trials, names: list[str]) -> Iterator[dict[str, str]]:
+    for number, (one, other) in enumerate(zip(trials.enrollment.tolist(), trials.test.tolist(), strict=True)):
+        llr = "" if judgement.llrs is None else f"{judgement.llrs[number]:.6f}"
+        score = f"{scored.scores[number]:.6f}"
+        label = str(int(trials.is_target[number]))
+        yield {"enrollment": names[one], "test": names[other], "label": label, "score": score, "llr": llr}
+
+
+def _worst(scored: Scored, trials: Trials, names: list[str]) -> list[dict[str, Any]]:
+    """Return the target trials of lowest and the nontarget trials of highest score."""
+    found = []
+    for kind, sign in ((True, 1), (False, -1)):
+        rows = np.flatnonzero(trials.is_target == kind)
+        keys = sign * scored.scores[rows]
+        least = rows[np.argpartition(keys, min(_WORST, len(keys)) - 1)[:_WORST]]
+        for row in least[np.argsort(sign * scored.scores[least], kind="stable")]:
+            enrollment, test = names[trials.enrollment[row]], names[trials.test[row]]
+            score = float(scored.scores[row])
+            found.append({"enrollment": enrollment, "test": test, "label": int(kind), "score": score})
+    return found
+
+
+def as_text(judgement: Judgement, folder: Path) -> str:
+    """Return what a person reads on a terminal."""
+    heading = f"{judgement.targets:,} target and {judgement.nontargets:,} nontarget trials"
+    tables = [render(table) for table in judgement.tables()]
+    caution = "Thresholds hold for this corpus, model, mean and normalisation, and for recordings as long as these."
+    return "\n\n".join([heading, *tables, f"{caution}\nresults  {relative(folder)}"])

@@ -1,0 +1,121 @@
+"""The curves of a page as plain numbers: DET, histograms, Tippett, ECE and PAV, thinned to what a screen shows.
+
+LRs are log10 here, as forensic reports have them. Curves end where the data end (Morrison et al., Science & Justice 61,
+2021).
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from balr.evaluation.bootstrap import intervals
+from balr.evaluation.judgement import Judgement, Scored
+from balr.evaluation.metrics import Array, ScoreCounts, convex_hull, count_scores, error_rates
+
+_POINTS = 300
+_BINS = 80
+_DECIMALS = 3  # of log10 LRs in plots
+_PRIORS = np.linspace(-3, 3, 61)
+_FALSE_ALARMS = np.geomspace(1e-4, 0.5, 25)
+_LOG10 = np.log(10)
+
+Curves = dict[str, Any]
+
+
+def curves(judgement: Judgement, scored: Scored, *, draws: int) -> Curves:
+    """Return all curves of a judgement; those of LRs only where it has them."""
+    found = {"det": _det(judgement.counts), "det_interval": _det_interval(scored, draws)}
+    found["histogram"] = _histogram(judgement.counts)
+    if judgement.llrs is not None:
+        lrs = judgement.llrs / _LOG10
+        counts = count_scores(np.round(lrs, _DECIMALS), scored.is_target)
+        found |= {"tippett": _tippett(lrs, scored.is_target), "ece": _ece(counts), "pav": _pav(counts)}
+    return found
+
+
+def _det(counts: ScoreCounts) -> Curves:
+    rates = error_rates(counts)
+    inside = np.flatnonzero((rates.miss > 0) & (rates.false_alarm > 0))
+    kept = inside[_thinned(len(inside), rates.miss[inside] - rates.false_alarm[inside])]
+    return {"miss": _listed(rates.miss[kept]), "false_alarm": _listed(rates.false_alarm[kept])}
+
+
+def _det_interval(scored: Scored, draws: int) -> Curves:
+    """Return the 95% interval of the miss rate at false-alarm rates that the trials can show."""
+    nontargets = int((~scored.is_target).sum())
+    asked = _FALSE_ALARMS[_FALSE_ALARMS * nontargets >= 1]
+
+    def misses(counts: ScoreCounts) -> dict[str, float]:
+        rates = error_rates(counts)
+        at = np.interp(asked, rates.false_alarm[::-1], rates.miss[::-1])
+        return {str(number): float(miss) for number, miss in enumerate(at)}
+
+    if not draws or not len(asked):
+        return {"false_alarm": [], "low": [], "high": []}
+    found = intervals(scored.scores, scored.is_target, scored.speakers, misses, draws=draws)
+    low, high = np.array([found[str(number)] for number in range(len(asked))]).T
+    return {"false_alarm": _listed(asked), "low": _listed(low), "high": _listed(high)}
+
+
+def _histogram(counts: ScoreCounts) -> Curves:
+    edges = np.linspace(counts.scores[0], counts.scores[-1] + 1e-9, _BINS + 1)
+    shares = [
+        np.histogram(counts.scores, edges, weights=one)[0] / one.sum() for one in (counts.targets, counts.nontargets)
+    ]
+    return {"edges": _listed(edges), "target": _listed(shares[0]), "nontarget": _listed(shares[1])}
+
+
+def _tippett(lrs: Array, is_target: npt.NDArray[np.bool_]) -> Curves:
+    """Return the share of targets with an LR of at most x, and of nontargets with one of at least x."""
+    found: Curves = {}
+    for name, one in (("target", np.sort(lrs[is_target])), ("nontarget", np.sort(lrs[~is_target])[::-1])):
+        kept = _thinned(len(one), np.arange(len(one)))
+        found[name] = {"lr": _listed(one[kept]), "share": _listed((kept + 1) / len(one))}
+    return found
+
+
+def _ece(counts: ScoreCounts) -> Curves:
+    """Return the empirical cross-entropy in bits over log10 prior odds (Ramos et al., Forensic Sci. Int. 2013)."""
+    shares, pools = convex_hull(counts)
+    with np.errstate(divide="ignore"):
+        pooled = ScoreCounts(np.log(shares) - np.log1p(-shares), pools.targets, pools.nontargets)
+    lines = {"lr": _cross_entropy(ScoreCounts(counts.scores * _LOG10, counts.targets, counts.nontargets))}
+    lines |= {"pav": _cross_entropy(pooled)}
+    none = ScoreCounts(np.zeros(1), np.ones(1), np.ones(1))
+    lines |= {"none": _cross_entropy(none)}
+    return {"prior": _listed(_PRIORS), **{name: _listed(line) for name, line in lines.items()}}
+
+
+def _cross_entropy(counts: ScoreCounts) -> Array:
+    found = []
+    for odds in _PRIORS * _LOG10:
+        prior = 1 / (1 + np.exp(-odds))
+        bits = np.logaddexp(0, -counts.scores - odds), np.logaddexp(0, counts.scores + odds)
+        terms = zip((prior, 1 - prior), bits, (counts.targets, counts.nontargets), strict=True)
+        found.append(sum(share * (bit[n > 0] @ n[n > 0]) / n.sum() for share, bit, n in terms) / np.log(2))
+    return np.array(found)
+
+
+def _pav(counts: ScoreCounts) -> Curves:
+    """Return the LR after pooling adjacent violators over the LR before, where both classes are in a pool."""
+    shares, pools = convex_hull(counts)
+    both = (shares > 0) & (shares < 1)
+    ends = np.searchsorted(counts.scores, pools.scores)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    after = (np.log(shares[both]) - np.log1p(-shares[both])) / _LOG10
+    first, last = counts.scores[starts[both]], counts.scores[ends[both]]
+    return {"before": _listed(np.ravel([first, last], "F")), "after": _listed(np.repeat(after, 2))}
+
+
+def _thinned(count: int, position: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Choose at most so many of a curve's points, evenly along ascending positions and along their logarithms."""
+    if count <= _POINTS:
+        return np.arange(count)
+    evenly = np.searchsorted(position, np.linspace(position[0], position[-1], _POINTS // 2))
+    ends = np.geomspace(1, count, _POINTS // 4).astype(int)
+    return np.unique(np.clip(np.concatenate([evenly, ends - 1, count - ends]), 0, count - 1))
+
+
+def _listed(numbers: npt.NDArray[Any]) -> list[float]:
+    return [float(f"{number:.6g}") for number in numbers]

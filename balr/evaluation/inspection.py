@@ -1,0 +1,195 @@
+"""What embeddings tell of a corpus without trials: likely label errors, duplicates and odd recordings.
+
+An utterance is compared with those of other sessions, as a label is often wrong for a whole session (VoxCeleb's faces).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from balr.evaluation.pairs import numbered, session_of
+from balr.evaluation.scoring import Matrix, unit
+from balr.evaluation.trials import Indices
+
+_DUPLICATE = 0.9999
+_SHORT_SECONDS = 2.0
+_ODD = 6.0  # times the usual spread
+_MOST_QUERIES = 50_000
+_SAMPLED_QUERIES = 20_000
+_ROWS = 512
+_WORST_SPEAKERS = 10
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """Name something that a person should look at: `value` is what its kind measures, `other` what it is like."""
+
+    kind: str
+    id: str
+    speaker: str
+    value: float
+    other: str = ""
+    other_speaker: str = ""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Hold what was found, worst first within a kind, and how many utterances were compared with all others.
+
+    `neighbour_accuracy`: the share whose nearest utterance of another session is of the same speaker, among those whose
+    speaker has another session; None where there are none.
+    """
+
+    suspects: list[Suspect]
+    neighbour_accuracy: float | None
+    queries: int
+
+
+@dataclass(frozen=True)
+class Utterances:
+    """Hold ids, speakers ("" unknown), embeddings `(utterances, dim)` and durations in seconds, NaN where unknown."""
+
+    ids: list[str]
+    speakers: list[str]
+    embeddings: Matrix
+    seconds: npt.NDArray[np.float64]
+
+
+def inspect(utterances: Utterances, *, mean: Matrix | None, seed: int = 0) -> Inspection:
+    """Look for what is suspicious in a corpus; `mean` `(dim,)` is subtracted first."""
+    centred = utterances.embeddings if mean is None else utterances.embeddings - mean
+    norms = np.linalg.norm(centred, axis=1)
+    usable = np.isfinite(norms) & (norms > 0)
+    units = np.where(usable[:, None], unit(np.where(usable[:, None], centred, 1.0)), 0.0).astype(np.float32)
+    speakers = numbered(utterances.speakers)
+    speakers[[not name for name in utterances.speakers]] = -1
+    sessions = numbered([session_of(id_) or id_ for id_ in utterances.ids])
+    nearest, cosine, elsewhere, queries = _neighbours(units, sessions, seed)
+    suspects = [*_duplicates(utterances, nearest, cosine, queries)]
+    has_rival = (speakers[queries] >= 0) & _has_other_session(speakers, sessions)[queries]
+    accuracy = None
+    if has_rival.any():
+        accuracy = float((speakers[elsewhere[has_rival]] == speakers[queries[has_rival]]).mean())
+    if (speakers >= 0).any():
+        suspects += _labels(utterances, units, speakers, sessions)
+    suspects += [
+        Suspect("embedding without a direction", utterances.ids[row], utterances.speakers[row], float(norms[row]))
+        for row in np.flatnonzero(~usable)
+    ]
+    return Inspection([*suspects, *_odd(utterances, norms)], accuracy, len(queries))
+
+
+def _neighbours(units: Matrix, sessions: Indices, seed: int) -> tuple[Indices, Matrix, Indices, Indices]:
+    """Return the nearest other utterance with its cosine, and the nearest of another session, of the queries.
+
+    All are queries, or a random sample of very many.
+    """
+    count = len(units)
+    queries = np.arange(count)
+    if count > _MOST_QUERIES:
+        queries = np.sort(np.random.default_rng(seed).choice(count, _SAMPLED_QUERIES, replace=False))
+    nearest, cosine = np.zeros(len(queries), np.int64), np.zeros(len(queries), np.float32)
+    elsewhere = np.zeros(len(queries), np.int64)
+    for start in range(0, len(queries), _ROWS):
+        rows = queries[start : start + _ROWS]
+        cosines = units[rows] @ units.T
+        part = slice(start, start + len(rows))
+        cosines[np.arange(len(rows)), rows] = -2
+        nearest[part] = cosines.argmax(axis=1)
+        cosine[part] = cosines[np.arange(len(rows)), nearest[part]]
+        cosines[sessions[rows][:, None] == sessions[None]] = -2
+        elsewhere[part] = cosines.argmax(axis=1)
+    return nearest, cosine, elsewhere, queries
+
+
+def _has_other_session(speakers: Indices, sessions: Indices) -> npt.NDArray[np.bool_]:
+    pairs = np.unique(np.stack([speakers, sessions], axis=1), axis=0)
+    counts = np.bincount(pairs[:, 0] + 1)
+    several: npt.NDArray[np.bool_] = counts[speakers + 1] > 1
+    return several
+
+
+def _duplicates(utterances: Utterances, nearest: Indices, cosine: Matrix, queries: Indices) -> Iterator[Suspect]:
+    seen = set()
+    for place in np.argsort(-cosine, kind="stable"):
+        if cosine[place] <= _DUPLICATE:
+            return
+        pair = tuple(sorted((int(queries[place]), int(nearest[place]))))
+        if pair not in seen:
+            seen.add(pair)
+            one, other = pair
+            names = utterances.ids[one], utterances.speakers[one]
+            yield Suspect("duplicate", *names, float(cosine[place]), utterances.ids[other], utterances.speakers[other])
+
+
+def _labels(utterances: Utterances, units: Matrix, speakers: Indices, sessions: Indices) -> Iterator[Suspect]:
+    """Yield utterances nearer to another speaker's mean than to their own's, speakers alike, and the worst speakers."""
+    known = np.flatnonzero(speakers >= 0)
+    numbers, speaker = np.unique(speakers[known], return_inverse=True)
+    sums = np.zeros((len(numbers), units.shape[1]), np.float32)
+    np.add.at(sums, speaker, units[known])
+    groups, session = np.unique(np.stack([speaker, sessions[known]], axis=1), axis=0, return_inverse=True)
+    of_session = np.zeros((len(groups), units.shape[1]), np.float32)
+    np.add.at(of_session, session.ravel(), units[known])
+    rest = sums[speaker] - of_session[session.ravel()]
+    lengths = np.linalg.norm(rest, axis=1)
+    own = np.einsum("ij,ij->i", units[known], rest) / np.maximum(lengths, 1e-9)
+    is_judged = np.bincount(groups[:, 0], minlength=len(numbers))[speaker] > 1
+    means = unit(np.where(np.linalg.norm(sums, axis=1, keepdims=True) > 0, sums, 1.0))
+    rival, rivals = np.full(len(known), -2.0, np.float32), np.zeros(len(known), np.int64)
+    for start in range(0, len(known), _ROWS) if len(numbers) > 1 else ():
+        part = slice(start, start + _ROWS)
+        cosines = units[known[part]] @ means.T
+        cosines[np.arange(len(cosines)), speaker[part]] = -2
+        rivals[part], rival[part] = cosines.argmax(axis=1), cosines.max(axis=1)
+    names = [utterances.speakers[known[int(np.argmax(speaker == number))]] for number in range(len(numbers))]
+    suspicion = np.where(is_judged, rival - own, -np.inf)
+    for row in np.argsort(-suspicion, kind="stable"):
+        if suspicion[row] <= 0:
+            break
+        utterance = int(known[row])
+        yield Suspect(
+            "label error",
+            utterances.ids[utterance],
+            utterances.speakers[utterance],
+            float(suspicion[row]),
+            other_speaker=names[int(rivals[row])],
+        )
+    if not is_judged.any():
+        return
+    yield from _speakers(names, means, np.median(own[is_judged]))
+    totals = np.bincount(speaker[is_judged], own[is_judged], len(numbers))
+    counts = np.bincount(speaker[is_judged], minlength=len(numbers))
+    average = np.where(counts > 0, totals / np.maximum(counts, 1), np.inf)
+    for number in np.argsort(average, kind="stable")[: min(_WORST_SPEAKERS, len(numbers) // 2)]:
+        if np.isfinite(average[number]):
+            yield Suspect("speaker least like itself", "", names[int(number)], float(average[number]))
+
+
+def _speakers(names: list[str], means: Matrix, usual: float) -> Iterator[Suspect]:
+    """Yield pairs of speakers whose means are nearer to each other than utterances usually are to their speaker's."""
+    for start in range(0, len(means), _ROWS):
+        cosines = np.triu(means[start : start + _ROWS] @ means.T, start + 1)
+        for row, column in zip(*np.nonzero(cosines > usual), strict=True):
+            value = float(cosines[row, column])
+            yield Suspect("speakers alike", "", names[start + int(row)], value, other_speaker=names[int(column)])
+
+
+def _odd(utterances: Utterances, norms: Matrix) -> Iterator[Suspect]:
+    for kind, values in (("odd norm", norms), ("odd duration", utterances.seconds)):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            logs = np.log(values.astype(float))
+        sound = np.isfinite(logs)
+        if not sound.any():
+            continue
+        centre = np.median(logs[sound])
+        spread = 1.4826 * np.median(np.abs(logs[sound] - centre))
+        distance = np.where(sound & (spread > 0), np.abs(logs - centre) / (spread or 1.0), 0.0)
+        for row in np.argsort(-distance, kind="stable"):
+            if distance[row] <= _ODD:
+                break
+            yield Suspect(kind, utterances.ids[row], utterances.speakers[row], float(values[row]))
+    for row in np.flatnonzero(utterances.seconds < _SHORT_SECONDS):
+        yield Suspect("short", utterances.ids[row], utterances.speakers[row], float(utterances.seconds[row]))

@@ -1,0 +1,105 @@
+"""Cosine scores of trials after mean subtraction, and AS-norm, as WeSpeaker's recipes compute them.
+
+wespeaker: examples/voxceleb/v2/local/{score.sh,score_norm.sh}, wespeaker/bin/{score.py,score_norm.py}.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from balr.errors import InputError
+from balr.evaluation.trials import Indices, Trials
+
+_ROWS = 1_024
+_TRIALS = 32_768
+_DENSE = 40  # a product of all with all is as fast as gathering, for so many pairs to a trial
+Matrix = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Hold one embedding for each speaker of a cohort `(speakers, dim)`, as they are stored, and how many are used."""
+
+    embeddings: Matrix
+    top_n: int
+
+
+def enrolled(embeddings: Matrix, trials: Trials, *, of_unit: bool) -> Matrix:
+    """Return the embeddings `(utterances + models, dim)`, those of models being means of their utterances.
+
+    `of_unit`: of embeddings divided by their length, where WeSpeaker averages them as they are.
+    """
+    rows = [embeddings]
+    for _, members in trials.models:
+        one = embeddings[members]
+        rows.append((unit(one) if of_unit else one).mean(axis=0, keepdims=True))
+    return np.concatenate(rows) if trials.models else embeddings
+
+
+def refuse_unusable(embeddings: Matrix, names: list[str]) -> None:
+    """Raise InputError where embeddings `(utterances, dim)` have NaN or no length."""
+    lengths = np.linalg.norm(embeddings, axis=1)
+    bad = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
+    if len(bad):
+        shown = ", ".join(names[row] for row in bad[:5])
+        raise InputError(f"{len(bad):,} embeddings have NaN, or are the mean itself, so they have no score: {shown}.")
+
+
+def unit(embeddings: Matrix) -> Matrix:
+    """Divide embeddings `(utterances, dim)` by their Euclidean norms."""
+    scaled: Matrix = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return scaled
+
+
+def cosines(units: Matrix, enrollment: Indices, test: Indices) -> Matrix:
+    """Return the inner product of each trial `(trials,)` of embeddings of unit length `(utterances, dim)`."""
+    rows, columns = np.unique(enrollment), np.unique(test)
+    scores = np.empty(len(enrollment), np.float32)
+    if len(rows) * len(columns) > _DENSE * len(enrollment):
+        for start in range(0, len(scores), _TRIALS):
+            part = slice(start, start + _TRIALS)
+            scores[part] = np.einsum("ij,ij->i", units[enrollment[part]], units[test[part]])
+        return scores
+    place = np.empty(len(units), np.int64)
+    place[columns] = np.arange(len(columns))
+    tested = units[columns].T
+    order = np.argsort(enrollment, kind="stable")
+    ends = np.searchsorted(enrollment[order], rows, side="right")
+    for start in range(0, len(rows), _ROWS):
+        chosen = rows[start : start + _ROWS]
+        of_block = order[ends[start - 1] if start else 0 : ends[start + len(chosen) - 1]]
+        block = units[chosen] @ tested
+        scores[of_block] = block[np.searchsorted(chosen, enrollment[of_block]), place[test[of_block]]]
+    return scores
+
+
+def score(embeddings: Matrix, trials: Trials, *, mean: Matrix | None, cohort: Cohort | None) -> Matrix:
+    """Return the score of each trial `(trials,)`: the cosine after mean subtraction, with a cohort after AS-norm.
+
+    `embeddings` `(utterances + models, dim)`, `mean` `(dim,)`. AS-norm: each side's score is normalised by mean and
+    standard deviation of its own `top_n` highest cosines with the cohort, and the two are averaged (adaptive S-norm 1;
+    Matějka et al., Interspeech 2017).
+    """
+    centred = embeddings if mean is None else embeddings - mean
+    used = np.unique(np.concatenate([trials.enrollment, trials.test]))
+    units = np.zeros_like(centred)
+    units[used] = unit(centred[used])
+    scores = cosines(units, trials.enrollment, trials.test)
+    if cohort is None:
+        return scores
+    others = unit(cohort.embeddings if mean is None else cohort.embeddings - mean)
+    means, deviations = np.zeros(len(units), np.float32), np.ones(len(units), np.float32)
+    means[used], deviations[used] = _highest(units[used], others, cohort.top_n)
+    sides = [(scores - means[side]) / deviations[side] for side in (trials.enrollment, trials.test)]
+    return np.asarray((sides[0] + sides[1]) / 2, np.float32)
+
+
+def _highest(units: Matrix, others: Matrix, top_n: int) -> tuple[Matrix, Matrix]:
+    """Return mean and standard deviation of the `top_n` highest cosines of each with the cohort."""
+    means, deviations = np.empty(len(units), np.float32), np.empty(len(units), np.float32)
+    for start in range(0, len(units), _ROWS):
+        highest = np.partition(units[start : start + _ROWS] @ others.T, -top_n, axis=1)[:, -top_n:]
+        means[start : start + _ROWS] = highest.mean(axis=1)
+        deviations[start : start + _ROWS] = highest.std(axis=1)
+    return means, deviations

@@ -1,0 +1,86 @@
+"""What is planted in a corpus is found: wrong labels, duplicates, odd recordings."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import rows, run_command
+from evaluation.scored import speaker_embeddings, write_store
+
+from balr.evaluation.inspection import Inspection, Utterances, inspect
+
+NO_SECONDS = np.full(48, np.nan)
+
+
+def looked_at(ids: list[str], matrix: np.ndarray, seconds: np.ndarray = NO_SECONDS) -> Inspection:
+    return inspect(Utterances(ids, [id_.split("/")[0] for id_ in ids], matrix, seconds), mean=matrix.mean(axis=0))
+
+
+def found(inspection: Inspection, kind: str) -> list[str]:
+    return [one.id or one.speaker for one in inspection.suspects if one.kind == kind]
+
+
+def test_a_clean_corpus_has_no_suspects_but_its_worst_speakers() -> None:
+    inspection = looked_at(*speaker_embeddings(spread=0.2))
+    assert {one.kind for one in inspection.suspects} <= {"speaker least like itself", "odd norm"}
+    assert inspection.neighbour_accuracy == 1.0
+
+
+def test_swapped_labels_are_the_first_suspects() -> None:
+    ids, matrix = speaker_embeddings(spread=0.2)
+    matrix[[0, 6]] = matrix[[6, 0]]  # one of s0 and one of s1
+    inspection = looked_at(ids, matrix)
+    assert sorted(found(inspection, "label error")) == ["s0/0", "s1/0"]
+    others = {one.id: one.other_speaker for one in inspection.suspects if one.kind == "label error"}
+    assert others == {"s0/0": "s1", "s1/0": "s0"}
+    assert inspection.neighbour_accuracy == pytest.approx(46 / 48)
+
+
+def test_a_label_that_is_wrong_for_a_whole_session_is_found_by_the_other_sessions() -> None:
+    ids, matrix = speaker_embeddings(spread=0.2)
+    ids = [f"{id_.split('/')[0]}/v{int(id_.split('/')[1]) // 2}/{id_.split('/')[1]}" for id_ in ids]
+    matrix[[0, 1]] = matrix[[6, 7]]
+    matrix[[0, 1]] += 0.01
+    assert sorted(found(looked_at(ids, matrix), "label error")) == ["s0/v0/0", "s0/v0/1"]
+
+
+def test_duplicates_are_pairs_listed_once() -> None:
+    ids, matrix = speaker_embeddings()
+    matrix[20] = 1.001 * (matrix[3] - matrix.mean(axis=0)) + matrix.mean(axis=0)
+    duplicates = [one for one in looked_at(ids, matrix).suspects if one.kind == "duplicate"]
+    assert [(one.id, one.other) for one in duplicates] == [("s0/3", "s3/2")]
+
+
+def test_one_speaker_under_two_names_is_found() -> None:
+    ids, matrix = speaker_embeddings(spread=0.2)
+    random = np.random.default_rng(1)
+    matrix[6:12] = matrix[0:6][random.permutation(6)] + 0.05 * random.normal(size=(6, matrix.shape[1]))
+    alike = [one for one in looked_at(ids, matrix).suspects if one.kind == "speakers alike"]
+    assert [(one.speaker, one.other_speaker) for one in alike] == [("s0", "s1")]
+
+
+def test_short_and_odd_recordings_are_listed() -> None:
+    ids, matrix = speaker_embeddings(spread=0.2)
+    seconds = np.random.default_rng(0).uniform(6, 9, len(ids))
+    seconds[[1, 2]] = 1.0, 3_000.0
+    matrix[4] = matrix.mean(axis=0) + 1e-3 * (matrix[4] - matrix.mean(axis=0))
+    inspection = looked_at(ids, matrix, seconds)
+    assert found(inspection, "short") == ["s0/1"] and set(found(inspection, "odd duration")) == {"s0/1", "s0/2"}
+    assert "s0/4" in found(inspection, "odd norm")
+
+
+def test_a_corpus_without_speakers_is_searched_for_duplicates_alone() -> None:
+    ids, matrix = speaker_embeddings()
+    inspection = inspect(Utterances(ids, [""] * len(ids), matrix, NO_SECONDS), mean=None)
+    assert inspection.neighbour_accuracy is None
+    assert not {"label error", "speakers alike"} & {one.kind for one in inspection.suspects}
+
+
+def test_the_command_lists_suspects(tmp_path: Path) -> None:
+    ids, matrix = speaker_embeddings(spread=0.2)
+    matrix[[0, 6]] = matrix[[6, 0]]
+    write_store(tmp_path / "store", ids, matrix)
+    done = run_command("balr", "evaluate", "store", "--inspect", cwd=tmp_path)
+    assert done.returncode == 0 and "label error" in done.stdout and "95.8%" in done.stdout
+    listed = rows(tmp_path / "store" / "evaluation" / "suspects.csv")
+    assert {row["id"] for row in listed if row["kind"] == "label error"} == {"s0/0", "s1/0"}

@@ -1,0 +1,130 @@
+"""Trial lists of all formats mean the same, and what is wrong with one is said at once."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from balr.errors import InputError
+from balr.evaluation.pairs import all_pairs, pairs_by_histogram, sampled_pairs, session_of
+from balr.evaluation.trials import read_trials
+
+IDS = ["s0/a", "s0/b", "s1/a", "s1/b.x"]
+FORMATS = {
+    "ours": "enrollment,test,label\ns0/a,s0/b,1\ns0/a,s1/a,0\n",
+    "ours, columns moved": "label,x,test,enrollment\n1,,s0/b,s0/a\n0,,s1/a,s0/a\n",
+    "VoxCeleb": "1 s0/a.wav s0/b.wav\n0 s0/a.wav s1/a.wav\n",
+    "Kaldi": "s0/a s0/b target\ns0/a s1/a nontarget\n",
+    "3D-Speaker": "s0/a s0/b 1\ns0/a s1/a 0\n",
+    "tabs": "s0/a\ts0/b\ttgt\ns0/a\ts1/a\timp\n",
+    "quoted": '"enrollment","test","label"\n"s0/a","s0/b",1\n"s0/a","s1/a",0\n',
+}
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "trials.txt"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("text", FORMATS.values(), ids=FORMATS)
+def test_every_format_gives_the_same_trials(tmp_path: Path, text: str) -> None:
+    trials = read_trials(written(tmp_path, text), IDS)
+    assert trials.enrollment.tolist() == [0, 0] and trials.test.tolist() == [1, 2]
+    assert trials.is_target.tolist() == [True, False]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 29), st.integers(0, 29), st.booleans()),
+        min_size=1,
+        max_size=60,
+        unique_by=lambda t: t[:2],
+    )
+)
+def test_a_list_that_is_written_is_read_again(tmp_path: Path, trials: list[tuple[int, int, bool]]) -> None:
+    ids = [f"id{number:05}/v/{number}" for number in range(30)]
+    lines = [f"{int(label)} {ids[one]}.wav {ids[other]}.wav" for one, other, label in trials]
+    found = read_trials(written(tmp_path, "\n".join(lines)), ids)
+    assert list(zip(found.enrollment, found.test, found.is_target, strict=True)) == trials
+
+
+def test_all_unknown_ids_are_listed_before_anything_is_scored(tmp_path: Path) -> None:
+    path = written(tmp_path, "1 s0/a s0/b\n0 s0/a nope1\n0 nope2 s1/a\n")
+    with pytest.raises(InputError, match="2 ids have no embedding: nope1, nope2; --allow-missing"):
+        read_trials(path, IDS)
+    trials = read_trials(path, IDS, allow_missing=True)
+    assert len(trials) == 1 and trials.source["left_out"] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1 s0/a s0/b\n1 s0/a s0/b\n", "1 trials come twice, first s0/a s0/b"),
+        ("1 s0/a s0/b\n0 s0/a\n", "line 2: 2 fields, 3 are expected"),
+        ("enrollment,test,label\ns0/a,s0/b,1\ns0/a,1\n", "line 3: 2 fields, 3 are expected"),
+        ("s0/a s0/b\n", "2 fields a line"),
+        ("s0/a s0/b maybe\n", "neither the first nor the last field"),
+        ("enrollment,test,label\ns0/a,s0/b,maybe\n", "label 'maybe'"),
+        ("enrollment,test\ns0/a,s0/b\n", "enrollment, test and label are needed"),
+        ("", "not a trial list"),
+        ("1 s0/a s0/b\n0 s0/a.wav s1\n", "have no embedding: s1"),
+    ],
+)
+def test_what_is_wrong_with_a_list_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        read_trials(written(tmp_path, text), IDS)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_id_that_fits_two_embeddings_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"1 ids fit several embeddings: s0/a\.wav"):
+        read_trials(written(tmp_path, "1 s0/a.wav s0/b\n"), ["s0/a.flac", "s0/a.mp3", "s0/b"])
+
+
+def test_enrollment_models_of_several_utterances_get_rows_of_their_own(tmp_path: Path) -> None:
+    models = tmp_path / "enroll.map"
+    models.write_text("m0 s0/a.wav s0/b.wav\nm1 s1/a.wav\nm1 s1/b\n")
+    trials = read_trials(written(tmp_path, "m0 s0/a 1\nm1 s0/a 0\n"), IDS, enrollment_map=models)
+    assert trials.enrollment.tolist() == [4, 5] and trials.test.tolist() == [0, 0]
+    assert [(name, rows.tolist()) for name, rows in trials.models] == [("m0", [0, 1]), ("m1", [2, 3])]
+    models.write_text("m0\n")
+    with pytest.raises(InputError, match="line 1"):
+        read_trials(written(tmp_path, "m0 s0/a 1\n"), IDS, enrollment_map=models)
+
+
+def test_the_histogram_of_all_pairs_counts_what_the_list_has() -> None:
+    random = np.random.default_rng(0)
+    speakers, sessions = np.repeat(np.arange(30), 100), np.repeat(np.arange(300), 10)
+    units = random.normal(size=(3_000, 8)).astype(np.float32)
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    trials = all_pairs(speakers)
+    scores = np.einsum("ij,ij->i", units[trials.enrollment], units[trials.test])
+    found = pairs_by_histogram(units, speakers, sessions)
+    for name, kept in (
+        ("all", np.ones(len(trials), bool)),
+        ("across sessions", sessions[trials.enrollment] != sessions[trials.test]),
+    ):
+        counts = found[name]
+        assert counts.targets.sum() == (trials.is_target & kept).sum()
+        assert counts.nontargets.sum() == (~trials.is_target).sum()
+        for threshold in (-0.5, 0.0, 0.4):
+            there = (scores[trials.is_target & kept] < threshold).sum()
+            assert abs(counts.targets[counts.scores < threshold].sum() - there) <= 20
+
+
+def test_sampled_pairs_are_pairs_of_the_corpus_each_once() -> None:
+    speakers = np.repeat(np.arange(50), 40)
+    trials = sampled_pairs(speakers)
+    assert (trials.enrollment < trials.test).all()
+    assert len(np.unique(np.stack([trials.enrollment, trials.test]), axis=1).T) == len(trials)
+    assert (trials.is_target == (speakers[trials.enrollment] == speakers[trials.test])).all()
+    assert trials.is_target.sum() > 30_000 and (~trials.is_target).sum() > 300_000
+
+
+def test_a_session_is_what_stands_between_speaker_and_file() -> None:
+    assert session_of("id00012/21Uxsk56VDQ/00001") == "id00012/21Uxsk56VDQ"
+    assert session_of("id00012/00001") is None
