@@ -24,10 +24,10 @@ $(STAMP): pyproject.toml requirements.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
-demo: setup ## Embed a few bundled voices, end to end, with an untrained model
-	@$(BIN)/python scripts/untrained_checkpoint.py $(DEMO)/checkpoint
-	@$(BIN)/balr extract resources/demo/metadata.csv --force --save-dir $(DEMO)/embeddings \
-		embeddings.model.model_dir=$(DEMO)/checkpoint embeddings.model.model_name=avg_model.pt
+demo: setup ## Embed and evaluate a few bundled voices, end to end, and write a page to look at
+	@$(BIN)/balr extract resources/demo/metadata.csv embeddings/model=demo --force --save-dir $(DEMO)
+	@$(BIN)/balr evaluate $(DEMO) resources/demo/trials.csv
+	@echo "page     $$($(BIN)/balr report $(DEMO))"
 
 test: setup ## Run the default tests, two at a time
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -66,10 +66,10 @@ lock: setup ## Write requirements.lock anew from pyproject.toml
 		--no-header --no-annotate --no-emit-index-url --output-file requirements.lock
 
 bench: setup ## Measure speed beside its peers, about 40 minutes, and write docs/benchmarks.md
-	$(BIN)/python scripts/bench.py --write docs/benchmarks.md
+	PYTHONPATH=tests $(BIN)/python scripts/bench.py --write docs/benchmarks.md
 
 endurance: setup ## Measure memory, resume and the cost of flushing in bulk, about 30 minutes
-	$(BIN)/python scripts/endurance.py outputs/endurance
+	PYTHONPATH=tests $(BIN)/python scripts/endurance.py outputs/endurance
 
 clean: ## Remove .venv and caches, keep outputs
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

@@ -1,19 +1,24 @@
 #!/usr/bin/env bash
-# Make resources/demo: a dozen short sentences of four synthetic speakers (needs espeak-ng and sox).
+# Make resources/demo: four short sentences of each of eight synthetic speakers, and all pairs as trials (needs espeak-ng, sox).
 # The bundled files were made with espeak-ng 1.51 and sox 14.4.2; other versions give other bytes, equally good.
 set -euo pipefail
 cd "$(dirname "$0")/../resources/demo"
 
 sentences=(
-    "The north wind and the sun disputed which was the stronger."
-    "A traveller came along, wrapped in a warm cloak."
-    "Who makes him take it off first shall have won."
+    "The north wind and the sun had a dispute."
+    "A traveller came by, in a warm cloak."
+    "Who makes him take it off has won."
+    "Then the sun shone, and he took it off."
 )
 # name, voice, pitch (0 to 99), words a minute
-speakers=("anna en-us+f2 62 165" "bela en-gb+m3 38 150" "chen en-us+m7 25 180" "dora en-gb-scotland+f4 75 140")
+speakers=(
+    "anna en-us+f2 62 175" "bela en-gb+m3 38 165" "chen en-us+m7 20 185" "dora en-gb-scotland+f4 78 160"
+    "emil en-us+Michael 45 180" "fay en-gb+Annie 50 170" "gus en-gb-x-rp+m5 8 175" "hana en-us+linda 90 185"
+)
 
 spoken=$(mktemp --suffix .wav)
 trap 'rm -f "$spoken"' EXIT
+rm -rf -- */[0-9].flac
 echo "id,audio,speaker" > metadata.csv
 for speaker in "${speakers[@]}"; do
     read -r name voice pitch speed <<< "$speaker"
@@ -21,7 +26,11 @@ for speaker in "${speakers[@]}"; do
     for number in "${!sentences[@]}"; do
         file="$name/$((number + 1)).flac"
         espeak-ng -v "$voice" -p "$pitch" -s "$speed" -w "$spoken" "${sentences[$number]}"
-        sox -R "$spoken" --rate 16000 --compression 8 "$file"
+        sox -R "$spoken" --rate 16000 --compression 8 "$file" silence 1 0.05 0.5% reverse silence 1 0.05 0.5% reverse
         echo "$name/$((number + 1)),$file,$name" >> metadata.csv
     done
 done
+awk -F, 'NR > 1 {
+    for (i = 1; i < NR - 1; i++) print ids[i] "," $1 "," (speakers[i] == $3)
+    ids[NR - 1] = $1; speakers[NR - 1] = $3
+}' metadata.csv | { echo "enrollment,test,label"; cat; } > trials.csv

@@ -1,6 +1,7 @@
 """Commands as a user types them, each in a process of its own, with a local stand-in for the Hub."""
 
 import csv
+import re
 import shutil
 import statistics
 import subprocess
@@ -109,16 +110,18 @@ def test_one_failing_job_of_a_parallel_sweep_does_not_stop_the_other(tmp_path: P
     assert len(list((tmp_path / "outputs").rglob("*_emb.npy"))) == 6
 
 
-def test_the_demo_says_its_weights_are_untrained_and_embeds_twelve_voices(tmp_path: Path) -> None:
-    made = run_command("python", str(REPOSITORY / "scripts" / "untrained_checkpoint.py"), "checkpoint", cwd=tmp_path)
-    assert made.returncode == 0 and "UNTRAINED" in made.stdout
-    model = ["embeddings.model.model_dir=checkpoint", "embeddings.model.model_name=avg_model.pt"]
-    demo = str(REPOSITORY / "resources" / "demo" / "metadata.csv")
-    done = run_command("balr", "extract", demo, "--save-dir", "out", *model, cwd=tmp_path)
+def test_the_demo_embeds_and_evaluates_its_voices(tmp_path: Path) -> None:
+    demo = REPOSITORY / "resources" / "demo"
+    arguments = [str(demo / "metadata.csv"), "embeddings/model=demo", "--save-dir", "out"]
+    done = run_command("balr", "extract", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "out").rglob("*_emb.npy"))) == 12
-    size = sum(path.stat().st_size for path in (REPOSITORY / "resources" / "demo").rglob("*") if path.is_file())
-    assert size < 1 << 20
+    assert len(list((tmp_path / "out").rglob("*_emb.npy"))) == 32
+    judged = run_command("balr", "evaluate", "out", str(demo / "trials.csv"), cwd=tmp_path)
+    assert judged.returncode == 0 and "48 target and 448 nontarget trials" in judged.stdout
+    assert 0 < float(re.findall(r"^EER +([\d.]+)%", judged.stdout, re.M)[0]) < 25
+    weights = (demo / "checkpoint" / "avg_model.pt").stat().st_size
+    assert weights < 3.5 * (1 << 20)
+    assert sum(path.stat().st_size for path in demo.glob("[!c]*/*.flac")) < 1.5 * (1 << 20)
 
 
 @pytest.mark.slow

@@ -1,10 +1,9 @@
 """Write a checkpoint folder laid out as WeSpeaker publishes them, with seeded random weights.
 
-It stands in for a published checkpoint in the demo, tests and benchmarks. Batch normalisation gets random statistics
+It stands in for a published checkpoint in tests and benchmarks. Batch normalisation gets random statistics
 too: with the fresh ones (mean 0, variance 1) a wrongly padded batch could look right.
 """
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,17 +55,3 @@ def seeded_network(
     if dataset_args.get("frontend") == "tfmel":
         network.add_module("frontend", build_tfmel(dataset_args["tfmel_args"]))
     return network
-
-
-def main() -> None:
-    """Write the ResNet34 checkpoint of the demo and say plainly what it is."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    write_checkpoint(folder, "ResNet34", {"feat_dim": 80, "embed_dim": 256, "pooling_func": "TSTP"})
-    print(f"UNTRAINED ResNet34 with seeded random weights written to {folder}:")
-    print("it shows the whole way from audio to embeddings, but its embeddings tell no speakers apart.")
-
-
-if __name__ == "__main__":
-    main()
