@@ -7,7 +7,7 @@ UV := $(BIN)/uv
 DEMO := outputs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-wheel test-all test-slurm test-cuda lint format typecheck check resolution lock bench endurance clean
+.PHONY: help setup demo test test-wheel test-all test-slurm test-cuda lint format typecheck check resolution lock docs bench endurance clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ resolution: setup ## Check that an install without the lock gets torch and torch
 lock: setup ## Write requirements.lock anew from pyproject.toml
 	$(UV) pip compile pyproject.toml --quiet --extra dev --universal --python-version 3.11 --upgrade \
 		--no-header --no-annotate --no-emit-index-url --output-file requirements.lock
+
+docs: setup ## Build the documentation site into site/, strictly
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: setup ## Measure speed beside its peers, about 40 minutes, and write docs/benchmarks.md
 	PYTHONPATH=tests $(BIN)/python scripts/bench.py --write docs/benchmarks.md

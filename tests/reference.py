@@ -23,7 +23,8 @@ from torchaudio.compliance import kaldi
 class Reference:
     """Embed files with a checkpoint folder as WeSpeaker's `bin/extract.py` does."""
 
-    def __init__(self, folder: Path, module: str) -> None:
+    def __init__(self, folder: Path, module: str, *, scale: int = 1 << 15) -> None:
+        self.scale = scale
         config = yaml.safe_load((folder / "config.yaml").read_text())
         self.dataset_args = config["dataset_args"]
         network = getattr(_module(f"models.{module}"), config["model"])(**config["model_args"])
@@ -54,7 +55,7 @@ class Reference:
             return self.frontend(waveform)[0]
         fbank_args = self.dataset_args["fbank_args"]
         features = kaldi.fbank(
-            waveform * (1 << 15),
+            waveform * self.scale,
             num_mel_bins=fbank_args["num_mel_bins"],
             frame_length=fbank_args["frame_length"],
             frame_shift=fbank_args["frame_shift"],

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import rows
+from conftest import REPOSITORY, rows, speechlike, write_wav
 from hydra import compose, initialize_config_dir
 from hydra.types import RunMode
+from reference import Reference, cosine, relative_difference
 
+from balr import load_model
 from balr.composition import register
 from balr.config import config_dir
 from balr.main import main
@@ -16,12 +18,13 @@ EXPERIMENTS = sorted(path.stem for path in (config_dir() / "experiment").glob("*
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_is_a_sweep_whose_every_job_composes(name: str) -> None:
+def test_every_experiment_composes_and_so_does_every_job_of_a_sweep(name: str) -> None:
     register()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         cfg = compose("config", overrides=["input=x", f"+experiment={name}"], return_hydra_config=True)
-        assert cfg.hydra.mode == RunMode.MULTIRUN
-        for key, values in cfg.hydra.sweeper.params.items():
+        params = cfg.hydra.sweeper.params or {}
+        assert (cfg.hydra.mode == RunMode.MULTIRUN) == bool(params)
+        for key, values in params.items():
             assert len(values.split(",")) > 1
             for value in values.split(","):
                 compose("config", overrides=["input=x", f"+experiment={name}", f"{key}={value}"])
@@ -37,3 +40,25 @@ def test_an_experiment_gives_each_of_its_jobs_a_folder(corpus: Path, tmp_path: P
     for listed in rows(folders[0] / "metadata.csv"):
         low, whole = (np.load(folder / listed["embedding"]) for folder in folders)
         assert low @ whole / np.linalg.norm(low) / np.linalg.norm(whole) > 0.9999 and not np.array_equal(low, whole)
+
+
+def test_embeddings_for_the_earlier_toolkit_are_those_of_unscaled_audio(corpus: Path, tiny_checkpoint: Path) -> None:
+    for number, path in enumerate(sorted(corpus.rglob("*.wav"))):  # quiet, where the floor of the features shows
+        write_wav(path, 0.003 * speechlike(1.5, seed=number))
+    model = [f"embeddings.model.model_dir={tiny_checkpoint}", "data=serial"]
+    assert main([f"input={corpus}", "+experiment=balr2", "save_dir=out", *model]) == 0
+    unscaled, scaled = (Reference(tiny_checkpoint, "campplus", scale=scale) for scale in (1, 1 << 15))
+    for listed in rows(Path("out/metadata.csv")):
+        assert listed["embedding"].endswith("_emb.txt")
+        found, audio = np.loadtxt(Path("out") / listed["embedding"]), Path(listed["audio"])
+        assert relative_difference(found, unscaled.embed(audio)) < 1e-4
+        assert relative_difference(found, scaled.embed(audio)) > 1e-3
+
+
+def test_the_model_that_ships_with_balr_is_wespeakers_network_with_its_weights(corpus: Path) -> None:
+    reference = Reference(REPOSITORY / "resources" / "demo" / "checkpoint", "ecapa_tdnn")
+    model = load_model("demo", device="cpu")
+    assert model.embedding_dim == 128
+    for id_, embedding in model.extract_embeddings(str(corpus)):
+        theirs = reference.embed(corpus / id_)
+        assert relative_difference(embedding, theirs) < 1e-4 and cosine(embedding, theirs) > 0.999999
