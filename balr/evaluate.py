@@ -1,26 +1,22 @@
 """`balr evaluate`: from a store of embeddings and a trial list to scores, metrics and thresholds."""
 
-import json
 import logging
-from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-from pyarrow import parquet
 
-from balr.atomic import whole_file, write_csv
+from balr.atomic import write_csv
 from balr.config import EvaluationConfig
 from balr.errors import InputError
 from balr.evaluation import pairs, scoring
-from balr.evaluation.curves import curves
 from balr.evaluation.inspection import Inspection, Suspect, Utterances
 from balr.evaluation.inspection import inspect as inspect_utterances
 from balr.evaluation.judgement import Judgement, Scored, judge
 from balr.evaluation.metrics import ScoreCounts, count_scores
+from balr.evaluation.results import write_results
 from balr.evaluation.source import Embeddings, read_embeddings
 from balr.evaluation.trials import Trials, read_trials
 from balr.runs.provenance import now
@@ -31,9 +27,7 @@ from balr.stores.embedding_files import read_embedding
 
 log = logging.getLogger(__name__)
 
-EVALUATION, CURVES, SUSPECTS = "evaluation.json", "curves.json", "suspects.csv"
-_MOST_CSV = 1_000_000
-_WORST = 10
+SUSPECTS = "suspects.csv"
 _FEWEST_OF_A_COHORT = 3
 
 
@@ -44,7 +38,7 @@ def evaluate(save_dir: Path, settings: EvaluationConfig) -> tuple[Judgement, Pat
     """
     own = read_embeddings(save_dir)
     path = None if settings.trials is None else Path(settings.trials).expanduser()
-    trials = _all_pairs(own) if path is None else _listed(path, own, settings)
+    trials = _all_pairs(own, settings) if path is None else _listed(path, own, settings)
     matrix = scoring.enrolled(own.matrix, trials, of_unit=settings.enrollment == "mean_of_unit")
     names = [*own.ids, *(name for name, _ in trials.models)]
     mean, cohort = _mean(own, settings.mean), _cohort(own, settings)
@@ -57,7 +51,7 @@ def evaluate(save_dir: Path, settings: EvaluationConfig) -> tuple[Judgement, Pat
     judgement = judge(scored, counts=counts, draws=settings.bootstrap, facts=facts)
     name = "all-pairs" if path is None else path.stem
     out = Path(settings.out).expanduser() if settings.out else save_dir / "evaluation" / name
-    _write(out, judgement, scored, trials, names, settings)
+    write_results(out, judgement, scored, trials, names, settings)
     return judgement, out
 
 
@@ -80,12 +74,14 @@ def _listed(path: Path, own: Embeddings, settings: EvaluationConfig) -> Trials:
     return trials
 
 
-def _all_pairs(own: Embeddings) -> Trials:
+def _all_pairs(own: Embeddings, settings: EvaluationConfig) -> Trials:
     if (own.speakers < 0).any():
         unknown = own.ids[int(np.argmax(own.speakers < 0))]
         raise InputError(f"{own.folder}: {unknown} has no speaker; give a trial list, or a corpus with speakers.")
     if len(own.ids) * (len(own.ids) - 1) // 2 <= pairs.MOST_TRIALS:
         return pairs.all_pairs(own.speakers)
+    if settings.cohort:
+        raise InputError(f"{own.folder}: all pairs of {len(own.ids):,} utterances with a cohort; give a trial list.")
     return replace(pairs.sampled_pairs(own.speakers), source={"trials": "all pairs", "listed": "a sample"})
 
 
@@ -131,6 +127,10 @@ def _cohort(own: Embeddings, settings: EvaluationConfig) -> scoring.Cohort | Non
     _refuse_another_model(own.folder, other.folder)
     if (other.speakers < 0).any():
         raise InputError(f"{other.folder}: a cohort needs a speaker for each utterance.")
+    if other.matrix.shape[1] != own.matrix.shape[1]:
+        raise InputError(
+            f"{other.folder}: {other.matrix.shape[1]} numbers each, and {own.matrix.shape[1]} in {own.folder}."
+        )
     count = int(other.speakers.max()) + 1
     if count < _FEWEST_OF_A_COHORT:
         raise InputError(f"{other.folder}: a cohort needs some speakers, and this one has {count}.")
@@ -189,54 +189,6 @@ def _facts(own: Embeddings, trials: Trials, settings: EvaluationConfig) -> dict[
         "llr": "natural log; logistic regression, cross-validated over speakers",
         "intervals": f"95%, {settings.bootstrap} draws of speakers",
     }
-
-
-def _write(
-    out: Path, judgement: Judgement, scored: Scored, trials: Trials, names: list[str], settings: EvaluationConfig
-) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    lines = curves(judgement, scored, draws=settings.bootstrap) | {"worst": _worst(scored, trials, names)}
-    for name, content in ((EVALUATION, judgement.as_json()), (CURVES, lines)):
-        with whole_file(out / name) as file:
-            indent = 2 if name == EVALUATION else None
-            file.write(json.dumps(content, indent=indent, allow_nan=False).encode() + b"\n")
-    format_ = settings.scores or ("csv" if len(trials) <= _MOST_CSV else "parquet")
-    if format_ == "parquet":
-        columns = {
-            "enrollment": pa.DictionaryArray.from_arrays(trials.enrollment.astype(np.int32), names),
-            "test": pa.DictionaryArray.from_arrays(trials.test.astype(np.int32), names),
-            "label": trials.is_target.astype(np.int8),
-            "score": scored.scores,
-        }
-        table = pa.table(columns | ({} if judgement.llrs is None else {"llr": judgement.llrs}))
-        with whole_file(out / "scores.parquet") as file:
-            parquet.write_table(table, file, compression="zstd")
-    elif format_ == "csv":
-        write_csv(
-            out / "scores.csv", ("enrollment", "test", "label", "score", "llr"), _rows(judgement, scored, trials, names)
-        )
-
-
-def _rows(judgement: Judgement, scored: Scored, trials: Trials, names: list[str]) -> Iterator[dict[str, str]]:
-    for number, (one, other) in enumerate(zip(trials.enrollment.tolist(), trials.test.tolist(), strict=True)):
-        llr = "" if judgement.llrs is None else f"{judgement.llrs[number]:.6f}"
-        score = f"{scored.scores[number]:.6f}"
-        label = str(int(trials.is_target[number]))
-        yield {"enrollment": names[one], "test": names[other], "label": label, "score": score, "llr": llr}
-
-
-def _worst(scored: Scored, trials: Trials, names: list[str]) -> list[dict[str, Any]]:
-    """Return the target trials of lowest and the nontarget trials of highest score."""
-    found = []
-    for kind, sign in ((True, 1), (False, -1)):
-        rows = np.flatnonzero(trials.is_target == kind)
-        keys = sign * scored.scores[rows]
-        least = rows[np.argpartition(keys, min(_WORST, len(keys)) - 1)[:_WORST]]
-        for row in least[np.argsort(sign * scored.scores[least], kind="stable")]:
-            enrollment, test = names[trials.enrollment[row]], names[trials.test[row]]
-            score = float(scored.scores[row])
-            found.append({"enrollment": enrollment, "test": test, "label": int(kind), "score": score})
-    return found
 
 
 def as_text(judgement: Judgement, folder: Path) -> str:

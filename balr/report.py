@@ -13,12 +13,13 @@ import numpy as np
 from balr.atomic import whole_file
 from balr.config import EvaluationConfig
 from balr.errors import InputError, OutputError, one_line
-from balr.evaluate import CURVES, EVALUATION, evaluate
+from balr.evaluate import evaluate
 from balr.evaluation.figures import evaluation_figures
 from balr.evaluation.inspection import Inspection, Utterances, inspect
 from balr.evaluation.judgement import TITLES, percent
 from balr.evaluation.page import Section, big_numbers, page, table, write_figures
 from balr.evaluation.pictures import corpus_figures
+from balr.evaluation.results import CURVES, EVALUATION
 from balr.evaluation.scoring import unit
 from balr.evaluation.sections import decision_table, metrics_table, suspects, worst_errors
 from balr.evaluation.source import Embeddings, read_embeddings

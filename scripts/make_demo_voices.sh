@@ -12,8 +12,8 @@ sentences=(
 )
 # name, voice, pitch (0 to 99), words a minute
 speakers=(
-    "anna en-us+f2 62 175" "bela en-gb+m3 38 165" "chen en-us+m7 20 185" "dora en-gb-scotland+f4 78 160"
-    "emil en-us+Michael 45 180" "fay en-gb+Annie 50 170" "gus en-gb-x-rp+m5 8 175" "hana en-us+linda 90 185"
+    "anna en-us+Annie 50 165" "bela en-us+grandpa 5 165" "chen en-us+Gene 30 185" "dora en-gb+Alicia 95 175"
+    "emil en-us+robosoft 55 175" "fay en-us+steph 50 180" "gus en-gb-scotland+m1 55 165" "hugo en-gb+Lee 5 175"
 )
 
 spoken=$(mktemp --suffix .wav)
@@ -26,7 +26,7 @@ for speaker in "${speakers[@]}"; do
     for number in "${!sentences[@]}"; do
         file="$name/$((number + 1)).flac"
         espeak-ng -v "$voice" -p "$pitch" -s "$speed" -w "$spoken" "${sentences[$number]}"
-        sox -R "$spoken" --rate 16000 --compression 8 "$file" silence 1 0.05 0.5% reverse silence 1 0.05 0.5% reverse
+        sox -R -v 0.8 "$spoken" --rate 16000 --compression 8 "$file" silence 1 0.05 0.5% reverse silence 1 0.05 0.5% reverse
         echo "$name/$((number + 1)),$file,$name" >> metadata.csv
     done
 done

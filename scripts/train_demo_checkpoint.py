@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("speech", type=Path, help="a folder of SPEAKER-CHAPTER-UTTERANCE.flac")
     parser.add_argument("checkpoint", type=Path, help="the folder to write")
     parser.add_argument("--test", type=Path, help="a folder of other speakers, a folder each")
-    parser.add_argument("--steps", type=int, default=1_800)
+    parser.add_argument("--steps", type=int, default=1_400)
     parser.add_argument("--batch-size", type=int, default=64)
     arguments = parser.parse_args()
     torch.manual_seed(0)

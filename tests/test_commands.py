@@ -1,6 +1,7 @@
 """Commands as a user types them, each in a process of its own, with a local stand-in for the Hub."""
 
 import csv
+import json
 import re
 import shutil
 import statistics
@@ -172,6 +173,15 @@ def test_a_built_wheel_runs_from_another_folder(tmp_path: Path, tiny_checkpoint:
         )
         assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "outputs").rglob("*_emb.npy"))) == 6
+    for words in (
+        ["extract", "corpus", "embeddings/model=demo", "--save-dir", "out", "+evaluation=trials"],
+        ["report", "out"],
+    ):
+        done = subprocess.run([balr, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["model"]["name"] == str(
+        site / "balr" / "demo_checkpoint"
+    )
 
 
 @pytest.mark.slow

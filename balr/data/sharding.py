@@ -2,30 +2,54 @@
 
 import hashlib
 import heapq
+import os
+from collections.abc import Sequence
 
 from balr.data.corpus import Corpus
-from balr.records import Shard
+from balr.records import WHOLE, Shard, Utterance
 
 
 def shard_of(corpus: Corpus, shard: Shard) -> Corpus:
     """Return the utterances of a shard, in the order of the corpus.
 
-    An utterance's shard depends on ids and durations alone, not on the order of the list. Where each has a duration,
-    the longest go first, each to the shard with the least audio so far; else a hash of the id decides.
+    An utterance's shard does not depend on the order of the list. The longest go first, each to the shard with the
+    least audio so far, by duration where each utterance has one, else by the size of its file; where neither is known,
+    a hash of the id decides.
     """
     if shard.count == 1:
         return corpus
-    if any(utterance.duration_seconds is None for utterance in corpus.utterances):
+    loads = _durations(corpus.utterances) or _sizes(corpus.utterances)
+    if loads is None:
         return corpus.filter(lambda utterance: _hash(utterance.id) % shard.count == shard.index)
-    longest_first = sorted((-(utterance.duration_seconds or 0.0), utterance.id) for utterance in corpus.utterances)
-    loads = [(0.0, 0, index) for index in range(shard.count)]  # seconds of audio, utterances, index
+    ids = (utterance.id for utterance in corpus.utterances)
+    longest_first = sorted(zip((-load for load in loads), ids, strict=True))
+    shards = [(0.0, 0, index) for index in range(shard.count)]  # audio, utterances, index
     chosen = set()
-    for negative_seconds, id_ in longest_first:
-        seconds, count, index = loads[0]
-        heapq.heapreplace(loads, (seconds - negative_seconds, count + 1, index))
+    for negative, id_ in longest_first:
+        audio, count, index = shards[0]
+        heapq.heapreplace(shards, (audio - negative, count + 1, index))
         if index == shard.index:
             chosen.add(id_)
     return corpus.filter(lambda utterance: utterance.id in chosen)
+
+
+def _durations(utterances: Sequence[Utterance]) -> list[float] | None:
+    found = [utterance.duration_seconds for utterance in utterances if utterance.duration_seconds is not None]
+    return found if len(found) == len(utterances) else None
+
+
+def _sizes(utterances: Sequence[Utterance]) -> list[int] | None:
+    """Return the sizes of the files in bytes, without opening one; None where an utterance is a part of a file."""
+    try:
+        return [_size(utterance) for utterance in utterances]
+    except OSError:  # such as members of a tar
+        return None
+
+
+def _size(utterance: Utterance) -> int:
+    if utterance.audio is None or utterance.part != WHOLE:
+        raise FileNotFoundError
+    return os.stat(utterance.audio).st_size
 
 
 def _hash(id_: str) -> int:

@@ -35,13 +35,13 @@ def intervals(
     distinct, place = _few(scores)
     numbers, sides = np.unique(speakers, return_inverse=True)
     sides = sides.reshape(speakers.shape)
-    is_same = sides[:, 0] == sides[:, 1]
+    classes = [(place[kind], sides[kind, 0], sides[kind, 1]) for kind in (is_target, ~is_target)]
     found: dict[str, list[float]] = {}
     for _ in range(draws):
         drawn = np.bincount(random.integers(len(numbers), size=len(numbers)), minlength=len(numbers)).astype(float)
-        weights = drawn[sides[:, 0]] * np.where(is_same, 1.0, drawn[sides[:, 1]])
         targets, nontargets = (
-            np.bincount(place, weights * kind, len(distinct)).astype(float) for kind in (is_target, ~is_target)
+            np.bincount(where, drawn[one] * np.where(one == other, 1.0, drawn[other]), len(distinct)).astype(float)
+            for where, one, other in classes
         )
         used = targets + nontargets > 0
         if targets.any() and nontargets.any():

@@ -1,6 +1,7 @@
 """Trial lists in the formats of the field, as rows of embeddings: all ids are looked up before anything is scored."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,8 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from balr.errors import InputError, one_line
+
+log = logging.getLogger(__name__)
 
 _TARGETS = {"1", "target", "tgt", "true"}
 _NONTARGETS = {"0", "nontarget", "non", "imp", "false"}
@@ -48,7 +51,7 @@ def read_trials(
     """
     if not path.is_file():
         raise InputError(f"{path}: no such trial list.")
-    table, first_line = _read(path)
+    table = _read(path)
     enrollments, tests, labels = (table[name].combine_chunks().dictionary_encode() for name in _COLUMNS)
     lookup = Lookup(ids)
     models = {} if enrollment_map is None else _models(enrollment_map, lookup)
@@ -63,12 +66,13 @@ def read_trials(
     is_target = _classes(labels.dictionary.to_pylist(), path)[labels.indices.to_numpy()]
     known = (sides[0] >= 0) & (sides[1] >= 0)
     enrollment, test, is_target = sides[0][known], sides[1][known], is_target[known]
-    _refuse_duplicates(path, enrollment, test, first_line, (enrollments, tests))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     source = {"trials": str(path), "sha256": digest, "left_out": int((~known).sum())}
     if enrollment_map is not None:
         source["enrollment_map"] = str(enrollment_map)
-    return Trials(enrollment, test, is_target, tuple(models.items()), source)
+    trials = Trials(enrollment, test, is_target, tuple(models.items()), source)
+    _check_repeated(path, ids, trials)
+    return trials
 
 
 class Lookup:
@@ -108,8 +112,8 @@ def _stem(id_: str) -> str:
     return head if dot and 1 <= len(suffix) <= 4 and suffix.isalnum() and not suffix.isdecimal() else id_
 
 
-def _read(path: Path) -> tuple[pa.Table, int]:
-    """Return the three columns as text, and the number of the first line that is a trial."""
+def _read(path: Path) -> pa.Table:
+    """Return the three columns as text."""
     try:
         with path.open(encoding="utf-8") as file:
             first = file.readline()
@@ -139,7 +143,7 @@ def _read(path: Path) -> tuple[pa.Table, int]:
         raise InputError(f"{path}: not a trial list: {one_line(error)[:200]}.") from error
     if broken:
         raise InputError(f"{broken[0][:300]}{f' (and {len(broken) - 1:,} more)' if len(broken) > 1 else ''}.")
-    return (table if has_header else _named(path, table)), 1 + has_header
+    return table if has_header else _named(path, table)
 
 
 def _named(path: Path, table: pa.Table) -> pa.Table:
@@ -169,20 +173,23 @@ def _classes(labels: Iterable[str | None], path: Path) -> npt.NDArray[np.bool_]:
     return np.array(found, bool)
 
 
-def _refuse_duplicates(
-    path: Path, enrollment: Indices, test: Indices, first_line: int, columns: tuple[pa.DictionaryArray, ...]
-) -> None:
-    pairs = enrollment * (int(test.max(initial=0)) + 1) + test
+def _check_repeated(path: Path, ids: Sequence[str], trials: Trials) -> None:
+    """Warn of trials that come twice, as some published lists have; refuse those with both labels."""
+    pairs = trials.enrollment * (int(trials.test.max(initial=0)) + 1) + trials.test
     ordered = np.sort(pairs)
-    count = int((ordered[1:] == ordered[:-1]).sum())
-    if count:
-        repeated = ordered[:-1][ordered[1:] == ordered[:-1]][0]
-        lines = np.flatnonzero(pairs == repeated)[:2]
-        names = " ".join(str(column[int(lines[0])].as_py()) for column in columns)
-        raise InputError(
-            f"{path}: {count:,} trials come twice, first {names} (trials {lines[0] + 1:,} and {lines[1] + 1:,}); "
-            "each counts once."
-        )
+    if not (ordered[1:] == ordered[:-1]).any():  # as in nearly all lists
+        return
+    order = np.argsort(pairs, kind="stable")
+    again = np.flatnonzero(ordered[1:] == ordered[:-1])
+    contradicting = again[trials.is_target[order[again]] != trials.is_target[order[again + 1]]]
+    first, second = (int(order[row]) for row in ((contradicting if len(contradicting) else again)[0] + np.arange(2)))
+    names = [*ids, *(name for name, _ in trials.models)]
+    which = (
+        f"first {names[trials.enrollment[first]]} {names[trials.test[first]]}, trials {first + 1:,} and {second + 1:,}"
+    )
+    if len(contradicting):
+        raise InputError(f"{path}: {len(contradicting):,} trials come with both labels, {which}.")
+    log.warning("%s: %s trials come twice, %s; each line counts", path, f"{len(again):,}", which)
 
 
 def _models(path: Path, lookup: Callable[[str], int]) -> dict[str, Indices]:

@@ -41,6 +41,19 @@ def test_known_durations_balance_shards_within_2_percent(seed: int) -> None:
     assert max(loads) < 1.02 * min(loads)
 
 
+def test_sizes_of_files_balance_shards_where_no_list_has_durations(tmp_path: Path) -> None:
+    lengths = random.Random(0)
+    seconds = {f"u{n}": lengths.lognormvariate(2, 0.6) for n in range(1_000)}
+    for name, duration in seconds.items():  # bytes a second vary from file to file, as those of flac do
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(int(duration * 16_000 * lengths.uniform(0.9, 1.1)))
+    whole = Corpus([Utterance(name, tmp_path / name) for name in seconds], tmp_path)
+    shards = [shard_of(whole, Shard(index, 8)) for index in range(8)]
+    loads = [sum(seconds[utterance.id] for utterance in shard.utterances) for shard in shards]
+    assert max(loads) < 1.02 * min(loads)
+    assert sorted(u.id for shard in shards for u in shard.utterances) == sorted(seconds)
+
+
 def test_durations_of_zero_do_not_put_all_utterances_into_one_shard() -> None:
     whole = Corpus([Utterance(f"u{n}", Path(f"/c/{n}.wav"), duration_seconds=0.0) for n in range(8)], Path("/c"))
     assert [len(shard_of(whole, Shard(index, 4))) for index in range(4)] == [2, 2, 2, 2]

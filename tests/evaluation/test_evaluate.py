@@ -93,6 +93,8 @@ def test_many_utterances_are_counted_in_a_histogram_with_the_same_eer(
     assert (counted.targets, counted.nontargets) == (exact.targets, exact.nontargets)
     assert counted.metrics["eer"] == pytest.approx(exact.metrics["eer"], abs=1e-3)
     assert counted.metrics["min_cllr"] == pytest.approx(exact.metrics["min_cllr"], abs=1e-2)
+    with pytest.raises(BalrError, match="all pairs of 300 utterances with a cohort"):
+        judged(store, cohort=str(store))
 
 
 def test_targets_across_sessions_are_judged_apart(tmp_path: Path) -> None:
@@ -124,6 +126,7 @@ def test_the_cohort_and_the_mean_of_another_folder_are_used(store: Folder, tmp_p
         ({"mean": "nowhere.npy"}, "mean=nowhere.npy: no such folder or file"),
         ({"cohort": "other_model"}, "its embeddings are of b, and store of a"),
         ({"cohort": "nowhere"}, "nowhere: holds no embeddings"),
+        ({"cohort": "four_numbers"}, "4 numbers each, and 16 in store"),
         ({"cohort": "tiny"}, "a cohort needs some speakers, and this one has 2"),
         ({"cohort": "unnamed"}, "a cohort needs a speaker for each utterance"),
     ],
@@ -134,6 +137,7 @@ def test_what_does_not_fit_is_one_line(
     (tmp_path / "one_class.txt").write_text("1 s0/0 s0/1\n")
     (tmp_path / "unknown.txt").write_text("1 s0/0 s0/1\n0 s0/0 s9/9\n")
     write_store(tmp_path / "other_size", ["a/1", "a/2"], np.ones((2, 4), np.float32))
+    write_store(tmp_path / "four_numbers", ["a/1", "b/1", "c/1"], np.eye(3, 4, dtype=np.float32))
     write_store(tmp_path / "tiny", ["a/1", "b/1"], np.eye(2, 16, dtype=np.float32))
     write_store(tmp_path / "unnamed", ["x", "y"], np.ones((2, 16), np.float32), with_speakers=False)
     record = {"forcing": False, "model": {"files": {}, "settings": {}}}

@@ -63,7 +63,10 @@ def test_all_unknown_ids_are_listed_before_anything_is_scored(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1 s0/a s0/b\n1 s0/a s0/b\n", "1 trials come twice, first s0/a s0/b"),
+        (
+            "1 s0/a s0/b\n1 s0/a s1/a\n0 s0/a s0/b.wav\n",
+            "1 trials come with both labels, first s0/a s0/b, trials 1 and 3",
+        ),
         ("1 s0/a s0/b\n0 s0/a\n", "line 2: 2 fields, 3 are expected"),
         ("enrollment,test,label\ns0/a,s0/b,1\ns0/a,1\n", "line 3: 2 fields, 3 are expected"),
         ("s0/a s0/b\n", "2 fields a line"),
@@ -78,6 +81,12 @@ def test_what_is_wrong_with_a_list_is_one_line(tmp_path: Path, text: str, messag
     with pytest.raises(InputError) as error:
         read_trials(written(tmp_path, text), IDS)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_trials_that_come_twice_are_told_and_count_as_listed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trials = read_trials(written(tmp_path, "0 s0/a s1/a\n1 s0/a s0/b\n1 s0/a s0/b.wav\n"), IDS)
+    assert len(trials) == 3
+    assert "1 trials come twice, first s0/a s0/b, trials 2 and 3; each line counts" in caplog.text
 
 
 def test_an_id_that_fits_two_embeddings_is_refused(tmp_path: Path) -> None:
