@@ -12,6 +12,7 @@ from balr.composition import build
 from balr.config import RunConfig
 from balr.data.corpus import Corpus
 from balr.data.sharding import shard_of
+from balr.engines import settle_engine
 from balr.errors import LockedError, OutputError
 from balr.records import Failure, Utterance
 from balr.reuse import reuse_beside
@@ -41,22 +42,23 @@ def run(cfg: RunConfig, *, run_dir: Path, stop: Stop, job: str = "embedding") ->
     corpus = _corpus(cfg)
     part = shard_of(corpus, cfg.shard)
     if not cfg.save_output:
+        settle_engine(cfg, None, corpus)
         return _compute_only(cfg, part, stop, job)
     folder = corpus.output_dir or run_dir.absolute()
     _refuse_input_in(folder, cfg.input)
     with locked(folder, cfg.shard):
+        settle_engine(cfg, folder, corpus)
         files = open_folder(folder, cfg, corpus, cfg.shard)
         left = _left(part, files.completed)
-        of = f"part {cfg.shard.index} of {cfg.shard.count} of " if cfg.shard.tag else ""
-        log.info("%s in %s%s, %d already there", utterances(len(part)), of, cfg.input, len(_audible(part)) - len(left))
+        _log_start(cfg, part, left)
         facts: Facts = {"started": now(), "corpus": corpus_facts(part, cfg.input), "shard": asdict(cfg.shard)}
         model = _model(cfg) if left else None
         if model is not None:
             facts |= model.describe()
+            files.model["settings"]["engine"] = facts.get("engine", "torch")
             files.begin(model.embedding_dim, corpus)
             if cfg.reuse_beside:
-                facts["reused_beside"] = reuse_beside(left, files.store, embedding_dim=model.embedding_dim)
-                files = replace(files, completed=frozenset(files.store.completed()))
+                files = _reused(files, left, model.embedding_dim, facts)
                 left = _left(part, files.completed)
         tally = Tally(todo=len(left), job=job, report_to=report_file(run_dir))
         with files.record.of_run({**facts, "hydra": str(run_dir.absolute()), **software(), **machine()}) as entry:
@@ -108,6 +110,11 @@ def _corpus(cfg: RunConfig) -> Corpus:
     corpus.vector_format = cfg.vector_format
     corpus.set_output_dir(cfg.save_dir)
     return corpus
+
+
+def _reused(files: RunFolder, left: list[Utterance], embedding_dim: int | None, facts: Facts) -> RunFolder:
+    facts["reused_beside"] = reuse_beside(left, files.store, embedding_dim=embedding_dim)
+    return replace(files, completed=frozenset(files.store.completed()))
 
 
 def _refuse_input_in(folder: Path, source: str) -> None:
@@ -174,6 +181,11 @@ def _embed(model: "EmbeddingsModel", cfg: RunConfig, corpus: Corpus, follower: _
             durations_file=None if files is None else files.path / _DURATIONS.format(cfg.shard.tag),
             stop=stop,
         )
+
+
+def _log_start(cfg: RunConfig, part: Corpus, left: list[Utterance]) -> None:
+    of = f"part {cfg.shard.index} of {cfg.shard.count} of " if cfg.shard.tag else ""
+    log.info("%s in %s%s, %d already there", utterances(len(part)), of, cfg.input, len(_audible(part)) - len(left))
 
 
 def _left(corpus: Corpus, completed: Set[str]) -> list[Utterance]:

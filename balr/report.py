@@ -1,5 +1,6 @@
 """`balr report`: a page of one or several runs, and their figures for a paper."""
 
+import csv
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -45,8 +46,8 @@ class Run:
 
     @property
     def last(self) -> Mapping[str, Any]:
-        """Return the entry of the last run that computed something."""
-        entries = [entry for entry in self.record.runs if "checkpoint" in entry]
+        """Return the entry of the last run that computed something and came to its end."""
+        entries = [entry for entry in self.record.runs if {"checkpoint", "stage_seconds", "counts"} <= entry.keys()]
         return entries[-1] if entries else {}
 
     def metric(self, name: str) -> float | None:
@@ -146,8 +147,8 @@ def _facts(run: Run) -> str:
         rows.append(("weights", f"sha256 {checkpoint['weights_sha256']}"))
         rows.append(("features", ", ".join(f"{name} {value}" for name, value in last["features"].items())))
         rows.append(("computed", f"{last['precision']}, engine {last['engine']}, on {last['device']}"))
-        names = {name: str(value).replace("_", " ") for name, value in last["counts"].items() if value}
-        rows.append(("counts", ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in names.items())))
+        counts = [f"{value:,} {name.replace('_', ' ')}" for name, value in last["counts"].items() if value]
+        rows.append(("counts", ", ".join(counts)))
         seconds = ", ".join(f"{name.replace('_', ' ')} {value:.1f} s" for name, value in last["stage_seconds"].items())
         rows.append(("seconds by stage", f"{seconds}; threads added up"))
         versions = last["software"]["packages"]
@@ -158,7 +159,11 @@ def _facts(run: Run) -> str:
             )
         )
     failures = run.folder / "failures.csv"
-    rows.append(("failures", f"listed in {failures.name}" if failures.is_file() else "none"))
+    if failures.is_file():
+        with failures.open(encoding="utf-8", errors="replace", newline="") as file:
+            rows.append(("failures", f"{sum(1 for _ in csv.DictReader(file)):,}, listed in {failures.name}"))
+    else:
+        rows.append(("failures", "none"))
     known = run.own.seconds[np.isfinite(run.own.seconds)]
     rows += [("audio", f"{duration(float(known.sum()))} in {len(known):,} utterances")] if len(known) else []
     return table(("", ""), rows)

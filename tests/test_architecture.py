@@ -16,7 +16,7 @@ LAYERS = (
     {"stores"},
     {"data"},
     {"embeddings", "runs", "evaluation"},
-    {"extraction", "export", "evaluate", "report", "reuse"},
+    {"extraction", "export", "evaluate", "report", "reuse", "engines"},
     {"jobs", "launchers", "sweeps"},
     {"main"},
     {"cli", "store_commands", "evaluation_commands", "overrides", "suggestions"},

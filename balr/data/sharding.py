@@ -49,7 +49,7 @@ def _sizes(utterances: Sequence[Utterance]) -> list[int] | None:
 def _size(utterance: Utterance) -> int:
     if utterance.audio is None or utterance.part != WHOLE:
         raise FileNotFoundError
-    return os.stat(utterance.audio).st_size
+    return os.path.getsize(utterance.audio)
 
 
 def _hash(id_: str) -> int:

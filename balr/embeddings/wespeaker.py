@@ -35,7 +35,7 @@ from balr.embeddings.exact.probe import (
 from balr.embeddings.frontend import build_with_frontend
 from balr.embeddings.once import computed_once
 from balr.embeddings.weights import load_weights, read_config
-from balr.errors import CheckpointError, UtteranceError
+from balr.errors import CheckpointError, ConfigError, UtteranceError
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,8 @@ class WespeakerModel(EmbeddingsModel):
     `model_dir` is where the model's files are downloaded to (None: the Hub's own cache); a folder that already holds
     them needs no network. `features` overrides the checkpoint's config. `revision` None means the pinned revision of a
     checkpoint that balr lists, else `main`. `precision` is `fp32`, or `bf16` or `fp16` for the layers before the
-    pooling; `engine` is `torch`, or `openvino` on a CPU. Raises CheckpointError or ConfigError.
+    pooling; `engine` is `torch`, or `openvino` on a CPU; `auto` is the latter where it is installed and gives the same
+    embeddings. Raises CheckpointError or ConfigError.
     """
 
     _fewest_frames = 0
@@ -79,7 +80,8 @@ class WespeakerModel(EmbeddingsModel):
         with torch.inference_mode():
             self.embedding_dim = run_network(network, example).shape[-1]
         self._network = self._network_fp32 = channels_last(network.to(self.device))
-        self._compiled = self._compile(dtype) if engine == "openvino" else None
+        self._compiled = None if engine == "torch" else self._compile(dtype)
+        self.engine = "torch" if self._compiled is None else "openvino"
         if dtype != torch.float32:
             self._lower(dtype, example.to(self.device))
         self._ragged = RaggedNetwork(self._network, time_dim=self._frontend.time_dim)
@@ -202,10 +204,18 @@ class WespeakerModel(EmbeddingsModel):
         self.architecture, self.sample_rate_hz = config.architecture, self._frontend.sample_rate_hz
         return network
 
-    def _compile(self, dtype: torch.dtype) -> CompiledNetwork:
+    def _compile(self, dtype: torch.dtype) -> CompiledNetwork | None:
+        """Compile the network; None where that was only an offer and cannot be."""
         mels, time_dim = self._frontend.mels, self._frontend.time_dim
         requests = resolve_loading(DataConfig(), self.device).concurrent_batches
-        return CompiledNetwork(self._network, mels=mels, time_dim=time_dim, dtype=dtype, requests=requests)
+        try:
+            check_engine("openvino", self.device)
+            return CompiledNetwork(self._network, mels=mels, time_dim=time_dim, dtype=dtype, requests=requests)
+        except ConfigError as error:
+            if self.engine != "auto":
+                raise
+            log.info("torch computes: %s", error)
+            return None
 
     def _lower(self, dtype: torch.dtype, example: torch.Tensor) -> None:
         """Convert the network to 16 bits, and keep a copy in fp32 if there is audio that is too short for them."""

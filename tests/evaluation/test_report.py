@@ -116,6 +116,15 @@ def test_a_run_without_speakers_has_a_page_without_an_evaluation(tmp_path: Path)
     assert "<h2>Evaluation</h2>" not in text and ">Map<" in text
 
 
+def test_a_run_that_was_killed_and_one_with_failures_have_a_page(tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path / "store")
+    (folder / "failures.csv").write_text("id,audio,stage,reason\na,a.wav,decode,no audio\nb,b.wav,decode,no audio\n")
+    entry = {"checkpoint": {"weights_sha256": "x"}, "exit": None}
+    record = {"model": {"name": "m"}, "forcing": False, "runs": [entry]}
+    (folder / "run.json").write_text(json.dumps(record))
+    assert "2, listed in failures.csv" in report([folder], tmp_path / "report.html")[0].read_text()
+
+
 def test_the_command_says_where_the_page_is_and_refuses_a_folder_without_embeddings(tmp_path: Path) -> None:
     write_corpus(tmp_path / "store")
     done = run_command("balr", "report", "store", cwd=tmp_path)

@@ -3,6 +3,8 @@
 import logging
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,13 +19,14 @@ from balr.errors import ConfigError
 log = logging.getLogger(__name__)
 
 _PROBE_FRAMES = (200, 331, 90)
+_SEGMENT_FRAMES = 100  # of CAMLayer.seg_pooling
 
 
 def check_engine(engine: str, device: torch.device) -> None:
     """Raise ConfigError if an engine does not exist, is not installed or does not run on the device."""
-    if engine not in ("torch", "openvino"):
-        raise ConfigError(f"embeddings.model.engine={engine}: must be torch or openvino.")
-    if engine == "torch":
+    if engine not in ("auto", "torch", "openvino"):
+        raise ConfigError(f"embeddings.model.engine={engine}: must be auto, torch or openvino.")
+    if engine != "openvino":
         return
     if device.type != "cpu":
         raise ConfigError(f"embeddings.model.engine=openvino: runs on a CPU, and device is {device}.")
@@ -38,7 +41,7 @@ def check_engine(engine: str, device: torch.device) -> None:
 class CompiledNetwork:
     """Run batches of one length through a compiled network; what OpenVINO refuses runs in torch.
 
-    OpenVINO refuses, for example, CAM++ features of under two seconds. `time_dim` is the dimension of the frames in a
+    `time_dim` is the dimension of the frames in a
     batch of features. `left_to_torch` counts the batches that ran in torch.
     """
 
@@ -120,7 +123,7 @@ class _LastOutput(nn.Module):
 
 def _export(network: nn.Module, path: Path, mels: int, time_dim: int) -> None:
     """Write a network as ONNX, which OpenVINO reads without its own converter, which collects usage data."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _pools_of_any_length(network):
         warnings.simplefilter("ignore")  # tracing fixes some lengths, which the comparison checks; a newer exporter
         torch.onnx.export(
             _LastOutput(network).eval(),
@@ -130,6 +133,32 @@ def _export(network: nn.Module, path: Path, mels: int, time_dim: int) -> None:
             dynamic_axes={"features": {0: "batch", time_dim: "frames"}},
             dynamo=False,
         )
+
+
+@contextmanager
+def _pools_of_any_length(network: nn.Module) -> Iterator[None]:
+    """Let CAM++ average segments by sums: OpenVINO refuses a pooling window that is longer than its input."""
+    layers = [module for module in network.modules() if type(module).__name__ == "CAMLayer"]
+    for layer in layers:
+        vars(layer)["seg_pooling"] = _segment_means
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del vars(layer)["seg_pooling"]
+
+
+def _segment_means(features: torch.Tensor) -> torch.Tensor:
+    """Return features `(batch, channels, frames)` of which each frame is the mean of its segment of 100 frames."""
+    batch, channels, frames = features.shape
+    lacking = -frames % _SEGMENT_FRAMES
+
+    def sums(values: torch.Tensor) -> torch.Tensor:
+        padded = nn.functional.pad(values, (0, lacking))
+        return padded.reshape(*values.shape[:2], -1, _SEGMENT_FRAMES).sum(-1, keepdim=True)
+
+    means = sums(features) / sums(torch.ones_like(features[:1, :1]))
+    return means.expand(-1, -1, -1, _SEGMENT_FRAMES).reshape(batch, channels, -1)[..., :frames]
 
 
 def _noise(frames: int, mels: int, time_dim: int) -> torch.Tensor:
