@@ -2,9 +2,8 @@
 
 import logging
 import os
-from collections.abc import Set
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +48,7 @@ def run(cfg: RunConfig, *, run_dir: Path, stop: Stop, job: str = "embedding") ->
     with locked(folder, cfg.shard):
         settle_engine(cfg, folder, corpus)
         files = open_folder(folder, cfg, corpus, cfg.shard)
-        left = _left(part, files.completed)
+        left = [utterance for utterance in _audible(part) if utterance.id not in files.completed]
         _log_start(cfg, part, left)
         facts: Facts = {"started": now(), "corpus": corpus_facts(part, cfg.input), "shard": asdict(cfg.shard)}
         model = _model(cfg) if left else None
@@ -57,14 +56,13 @@ def run(cfg: RunConfig, *, run_dir: Path, stop: Stop, job: str = "embedding") ->
             facts |= model.describe()
             files.model["settings"]["engine"] = facts.get("engine", "torch")
             files.begin(model.embedding_dim, corpus)
-            if cfg.reuse_beside:
-                files = _reused(files, left, model.embedding_dim, facts)
-                left = _left(part, files.completed)
         tally = Tally(todo=len(left), job=job, report_to=report_file(run_dir))
         with files.record.of_run({**facts, "hydra": str(run_dir.absolute()), **software(), **machine()}) as entry:
             try:
                 if model is not None:
-                    _embed(model, cfg, part, _Follower(tally, files, stop if cfg.fail_fast else None), stop)
+                    follower = _Follower(tally, files, stop if cfg.fail_fast else None)
+                    rest = _reuse(part, files, model.embedding_dim, tally, entry, stop) if cfg.reuse_beside else part
+                    _embed(model, cfg, rest, follower, stop)
                     entry.update(model.execution_facts())
                 files.close()
             except OutputError as error:
@@ -110,11 +108,6 @@ def _corpus(cfg: RunConfig) -> Corpus:
     corpus.vector_format = cfg.vector_format
     corpus.set_output_dir(cfg.save_dir)
     return corpus
-
-
-def _reused(files: RunFolder, left: list[Utterance], embedding_dim: int | None, facts: Facts) -> RunFolder:
-    facts["reused_beside"] = reuse_beside(left, files.store, embedding_dim=embedding_dim)
-    return replace(files, completed=frozenset(files.store.completed()))
 
 
 def _refuse_input_in(folder: Path, source: str) -> None:
@@ -188,8 +181,17 @@ def _log_start(cfg: RunConfig, part: Corpus, left: list[Utterance]) -> None:
     log.info("%s in %s%s, %d already there", utterances(len(part)), of, cfg.input, len(_audible(part)) - len(left))
 
 
-def _left(corpus: Corpus, completed: Set[str]) -> list[Utterance]:
-    return [utterance for utterance in _audible(corpus) if utterance.id not in completed]
+def _reuse(corpus: Corpus, files: RunFolder, dim: int | None, tally: Tally, entry: Facts, stop: Stop) -> Corpus:
+    """Take over what lies beside the audio, and return the corpus without it.
+
+    Batches are planned without it, too, in every run: one that is cut short is computed and saved as a whole.
+    """
+    try:
+        beside = reuse_beside(_audible(corpus), files.store, embedding_dim=dim, stop=stop)
+    finally:
+        entry["reused_beside"] = len(files.store.completed() - files.completed)
+        tally.todo -= entry["reused_beside"]
+    return corpus.filter(lambda utterance: utterance.id not in beside)
 
 
 def _audible(corpus: Corpus) -> list[Utterance]:

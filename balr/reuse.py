@@ -1,56 +1,64 @@
 """Take over embeddings that lie beside the audio, as earlier BA-LR toolkits leave them: `<stem>_emb.txt|pkl|npy`."""
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 import numpy as np
 
 from balr.errors import BalrError, InputError, one_line
 from balr.records import WHOLE, Embedded, Utterance
+from balr.shutdown import Stop
 from balr.stores.base import Store
 from balr.stores.embedding_files import SUFFIXES, read_embedding
+from balr.stores.places import embedding_file
 
 log = logging.getLogger(__name__)
 
 _AT_A_TIME = 1_024
 
 
-def reuse_beside(utterances: Sequence[Utterance], store: Store, *, embedding_dim: int | None) -> int:
-    """Store the embeddings of whole files that lie beside them, and return how many.
+def reuse_beside(utterances: Sequence[Utterance], store: Store, *, embedding_dim: int | None, stop: Stop) -> Set[str]:
+    """Store the embeddings of whole files that lie beside them, unless it has them, and return the ids of all of these.
 
     Nobody can tell which model made them. Those that cannot be read, have NaN or another size than `embedding_dim` are
-    left to be embedded.
+    left to be embedded. When `stop` is set, the others are left, too.
     """
-    reused, refused = 0, []
+    before = frozenset(store.completed())
+    beside: set[str] = set()
+    refused = []
     for start in range(0, len(utterances), _AT_A_TIME):
         batch = []
-        for utterance in utterances[start : start + _AT_A_TIME]:
+        for utterance in () if stop.is_set() else utterances[start : start + _AT_A_TIME]:
             path = _beside(utterance)
             if path is None:
                 continue
             try:
-                batch.append(_read(utterance, path, embedding_dim))
+                embedded = _read(utterance, path, embedding_dim)
             except BalrError as error:
-                refused.append(one_line(error))
-        reused += len(batch) - len(store.write(batch)) if batch else 0
+                refused += [] if utterance.id in before else [one_line(error)]
+                continue
+            beside.add(utterance.id)
+            batch += [] if utterance.id in before else [embedded]
+        beside -= {failure.id for failure in store.write(batch)} if batch else set()
     if refused:
         log.warning("%d embeddings beside the audio are not reused, first: %s", len(refused), refused[0])
-    if reused:
+    if reused := len(beside - before):
         log.warning("%d embeddings beside the audio are reused; which model made them is for you to know", reused)
-    return reused
+    return beside
 
 
 def _beside(utterance: Utterance) -> Path | None:
-    audio = utterance.audio
-    if audio is None or utterance.part != WHOLE:
+    if utterance.audio is None or utterance.part != WHOLE:
         return None
-    places = (audio.with_name(f"{audio.stem}_emb{suffix}") for suffix in SUFFIXES)
-    return next((place for place in places if place.is_file()), None)
+    places = (embedding_file(utterance, suffix, root="", output_dir=None) for suffix in SUFFIXES)
+    return next((Path(place) for place in places if os.path.isfile(place)), None)
 
 
 def _read(utterance: Utterance, path: Path, embedding_dim: int | None) -> Embedded:
-    embedding = read_embedding(path).astype(np.float32)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused below
+        embedding = read_embedding(path).astype(np.float32)
     if embedding_dim not in (None, embedding.size):
         raise InputError(f"{path}: {embedding.size} numbers, and this model gives {embedding_dim}.")
     if not np.isfinite(embedding).all() or not embedding.any():

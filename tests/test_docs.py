@@ -116,7 +116,9 @@ def test_every_block_does_what_it_says(
         language, text = fence.groups()
         where = f"{name}:{TEXTS[name].count(chr(10), 0, fence.start()) + 1}"
         if language == "python":
-            exec(compile(text, where, "exec"), {})
+            block = compile(text, where, "exec")
+            if "import faiss" not in text or find_spec("faiss"):  # no dependency of balr's, nor of its tests
+                exec(block, {})
         elif language == "yaml":
             path = workspace / text.splitlines()[0].removeprefix("# ")  # a command below composes it
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,9 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Command, rows, run_command
+from conftest import Command, break_off_after, embeddings, rows, run_command, speechlike, write_wav
 
+from balr.records import Utterance
+from balr.reuse import reuse_beside
+from balr.shutdown import Stop
+from balr.stores.base import StoredCorpus
+from balr.stores.files import FilesStore
 from balr.stores.reading import load_embeddings
+
+BATCHES = ("data.batch_size=4", "data.max_batch_seconds=60")
 
 
 def write_beside(audio: Path, embedding: np.ndarray, suffix: str) -> Path:
@@ -78,3 +85,63 @@ def test_nothing_is_taken_over_unless_asked_or_where_it_has_no_meaning(
     for other in ("save_dir=null", "force=true", "save_output=false"):
         assert balr(f"input={corpus}", "save_dir=out2", other, "reuse_beside=true") == 2
         assert "reuse_beside=true: takes embeddings over into a save_dir" in capfd.readouterr().err
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> dict[str, np.ndarray]:
+    """Write eight utterances of nearly equal length, which share batches, and return what lies beside three of them."""
+    for number in range(8):
+        write_wav(tmp_path / "alike" / f"{number}.wav", speechlike(1.0 + 0.003 * number, seed=number))
+    found = {f"{number}.wav": np.random.default_rng(number).normal(size=32).astype(np.float32) for number in (0, 3, 5)}
+    for id_, embedding in found.items():
+        write_beside(tmp_path / "alike" / id_, embedding, ".txt")
+    return found
+
+
+def reused_by_runs(folder: str) -> list[int]:
+    return [run["reused_beside"] for run in json.loads((Path(folder) / "run.json").read_text())["runs"]]
+
+
+@pytest.mark.parametrize("store", ["files", "parquet", "kaldi"])
+def test_what_is_taken_over_is_not_computed_again_with_its_neighbours(
+    balr: Command, given: dict[str, np.ndarray], store: str
+) -> None:
+    assert balr("input=alike", "save_dir=out", f"store={store}", "reuse_beside=true", *BATCHES) == 0
+    ids, matrix, _ = load_embeddings("out")
+    found = dict(zip(ids, matrix, strict=True))
+    assert len(found) == 8 and all(np.array_equal(found[id_], embedding) for id_, embedding in given.items())
+    assert reused_by_runs("out") == [3]
+
+
+@pytest.mark.parametrize(("count", "by_runs"), [(2, [2, 1]), (5, [3, 0])])
+def test_a_run_that_was_cut_short_ends_with_the_bytes_of_an_undisturbed_one(
+    balr: Command, given: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch, count: int, by_runs: list[int]
+) -> None:
+    with monkeypatch.context() as patch:
+        break_off_after(patch, count)
+        assert balr("input=alike", "save_dir=out", "reuse_beside=true", *BATCHES) == 2
+    assert len(rows(Path("out/metadata.csv"))) == count
+    assert balr("input=alike", "save_dir=out", "reuse_beside=true", *BATCHES) == 0
+    assert balr("input=alike", "save_dir=undisturbed", "reuse_beside=true", *BATCHES) == 0
+    assert embeddings(Path("out")) == embeddings(Path("undisturbed"))
+    assert all(np.array_equal(np.load(f"out/{id_[0]}_emb.npy"), embedding) for id_, embedding in given.items())
+    assert reused_by_runs("out") == by_runs
+    counts = [run["counts"] for run in json.loads(Path("out/run.json").read_text())["runs"]]
+    assert counts[0]["already_there"] == by_runs[0] and counts[1]["embedded"] + counts[1]["already_there"] == 8
+    assert run_command("balr", "verify", "out", "alike", cwd=Path.cwd()).returncode == 0
+
+
+def test_a_run_that_is_stopped_takes_no_more_over(given: dict[str, np.ndarray], tmp_path: Path) -> None:
+    utterances = [Utterance(id_, tmp_path / "alike" / id_) for id_ in given]
+    (tmp_path / "out").mkdir()
+    store, stop = FilesStore(StoredCorpus(tmp_path / "out", utterances, tmp_path / "alike"), format="npy"), Stop()
+    stop.set()
+    assert not reuse_beside(utterances, store, embedding_dim=32, stop=stop) and not store.completed()
+    assert reuse_beside(utterances, store, embedding_dim=32, stop=Stop()) == store.completed() == given.keys()
+
+
+def test_a_name_with_no_room_for_a_suffix_and_numbers_too_large_end_no_run(balr: Command, tmp_path: Path) -> None:
+    write_wav(tmp_path / "odd" / f"{'a' * 250}.wav", speechlike(1.0))
+    write_beside(write_wav(tmp_path / "odd" / "b.wav", speechlike(1.0)), np.full(32, 1e300), ".txt")
+    assert balr("input=odd", "save_dir=out", "reuse_beside=true") == 0
+    assert len(rows(Path("out/metadata.csv"))) == 2 and reused_by_runs("out") == [0]
