@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from balr.embeddings.devices import resolve_loading, select_device
 from balr.embeddings.exact.attention import attend_in_blocks
 from balr.embeddings.exact.chunking import ChunkedNetwork, make_chunked
 from balr.embeddings.exact.folding import channels_last, fold
-from balr.embeddings.exact.openvino import CompiledNetwork, check_engine
+from balr.embeddings.exact.openvino import CompiledNetwork, check_engine, compiled
 from balr.embeddings.exact.padding import RaggedNetwork, by_group, rows_by_length
 from balr.embeddings.exact.precision import LARGEST_RELATIVE_DIFFERENCE, checked_precision, exact_kernels, lower_trunk
 from balr.embeddings.exact.probe import (
@@ -35,7 +36,7 @@ from balr.embeddings.exact.probe import (
 from balr.embeddings.frontend import build_with_frontend
 from balr.embeddings.once import computed_once
 from balr.embeddings.weights import load_weights, read_config
-from balr.errors import CheckpointError, ConfigError, UtteranceError
+from balr.errors import CheckpointError, UtteranceError
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +44,11 @@ log = logging.getLogger(__name__)
 class WespeakerModel(EmbeddingsModel):
     """Embed waveforms with a WeSpeaker checkpoint, as WeSpeaker's recipe does for each utterance alone.
 
-    `model_dir` is where the model's files are downloaded to (None: the Hub's own cache); a folder that already holds
-    them needs no network. `features` overrides the checkpoint's config. `revision` None means the pinned revision of a
-    checkpoint that balr lists, else `main`. `precision` is `fp32`, or `bf16` or `fp16` for the layers before the
-    pooling; `engine` is `torch`, or `openvino` on a CPU; `auto` is the latter where it is installed and gives the same
-    embeddings. Raises CheckpointError or ConfigError.
+    `model_dir` is where the model's files are downloaded to (None: the Hub's own cache); a folder that holds them needs
+    no network. `features` overrides the checkpoint's config. `revision` None means the pinned one of a checkpoint that
+    balr lists, else `main`. `precision` is `fp32`, or `bf16` or `fp16` for the layers before the pooling; `engine` is
+    `torch`, `openvino` (on a CPU), or `auto`, the latter where it is installed and exact. Raises CheckpointError or
+    ConfigError.
     """
 
     _fewest_frames = 0
@@ -70,9 +71,8 @@ class WespeakerModel(EmbeddingsModel):
         self.precision, self.engine = precision, engine
         dtype = checked_precision(precision, self.device)
         check_engine(engine, self.device)
-        self.files = find_checkpoint(
-            model_repo, model_name, config_name=config_name, model_dir=model_dir, revision=revision
-        )
+        where: dict[str, Any] = {"config_name": config_name, "model_dir": model_dir, "revision": revision}
+        self.files = find_checkpoint(model_repo, model_name, **where)
         network = self._load(features)
         example = self._frontend.compute([white_noise(EXAMPLE_SECONDS, self.sample_rate_hz)])[0].unsqueeze(0)
         fold(network, example)
@@ -80,12 +80,11 @@ class WespeakerModel(EmbeddingsModel):
         with torch.inference_mode():
             self.embedding_dim = run_network(network, example).shape[-1]
         self._network = self._network_fp32 = channels_last(network.to(self.device))
-        self._compiled = None if engine == "torch" else self._compile(dtype)
+        self._compiled = self._compile(dtype)
         self.engine = "torch" if self._compiled is None else "openvino"
         if dtype != torch.float32:
             self._lower(dtype, example.to(self.device))
-        self._ragged = RaggedNetwork(self._network, time_dim=self._frontend.time_dim)
-        self._budget = AudioBudget()
+        self._ragged, self._budget = RaggedNetwork(self._network, time_dim=self._frontend.time_dim), AudioBudget()
         self._largest_difference = LARGEST_RELATIVE_DIFFERENCE[dtype]
         log.info("%s from %s on %s", self.architecture, self.files.source, self.device)
 
@@ -104,10 +103,10 @@ class WespeakerModel(EmbeddingsModel):
         can embed, or longer than `max_whole_seconds` without being chunked.
         """
         seconds = [waveform.numel() / self.sample_rate_hz for waveform in waveforms]
-        longest = float("inf") if chunk_seconds is None else max(chunk_seconds, self._shortest_in_16_bits or 0.0)
+        longest = inf if chunk_seconds is None else max(chunk_seconds, self._shortest_in_16_bits or 0.0)
         is_long = [each > longest for each in seconds]
-        max_whole_seconds = float("inf") if max_whole_seconds is None else max_whole_seconds
-        self._refuse_lengths(min(seconds), max(seconds), max_whole_seconds if any(is_long) else float("inf"))
+        max_whole_seconds = max_whole_seconds or inf
+        self._refuse_lengths(min(seconds), max(seconds), max_whole_seconds if any(is_long) else inf)
         with exact_kernels():
             with self.stages.timed("features", self.device):
                 features = self._frontend.compute([waveform.to(self.device) for waveform in waveforms])
@@ -205,17 +204,9 @@ class WespeakerModel(EmbeddingsModel):
         return network
 
     def _compile(self, dtype: torch.dtype) -> CompiledNetwork | None:
-        """Compile the network; None where that was only an offer and cannot be."""
-        mels, time_dim = self._frontend.mels, self._frontend.time_dim
         requests = resolve_loading(DataConfig(), self.device).concurrent_batches
-        try:
-            check_engine("openvino", self.device)
-            return CompiledNetwork(self._network, mels=mels, time_dim=time_dim, dtype=dtype, requests=requests)
-        except ConfigError as error:
-            if self.engine != "auto":
-                raise
-            log.info("torch computes: %s", error)
-            return None
+        settings = {"mels": self._frontend.mels, "time_dim": self._frontend.time_dim, "requests": requests}
+        return compiled(self._network, self.engine, self.device, dtype=dtype, **settings)
 
     def _lower(self, dtype: torch.dtype, example: torch.Tensor) -> None:
         """Convert the network to 16 bits, and keep a copy in fp32 if there is audio that is too short for them."""
@@ -223,7 +214,7 @@ class WespeakerModel(EmbeddingsModel):
         lower_trunk(self._network, dtype, example)
         lowered, exact = (embedder(run, self._frontend, self.device) for run in (self._forward, self._forward_fp32))
         near = shortest_near(lowered, exact, self.sample_rate_hz, shortest=self.shortest_seconds)
-        if self._compiled:
+        if self._compiled is not None:
             self._compiled.left_to_torch = 0
         log.info("16 bits from %.3f s of audio on", near)
         if near > self.shortest_seconds:

@@ -106,9 +106,9 @@ def _histogram(histogram: Curves) -> Figure:
 
 def _tippett(tippett: Curves) -> Figure:
     rows = [
-        {"lr": lr, "share": share, "trials": kind}
+        {"lr": lr, "share": share, "trials": kind, "order": order}
         for kind in ("target", "nontarget")
-        for lr, share in zip(tippett[kind]["lr"], tippett[kind]["share"], strict=True)
+        for order, (lr, share) in enumerate(zip(tippett[kind]["lr"], tippett[kind]["share"], strict=True))
     ]
     chart = (
         _data(rows)
@@ -117,6 +117,7 @@ def _tippett(tippett: Curves) -> Figure:
             x=alt.X("lr:Q", title="log10 LR"),
             y=alt.Y("share:Q", title="share of trials", axis=alt.Axis(format="%")),
             color=alt.Color("trials:N", scale=_KINDS),
+            order="order:Q",
         )
     )
     zero = _data([{"lr": 0}]).mark_rule(strokeDash=[4, 4], opacity=0.5).encode(x="lr:Q")

@@ -38,6 +38,23 @@ def check_engine(engine: str, device: torch.device) -> None:
     log.debug("OpenVINO %s, ONNX %s", openvino.__version__, onnx.__version__)
 
 
+def compiled(network: nn.Module, engine: str, device: torch.device, **settings: Any) -> "CompiledNetwork | None":
+    """Return the network for an engine, None for torch; for `auto` also where OpenVINO cannot run it.
+
+    Raises ConfigError where it was asked for and cannot.
+    """
+    if engine == "torch":
+        return None
+    try:
+        check_engine("openvino", device)
+        return CompiledNetwork(network, **settings)
+    except ConfigError as error:
+        if engine != "auto":
+            raise
+        log.info("torch computes: %s", error)
+        return None
+
+
 class CompiledNetwork:
     """Run batches of one length through a compiled network; what OpenVINO refuses runs in torch.
 
