@@ -82,7 +82,8 @@ def published_table() -> str:
         size = f"{checkpoint.embedding_dim:3}  {checkpoint.parameters_millions:8.1f}"
         lines.append(f"{checkpoint.name:21}  {size}  {eer:14}  {checkpoint.trained_on:13}  {checkpoint.licence}")
         lines.append(f"  {checkpoint.model_repo}  {checkpoint.architecture}")
-    lines += ["demo: small, in balr itself, for demonstrations and tests only."]
+    lines += [f"{'demo':21}  128       1.2  -               LibriSpeech    cc-by-4.0"]
+    lines += ["  in balr itself, for demonstrations and tests only  ECAPA_TDNN"]
     lines += ["EER: % on VoxCeleb1-O, -E, -H as WeSpeaker published it, cosine scores without", "normalisation."]
     return "\n".join(lines)
 

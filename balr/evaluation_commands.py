@@ -39,7 +39,7 @@ def evaluate(
     ] = None,
     enrollment_map: Annotated[
         str | None,
-        typer.Option(help="Models of several utterances: `model utterance [utterance …]`.", metavar="FILE"),
+        typer.Option(help="Models of several utterances: `model utterance [utterance ...]`.", metavar="FILE"),
     ] = None,
     enrollment: Annotated[
         str | None, typer.Option(help="Their average: mean, or mean_of_unit.", metavar="mean|mean_of_unit")

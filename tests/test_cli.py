@@ -114,7 +114,9 @@ def test_models_lists_every_shipped_checkpoint_at_80_columns() -> None:
     assert sum("/wespeaker-" in line for line in lines) == 16 and any("0.80/0.94/1.70" in line for line in lines)
 
 
-@pytest.mark.parametrize("command", [[], ["extract"], ["verify"], ["download"], ["models"]])
+@pytest.mark.parametrize(
+    "command", [[], ["extract"], ["verify"], ["evaluate"], ["report"], ["export"], ["download"], ["models"]]
+)
 def test_help_reads_well_at_80_columns(command: list[str]) -> None:
     output = CliRunner().invoke(cli.app, [*command, "--help"]).output
     assert "Usage: " in output and all(len(line) <= 80 for line in output.splitlines())
@@ -127,7 +129,7 @@ def test_help_of_the_other_entry_point_fits_80_columns_and_names_every_config(
     assert main_module.main(["--help"]) == 0
     output = capsys.readouterr().out
     assert all(len(line) <= 80 for line in output.splitlines())
-    groups = ("data", "store", "shard", "experiment", "hydra/launcher")
+    groups = ("data", "store", "shard", "evaluation", "experiment", "hydra/launcher")
     assert all(path.stem in output for group in groups for path in (config_dir() / group).glob("[!_]*.yaml"))
 
 
