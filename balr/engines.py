@@ -6,7 +6,7 @@ from balr.config import RunConfig
 from balr.data.corpus import Corpus
 from balr.runs.record import Record
 
-_WORTH_COMPILING = 500  # utterances, which take minutes; compiling takes seconds
+WORTH_COMPILING = 500  # utterances, which take minutes; compiling takes seconds
 
 
 def settle_engine(cfg: RunConfig, folder: Path | None, corpus: Corpus) -> None:
@@ -20,5 +20,5 @@ def settle_engine(cfg: RunConfig, folder: Path | None, corpus: Corpus) -> None:
     record = None if folder is None else Record.of(folder, cfg.shard)
     if record and record.model and (record.forcing or not cfg.force):
         model["engine"] = record.model.get("settings", {}).get("engine", "torch")
-    elif len(corpus) < _WORTH_COMPILING:
+    elif len(corpus) < WORTH_COMPILING:
         model["engine"] = "torch"

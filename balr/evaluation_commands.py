@@ -62,7 +62,7 @@ def evaluate(
     \b
     balr evaluate outputs/embeddings/voxceleb1/resnet34_lm veri_test2.txt
     balr evaluate outputs/embeddings/voxceleb2-metadata/resnet34_lm
-    balr evaluate outputs/vox1 vox1_O.txt --mean outputs/vox2 --cohort outputs/vox2
+    balr evaluate outputs/vox1 O.txt --mean outputs/vox2 --cohort outputs/vox2
     balr evaluate outputs/embeddings/voxceleb2-metadata/resnet34_lm --inspect
     """
     given: dict[str, Any] = {

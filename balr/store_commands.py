@@ -94,8 +94,8 @@ def export(
     """Write the embeddings of a folder in another format.
 
     \b
-    balr export outputs/embeddings/voxceleb2/resnet34_lm kaldi/voxceleb2 --to kaldi
-    balr export outputs/embeddings/voxceleb2/resnet34_lm speakers.npz --to npz --per-speaker --normalize l2
+    balr export outputs/embeddings/voxceleb2/resnet34_lm kaldi/vox2 --to kaldi
+    balr export outputs/vox2 speakers.npz --to npz --per-speaker --normalize l2
     """
     from balr.export import export as convert
 

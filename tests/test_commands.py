@@ -86,6 +86,7 @@ def test_the_second_example_works_as_written_save_for_the_device(hub: FakeHub, p
     assert len(list((project / "D").rglob("*_emb.npy"))) == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_over_models_and_launchers_gives_the_same_files(tmp_path: Path, corpus: Path) -> None:
     for name, seed in (("one", 1), ("two", 2)):
         write_checkpoint(tmp_path / name, "CAMPPlus", TINY, seed=seed)
@@ -113,13 +114,12 @@ def test_one_failing_job_of_a_parallel_sweep_does_not_stop_the_other(tmp_path: P
 
 def test_the_demo_embeds_and_evaluates_its_voices(tmp_path: Path) -> None:
     demo = REPOSITORY / "resources" / "demo"
-    arguments = [str(demo / "metadata.csv"), "embeddings/model=demo", "--save-dir", "out"]
-    done = run_command("balr", "extract", *arguments, cwd=tmp_path)
+    arguments = [str(demo / "metadata.csv"), "embeddings/model=demo", "--save-dir", "out", "+evaluation=trials"]
+    done = run_command("balr", "extract", *arguments, f"evaluation.trials={demo / 'trials.csv'}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "out").rglob("*_emb.npy"))) == 32
-    judged = run_command("balr", "evaluate", "out", str(demo / "trials.csv"), cwd=tmp_path)
-    assert judged.returncode == 0 and "48 target and 448 nontarget trials" in judged.stdout
-    assert 0 < float(re.findall(r"^EER +([\d.]+)%", judged.stdout, re.M)[0]) < 25
+    assert "48 target and 448 nontarget trials" in done.stderr
+    assert 0 < float(re.findall(r"^EER +([\d.]+)%", done.stderr, re.M)[0]) < 15
     weights = (demo / "checkpoint" / "avg_model.pt").stat().st_size
     assert weights < 3.5 * (1 << 20)
     assert sum(path.stat().st_size for path in demo.glob("[!c]*/*.flac")) < 1.5 * (1 << 20)

@@ -23,7 +23,7 @@ RAY = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed:
 LAUNCHERS = [
     pytest.param("basic", marks=pytest.mark.slow),
     "joblib_cpu",
-    "submitit_local",
+    pytest.param("submitit_local", marks=pytest.mark.slow),
     pytest.param("ray_cluster", marks=RAY),
 ]
 

@@ -57,7 +57,7 @@ def test_the_union_of_shards_is_the_run_of_the_whole(
         assert (tmp_path / "out" / "metadata.csv").read_bytes() == (tmp_path / "whole" / "metadata.csv").read_bytes()
 
 
-@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("store", ["files", pytest.param("parquet", marks=pytest.mark.slow)])
 def test_merging_by_hand_takes_what_there_is_and_again_changes_nothing(
     balr: Command, corpus: Path, tmp_path: Path, store: str
 ) -> None:

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import CHROMIUM, chromium
-from conftest import run_command, speechlike, write_wav
+from conftest import speechlike, write_wav
 from evaluation.scored import speaker_embeddings
+from typer.testing import CliRunner
 
+from balr import cli
 from balr.config import EvaluationConfig
+from balr.errors import BalrError
 from balr.evaluate import evaluate
 from balr.records import Embedded, Utterance
 from balr.report import report
@@ -99,6 +102,7 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
     assert 0 < float(cells[15]) < 1
 
 
+@pytest.mark.slow
 def test_a_page_of_a_thousand_utterances_is_under_three_megabytes(tmp_path: Path) -> None:
     folder = write_corpus(tmp_path / "store", speakers=50, each=20)
     assert report([folder], tmp_path / "report.html")[0].stat().st_size < 3_000_000
@@ -127,7 +131,7 @@ def test_a_run_that_was_killed_and_one_with_failures_have_a_page(tmp_path: Path)
 
 def test_the_command_says_where_the_page_is_and_refuses_a_folder_without_embeddings(tmp_path: Path) -> None:
     write_corpus(tmp_path / "store")
-    done = run_command("balr", "report", "store", cwd=tmp_path)
-    assert done.returncode == 0 and done.stdout == "store/report.html\n"
-    wrong = run_command("balr", "report", "audio", cwd=tmp_path)
-    assert wrong.returncode == 2 and wrong.stderr == "ERROR audio: holds no embeddings; give the save_dir of a run.\n"
+    done = CliRunner().invoke(cli.app, ["report", "store"])
+    assert done.exit_code == 0 and done.output == "store/report.html\n"
+    with pytest.raises(BalrError, match="audio: holds no embeddings; give the save_dir of a run"):
+        CliRunner().invoke(cli.app, ["report", "audio"], catch_exceptions=False)
