@@ -299,8 +299,9 @@ def report(models: Sequence[str], seconds: float, repeats: int) -> str:
             f"{models[0]}, whole command `balr extract` on {corpora[0].seconds:.0f} s of audio: {balr_seconds:.1f} s, "
             f"of which `import torch` alone takes {torch_seconds:.1f} s; peak memory {peak_mb:.0f} MB.",
             f"Shares of the wall time on one thread: {shares}.",
-            on_a_long_file(corpora[0], checkpoint, folder),
         ]
+        if models[0].startswith("ResNet"):  # others see an utterance whole
+            lines.append(on_a_long_file(corpora[0], checkpoint, folder))
         return "\n".join(lines) + "\n"
 
 
