@@ -49,16 +49,14 @@ def check(cfg: DictConfig) -> RunConfig:
 
     Raises ConfigError that lists all missing values, or names the key that is unknown or has a wrong value.
     """
-    leaves, known = flat(OmegaConf.to_container(cfg, resolve=False)), known_keys()
+    leaves, known = flat(OmegaConf.to_container(cfg, resolve=False)), {"evaluation", *known_keys()}
     missing = [key for key, value in leaves.items() if value == MISSING]
     if missing == ["input"]:
         raise ConfigError("Missing input: a csv, a folder, an audio file or a wav.scp, as in balr extract recordings/.")
     if missing:
         raise ConfigError(f"Missing {', '.join(missing)}: give each as KEY=VALUE.")
     for key in leaves:
-        if (
-            key not in known and key != "evaluation" and not key.startswith("store.")
-        ):  # whose constructor knows its keys
+        if key not in known and not key.startswith("store."):  # whose constructor knows its keys
             raise ConfigError(f"{key}: no such key; --cfg job shows all keys.")
     _take_local_checkpoint(cfg.embeddings.model)
     run: RunConfig = OmegaConf.to_object(cfg)  # type: ignore[assignment]

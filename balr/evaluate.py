@@ -14,7 +14,7 @@ from balr.errors import InputError
 from balr.evaluation import pairs, scoring
 from balr.evaluation.inspection import Inspection, Suspect, Utterances
 from balr.evaluation.inspection import inspect as inspect_utterances
-from balr.evaluation.judgement import Judgement, Scored, judge
+from balr.evaluation.judgement import CAUTION, Judgement, Scored, judge
 from balr.evaluation.metrics import ScoreCounts, count_scores
 from balr.evaluation.results import write_results
 from balr.evaluation.source import Embeddings, read_embeddings
@@ -60,7 +60,6 @@ def inspect(save_dir: Path, *, mean: str = "self", out: Path | None = None) -> t
     own = read_embeddings(save_dir)
     found = inspect_utterances(Utterances(own.ids, own.names, own.matrix, own.seconds), mean=_mean(own, mean))
     path = (out or save_dir / "evaluation") / SUSPECTS
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = ({**asdict(one), "value": f"{one.value:.6g}"} for one in found.suspects)
     write_csv(path, [field.name for field in fields(Suspect)], rows)
     return found, path
@@ -90,7 +89,8 @@ def _session_counts(
 ) -> dict[str, ScoreCounts]:
     """Count all pairs where only a sample is listed; and pairs across sessions, where ids name sessions."""
     named = [pairs.session_of(id_) for id_ in own.ids]
-    sessions = pairs.numbered([f"{one}" for one in named]) if all(named) else None
+    of_speaker = [f"{speaker}/{session}" for speaker, session in zip(own.speakers, named, strict=True)]
+    sessions = pairs.numbered(of_speaker) if all(named) else None
     if "listed" in trials.source:
         units = scoring.unit(own.matrix if mean is None else own.matrix - mean)
         return pairs.pairs_by_histogram(units, own.speakers, sessions)
@@ -195,5 +195,4 @@ def as_text(judgement: Judgement, folder: Path) -> str:
     """Return what a person reads on a terminal."""
     heading = f"{judgement.targets:,} target and {judgement.nontargets:,} nontarget trials"
     tables = [render(table) for table in judgement.tables()]
-    caution = "Thresholds hold for this corpus, model, mean and normalisation, and for recordings as long as these."
-    return "\n\n".join([heading, *tables, f"{caution}\nresults  {relative(folder)}"])
+    return "\n\n".join([heading, *tables, f"{CAUTION}\nresults  {relative(folder)}"])

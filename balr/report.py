@@ -13,7 +13,7 @@ import numpy as np
 
 from balr.atomic import whole_file
 from balr.config import EvaluationConfig
-from balr.errors import InputError, OutputError, one_line
+from balr.errors import InputError, one_line
 from balr.evaluate import evaluate
 from balr.evaluation.figures import evaluation_figures
 from balr.evaluation.inspection import Inspection, Utterances, inspect
@@ -72,10 +72,6 @@ def report(folders: Sequence[Path], out: Path, *, figures: Path | None = None) -
             written += write_figures([one for section in found for one in section.figures], figures, prefix=prefix)
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     text = page(f"Speaker embeddings: {title}", sections)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out.parent}: cannot be made: {error.strerror or error}.") from error
     with whole_file(out) as file:
         file.write(text.encode("utf-8", errors="replace"))
     return written
@@ -107,14 +103,10 @@ def _sections(run: Run, out: Path) -> list[Section]:
         )
     ]
     if run.evaluation:
-        counts = run.evaluation["trial_counts"]
-        told = (
-            f"{counts['targets']:,} target and {counts['nontargets']:,} nontarget trials: {run.evaluation['trials']}."
-        )
-        told += f" Score: {run.evaluation['score']}; mean subtracted: {run.evaluation['mean']}."
-        html = (
-            f"<h2>Evaluation</h2><p>{escape(told)}</p>{metrics_table(run.evaluation)}{decision_table(run.evaluation)}"
-        )
+        of, counts = run.evaluation, run.evaluation["trial_counts"]
+        summary = f"{counts['targets']:,} target and {counts['nontargets']:,} nontarget trials: {of['trials']}."
+        summary += f" Score: {of['score']}; mean subtracted: {of['mean']}."
+        html = f"<h2>Evaluation</h2><p>{escape(summary)}</p>{metrics_table(of)}{decision_table(of)}"
         sections.append(Section(html, tuple(evaluation_figures(dict(run.curves)))))
         sections.append(Section(f"<h3>Worst errors</h3>{worst_errors(run.curves, run.own)}"))
     html = f"<h2>Corpus</h2>{suspects(found)}"

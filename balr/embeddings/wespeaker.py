@@ -12,16 +12,16 @@ import torch
 
 from balr.atomic import sha256
 from balr.checkpoints import find_checkpoint
-from balr.config import DataConfig, FeaturesConfig
+from balr.config import FeaturesConfig
 from balr.data.batching import group_by_length
 from balr.embeddings.architectures import run_network
 from balr.embeddings.audio_budget import AudioBudget
 from balr.embeddings.base import EmbeddingsModel
-from balr.embeddings.devices import resolve_loading, select_device
+from balr.embeddings.devices import select_device
 from balr.embeddings.exact.attention import attend_in_blocks
 from balr.embeddings.exact.chunking import ChunkedNetwork, make_chunked
 from balr.embeddings.exact.folding import channels_last, fold
-from balr.embeddings.exact.openvino import CompiledNetwork, check_engine, compiled
+from balr.embeddings.exact.openvino import check_engine, compiled
 from balr.embeddings.exact.padding import RaggedNetwork, by_group, rows_by_length
 from balr.embeddings.exact.precision import LARGEST_RELATIVE_DIFFERENCE, checked_precision, exact_kernels, lower_trunk
 from balr.embeddings.exact.probe import (
@@ -71,8 +71,9 @@ class WespeakerModel(EmbeddingsModel):
         self.precision, self.engine = precision, engine
         dtype = checked_precision(precision, self.device)
         check_engine(engine, self.device)
-        where: dict[str, Any] = {"config_name": config_name, "model_dir": model_dir, "revision": revision}
-        self.files = find_checkpoint(model_repo, model_name, **where)
+        self.files = find_checkpoint(
+            model_repo, model_name, config_name=config_name, model_dir=model_dir, revision=revision
+        )
         network = self._load(features)
         example = self._frontend.compute([white_noise(EXAMPLE_SECONDS, self.sample_rate_hz)])[0].unsqueeze(0)
         fold(network, example)
@@ -80,11 +81,13 @@ class WespeakerModel(EmbeddingsModel):
         with torch.inference_mode():
             self.embedding_dim = run_network(network, example).shape[-1]
         self._network = self._network_fp32 = channels_last(network.to(self.device))
-        self._compiled = self._compile(dtype)
+        mels, time_dim = self._frontend.mels, self._frontend.time_dim
+        self._compiled = compiled(self._network, engine, self.device, mels=mels, time_dim=time_dim, dtype=dtype)
         self.engine = "torch" if self._compiled is None else "openvino"
         if dtype != torch.float32:
             self._lower(dtype, example.to(self.device))
-        self._ragged, self._budget = RaggedNetwork(self._network, time_dim=self._frontend.time_dim), AudioBudget()
+        self._ragged = RaggedNetwork(self._network, time_dim=time_dim)
+        self._budget = AudioBudget()
         self._largest_difference = LARGEST_RELATIVE_DIFFERENCE[dtype]
         log.info("%s from %s on %s", self.architecture, self.files.source, self.device)
 
@@ -202,11 +205,6 @@ class WespeakerModel(EmbeddingsModel):
         load_weights(network, self.files.weights)
         self.architecture, self.sample_rate_hz = config.architecture, self._frontend.sample_rate_hz
         return network
-
-    def _compile(self, dtype: torch.dtype) -> CompiledNetwork | None:
-        requests = resolve_loading(DataConfig(), self.device).concurrent_batches
-        settings = {"mels": self._frontend.mels, "time_dim": self._frontend.time_dim, "requests": requests}
-        return compiled(self._network, self.engine, self.device, dtype=dtype, **settings)
 
     def _lower(self, dtype: torch.dtype, example: torch.Tensor) -> None:
         """Convert the network to 16 bits, and keep a copy in fp32 if there is audio that is too short for them."""

@@ -51,9 +51,11 @@ def _det_interval(scored: Scored, draws: int) -> Curves:
         at = np.interp(asked, rates.false_alarm[::-1], rates.miss[::-1])
         return {str(number): float(miss) for number, miss in enumerate(at)}
 
-    if not draws or not len(asked):
+    found = {}
+    if draws and len(asked):
+        found = intervals(scored.scores, scored.is_target, scored.speakers, misses, draws=draws)
+    if not found:
         return {"false_alarm": [], "low": [], "high": []}
-    found = intervals(scored.scores, scored.is_target, scored.speakers, misses, draws=draws)
     low, high = np.array([found[str(number)] for number in range(len(asked))]).T
     return {"false_alarm": _listed(asked), "low": _listed(low), "high": _listed(high)}
 

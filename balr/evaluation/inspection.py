@@ -1,4 +1,4 @@
-"""What embeddings tell of a corpus without trials: likely label errors, duplicates and odd recordings.
+"""What embeddings show of a corpus without trials: likely label errors, duplicates and odd recordings.
 
 An utterance is compared with those of other sessions, as a label is often wrong for a whole session (VoxCeleb's faces).
 """
@@ -127,7 +127,7 @@ def _duplicates(utterances: Utterances, nearest: Indices, cosine: Matrix, querie
 def _labels(utterances: Utterances, units: Matrix, speakers: Indices, sessions: Indices) -> Iterator[Suspect]:
     """Yield utterances nearer to another speaker's mean than to their own's, speakers alike, and the worst speakers."""
     known = np.flatnonzero(speakers >= 0)
-    numbers, speaker = np.unique(speakers[known], return_inverse=True)
+    numbers, first, speaker = np.unique(speakers[known], return_index=True, return_inverse=True)
     sums = np.zeros((len(numbers), units.shape[1]), np.float32)
     np.add.at(sums, speaker, units[known])
     groups, session = np.unique(np.stack([speaker, sessions[known]], axis=1), axis=0, return_inverse=True)
@@ -144,7 +144,7 @@ def _labels(utterances: Utterances, units: Matrix, speakers: Indices, sessions: 
         cosines = units[known[part]] @ means.T
         cosines[np.arange(len(cosines)), speaker[part]] = -2
         rivals[part], rival[part] = cosines.argmax(axis=1), cosines.max(axis=1)
-    names = [utterances.speakers[known[int(np.argmax(speaker == number))]] for number in range(len(numbers))]
+    names = [utterances.speakers[row] for row in known[first]]
     suspicion = np.where(is_judged, rival - own, -np.inf)
     for row in np.argsort(-suspicion, kind="stable"):
         if suspicion[row] <= 0:

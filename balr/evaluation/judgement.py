@@ -1,7 +1,7 @@
 """All metrics of a set of scored trials, with intervals, as a record that a file keeps and a person reads."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -35,6 +35,9 @@ TITLES = {
     "min_cllr": "min Cllr",
     "cllr": "Cllr, calibrated on other speakers",
 }
+METRIC_COLUMNS = ("metric", "value", "95% interval")
+DECISION_COLUMNS = ("threshold for", "threshold", "miss", "95% interval", "false alarm", "95% interval")
+CAUTION = "Thresholds hold for this corpus, model, mean and normalisation, and for recordings as long as these."
 
 
 @dataclass(frozen=True)
@@ -75,24 +78,31 @@ class Judgement:
 
     def tables(self) -> list[Table]:
         """Return the tables of metrics and of thresholds."""
-        metrics = _table("metric", "value", "95% interval")
-        for name, value in self.metrics.items():
-            is_rate = name.startswith("eer")
-            interval = self.intervals.get(name)
-            shown = "-" if interval is None else " to ".join(_number(one, is_rate) for one in interval)
-            metrics.add_row(TITLES[name], _number(value, is_rate), shown)
-        decisions = _table("threshold for", "threshold", "miss", "95% interval", "false alarm", "95% interval")
-        for point in self.points:
-            cells = []
-            for kind, value in (("miss", point.miss), ("false_alarm", point.false_alarm)):
-                interval = self.intervals.get(f"{point.name}: {kind}")
-                cells += [
-                    _number(value, True),
-                    "-" if interval is None else " to ".join(_number(x, True) for x in interval),
-                ]
-            threshold = f"{point.threshold:.4f}" if math.isfinite(point.threshold) else "reject all"
-            decisions.add_row(point.name, threshold, *cells)
-        return [metrics, decisions]
+        shown = self.as_json()
+        return [_table(METRIC_COLUMNS, metric_rows(shown)), _table(DECISION_COLUMNS, decision_rows(shown))]
+
+
+def metric_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return the metrics in evaluation.json as cells of a table."""
+    rows: list[tuple[str, ...]] = []
+    for name, metric in evaluation["metrics"].items():
+        written = percent if name.startswith("eer") else "{:.3f}".format
+        rows.append((TITLES[name], written(metric["value"]), _interval(metric["interval"], written)))
+    return rows
+
+
+def decision_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return the thresholds in evaluation.json, and what they do, as cells of a table."""
+    rows = []
+    for point in evaluation["decisions"]:
+        threshold = "reject all" if point["threshold"] is None else f"{point['threshold']:.4f}"
+        rates = [
+            cell
+            for kind in ("miss", "false_alarm")
+            for cell in (percent(point[kind]), _interval(point[f"{kind}_interval"], percent))
+        ]
+        rows.append((point["name"], threshold, *rates))
+    return rows
 
 
 def judge(scored: Scored, *, counts: Mapping[str, ScoreCounts], draws: int, facts: Mapping[str, Any]) -> Judgement:
@@ -150,16 +160,18 @@ def percent(rate: float) -> str:
     return f"{100 * rate:.2f}%"
 
 
-def _number(value: float, is_rate: bool) -> str:
-    return percent(value) if is_rate else f"{value:.3f}"
+def _interval(interval: Interval | None, written: Callable[[float], str]) -> str:
+    return "-" if interval is None else " to ".join(map(written, interval))
 
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _table(*names: str) -> Table:
+def _table(columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in names:
-        table.add_column(name, justify="left" if name in ("metric", "threshold for") else "right")
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
     return table

@@ -11,6 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from balr.atomic import whole_file
 from balr.evaluation.figures import Figure
 
 _WIDE = ("similarity", "map")
@@ -77,7 +78,6 @@ def write_figures(figures: Iterable[Figure], folder: Path, *, prefix: str = "") 
     """Write each figure as svg, png and pdf, and return the files."""
     import vl_convert
 
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for figure in figures:
         spec = {**figure.spec(), "background": "white"}
@@ -88,7 +88,8 @@ def write_figures(figures: Iterable[Figure], folder: Path, *, prefix: str = "") 
             ("pdf", vl_convert.vegalite_to_pdf(spec)),
         ):
             written.append(folder / f"{prefix}{figure.name}.{suffix}")
-            written[-1].write_bytes(content)
+            with whole_file(written[-1]) as file:
+                file.write(content)
     return written
 
 

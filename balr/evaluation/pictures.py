@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -57,8 +58,11 @@ def snippet(own: Embeddings, row: int) -> str:
     utterance = utterance_of(own.folder, cells)
     if utterance.audio is None or not utterance.audio.is_file():
         return ""
+    part = utterance.part
+    if own.seconds[row] > _SNIPPET_SECONDS:
+        part = replace(part, end_seconds=part.start_seconds + _SNIPPET_SECONDS)
     try:
-        waveform = load_waveform(utterance.audio, _SNIPPET_HZ, part=utterance.part).numpy()
+        waveform = load_waveform(utterance.audio, _SNIPPET_HZ, part=part).numpy()
     except (BalrError, OSError):
         return ""
     sound = io.BytesIO()

@@ -24,12 +24,13 @@ def write_results(
     out: Path, judgement: Judgement, scored: Scored, trials: Trials, names: list[str], settings: EvaluationConfig
 ) -> None:
     """Write the numbers of an evaluation, the curves of its page, and the scores of its trials. Raises OutputError."""
-    out.mkdir(parents=True, exist_ok=True)
     lines = curves(judgement, scored, draws=settings.bootstrap) | {"worst": _worst(scored, trials, names)}
     for name, content in ((EVALUATION, judgement.as_json()), (CURVES, lines)):
         with whole_file(out / name) as file:
             indent = 2 if name == EVALUATION else None
             file.write(json.dumps(content, indent=indent, allow_nan=False).encode() + b"\n")
+    for name in ("scores.csv", "scores.parquet"):  # one of another evaluation would pass for this one's
+        (out / name).unlink(missing_ok=True)
     format_ = settings.scores or ("csv" if len(trials) <= _MOST_CSV else "parquet")
     if format_ == "parquet":
         columns = {

@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from balr.evaluation.inspection import Inspection
-from balr.evaluation.judgement import TITLES, percent
+from balr.evaluation.judgement import CAUTION, DECISION_COLUMNS, METRIC_COLUMNS, decision_rows, metric_rows
 from balr.evaluation.page import Html, table
 from balr.evaluation.pictures import snippet
 from balr.evaluation.source import Embeddings
@@ -15,26 +15,12 @@ _SHOWN = 30
 
 def metrics_table(evaluation: Mapping[str, Any]) -> str:
     """Return the metrics of an evaluation."""
-    rows = []
-    for name, metric in evaluation["metrics"].items():
-        shown = percent if name.startswith("eer") else "{:.3f}".format
-        interval = " to ".join(shown(one) for one in metric["interval"]) if metric["interval"] else "-"
-        rows.append((TITLES[name], shown(metric["value"]), interval))
-    return table(("metric", "value", "95% interval"), rows, numbers=("value", "95% interval"))
+    return table(METRIC_COLUMNS, metric_rows(evaluation), numbers=METRIC_COLUMNS[1:])
 
 
 def decision_table(evaluation: Mapping[str, Any]) -> str:
     """Return the thresholds of an evaluation, and what they do."""
-    rows = []
-    for point in evaluation["decisions"]:
-        cells = [point["name"], "reject all" if point["threshold"] is None else f"{point['threshold']:.4f}"]
-        for kind in ("miss", "false_alarm"):
-            interval = point[f"{kind}_interval"]
-            cells += [percent(point[kind]), " to ".join(percent(one) for one in interval) if interval else "-"]
-        rows.append(cells)
-    columns = ("threshold for", "threshold", "misses", "95% interval", "false alarms", "95% interval ")
-    caution = "Thresholds hold for this corpus, model, mean and normalisation, and for recordings as long as these."
-    return table(columns, rows, numbers=columns[1:]) + f"<p>{caution}</p>"
+    return table(DECISION_COLUMNS, decision_rows(evaluation), numbers=DECISION_COLUMNS[1:]) + f"<p>{CAUTION}</p>"
 
 
 def worst_errors(curves: Mapping[str, Any], own: Embeddings) -> str:

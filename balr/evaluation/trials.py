@@ -61,8 +61,7 @@ def read_trials(
         names = column.dictionary.to_pylist()
         rows = np.array([numbered.get(name, -1) if name in numbered else lookup(name) for name in names], np.int64)
         sides.append(rows[column.indices.to_numpy()])
-    if not allow_missing:
-        lookup.refuse_unknown(path)
+    lookup.refuse_missing(path, allow_unknown=allow_missing)
     is_target = _classes(labels.dictionary.to_pylist(), path)[labels.indices.to_numpy()]
     known = (sides[0] >= 0) & (sides[1] >= 0)
     enrollment, test, is_target = sides[0][known], sides[1][known], is_target[known]
@@ -76,7 +75,7 @@ def read_trials(
 
 
 class Lookup:
-    """Find the row of an id; remember those that are unknown or fit several."""
+    """Find the row of an id; remember the ids that no embedding has, and those that fit several."""
 
     def __init__(self, ids: Sequence[str]) -> None:
         self._rows = {id_: row for row, id_ in enumerate(ids)}
@@ -97,13 +96,14 @@ class Lookup:
         (self.ambiguous if rows else self.unknown).append(name)
         return -1
 
-    def refuse_unknown(self, path: Path) -> None:
-        """Raise InputError where ids were not found."""
-        for what, names in (("have no embedding", self.unknown), ("fit several embeddings", self.ambiguous)):
+    def refuse_missing(self, path: Path, *, allow_unknown: bool) -> None:
+        """Raise InputError where ids were not found, or fit several embeddings."""
+        unknown = [] if allow_unknown else self.unknown
+        for what, names in (("have no embedding", unknown), ("fit several embeddings", self.ambiguous)):
             if names:
                 shown = ", ".join(sorted(names)[:_SHOWN])
                 more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-                hint = "; --allow-missing leaves their trials out" if names is self.unknown else ""
+                hint = "; --allow-missing leaves their trials out" if names is unknown else ""
                 raise InputError(f"{path}: {len(names):,} ids {what}: {shown}{more}{hint}.")
 
 

@@ -11,7 +11,7 @@ from conftest import Command, rows, run_command
 from evaluation.scored import speaker_embeddings, write_store
 
 from balr.config import EvaluationConfig
-from balr.errors import BalrError
+from balr.errors import BalrError, OutputError
 from balr.evaluate import evaluate
 from balr.evaluation.judgement import Judgement
 
@@ -60,11 +60,10 @@ def test_results_say_what_they_are_of_and_scores_are_listed(store: Folder, tmp_p
         sides = centred[ids.index(one)], centred[ids.index(other)]
         expected = sides[0] @ sides[1] / np.prod([np.linalg.norm(side) for side in sides])
         assert float(row["score"]) == pytest.approx(expected, abs=2e-6)
+    scores = [float(row["score"]) for row in rows(folder / "scores.csv")]
     evaluate(store, EvaluationConfig(trials=str(trials), bootstrap=0, scores="parquet"))
-    table = pq.read_table(folder / "scores.parquet")
-    assert table["score"].to_pylist() == pytest.approx(
-        [float(row["score"]) for row in rows(folder / "scores.csv")], abs=1e-6
-    )
+    assert pq.read_table(folder / "scores.parquet")["score"].to_pylist() == pytest.approx(scores, abs=1e-6)
+    assert not (folder / "scores.csv").exists()
 
 
 def test_speakers_are_taken_from_target_trials_or_from_folders_where_no_list_names_them(tmp_path: Path) -> None:
@@ -152,6 +151,18 @@ def test_what_does_not_fit_is_one_line(
     with pytest.raises(BalrError) as error:
         judged(Path("store"), **settings)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_intervals_that_no_draw_can_give_are_left_out(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", *speaker_embeddings(speakers=2, each=2))
+    for bootstrap in (1, 2, 3):  # a draw of one speaker alone has no nontarget trial
+        assert judged(store, bootstrap=bootstrap).metrics["eer"] >= 0
+
+
+def test_results_that_cannot_be_written_are_one_line(store: Folder, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file/x"):
+        judged(store, out=str(tmp_path / "file" / "x"))
 
 
 def test_nan_in_an_embedding_is_named(tmp_path: Path) -> None:

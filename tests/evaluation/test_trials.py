@@ -90,8 +90,10 @@ def test_trials_that_come_twice_are_told_and_count_as_listed(tmp_path: Path, cap
 
 
 def test_an_id_that_fits_two_embeddings_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"1 ids fit several embeddings: s0/a\.wav"):
-        read_trials(written(tmp_path, "1 s0/a.wav s0/b\n"), ["s0/a.flac", "s0/a.mp3", "s0/b"])
+    for allow_missing in (False, True):
+        with pytest.raises(InputError, match=r"1 ids fit several embeddings: s0/a\.wav"):
+            ids = ["s0/a.flac", "s0/a.mp3", "s0/b"]
+            read_trials(written(tmp_path, "1 s0/a.wav s0/b\n"), ids, allow_missing=allow_missing)
 
 
 def test_enrollment_models_of_several_utterances_get_rows_of_their_own(tmp_path: Path) -> None:

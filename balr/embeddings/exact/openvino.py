@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from balr.config import DataConfig
 from balr.embeddings.architectures import run_network
+from balr.embeddings.devices import resolve_loading
 from balr.embeddings.exact.precision import LARGEST_RELATIVE_DIFFERENCE, refuse_far, relative_difference
 from balr.errors import ConfigError
 
@@ -38,7 +40,9 @@ def check_engine(engine: str, device: torch.device) -> None:
     log.debug("OpenVINO %s, ONNX %s", openvino.__version__, onnx.__version__)
 
 
-def compiled(network: nn.Module, engine: str, device: torch.device, **settings: Any) -> "CompiledNetwork | None":
+def compiled(
+    network: nn.Module, engine: str, device: torch.device, *, mels: int, time_dim: int, dtype: torch.dtype
+) -> "CompiledNetwork | None":
     """Return the network for an engine, None for torch; for `auto` also where OpenVINO cannot run it.
 
     Raises ConfigError where it was asked for and cannot.
@@ -47,7 +51,8 @@ def compiled(network: nn.Module, engine: str, device: torch.device, **settings: 
         return None
     try:
         check_engine("openvino", device)
-        return CompiledNetwork(network, **settings)
+        requests = resolve_loading(DataConfig(), device).concurrent_batches
+        return CompiledNetwork(network, mels=mels, time_dim=time_dim, dtype=dtype, requests=requests)
     except ConfigError as error:
         if engine != "auto":
             raise
