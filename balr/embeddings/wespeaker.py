@@ -23,6 +23,7 @@ from balr.embeddings.exact.chunking import ChunkedNetwork, make_chunked
 from balr.embeddings.exact.folding import channels_last, fold
 from balr.embeddings.exact.openvino import check_engine, compiled
 from balr.embeddings.exact.padding import RaggedNetwork, by_group, rows_by_length
+from balr.embeddings.exact.pointwise import run_pointwise_in_onednn
 from balr.embeddings.exact.precision import LARGEST_RELATIVE_DIFFERENCE, checked_precision, exact_kernels, lower_trunk
 from balr.embeddings.exact.probe import (
     EXAMPLE_SECONDS,
@@ -84,6 +85,7 @@ class WespeakerModel(EmbeddingsModel):
         mels, time_dim = self._frontend.mels, self._frontend.time_dim
         self._compiled = compiled(self._network, engine, self.device, mels=mels, time_dim=time_dim, dtype=dtype)
         self.engine = "torch" if self._compiled is None else "openvino"
+        run_pointwise_in_onednn(self._network, example.to(self.device))
         if dtype != torch.float32:
             self._lower(dtype, example.to(self.device))
         self._ragged = RaggedNetwork(self._network, time_dim=time_dim)

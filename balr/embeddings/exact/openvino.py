@@ -1,4 +1,4 @@
-"""OpenVINO instead of torch on a CPU: the same network, compiled for the processor. An optional extra."""
+"""OpenVINO instead of torch on a CPU: the same network, compiled for the processor."""
 
 import logging
 import threading
@@ -63,8 +63,8 @@ def compiled(
 class CompiledNetwork:
     """Run batches of one length through a compiled network; what OpenVINO refuses runs in torch.
 
-    `time_dim` is the dimension of the frames in a
-    batch of features. `left_to_torch` counts the batches that ran in torch.
+    `time_dim` is the dimension of the frames in a batch of features. `left_to_torch` counts the batches that ran in
+    torch.
     """
 
     def __init__(self, network: nn.Module, *, mels: int, time_dim: int, dtype: torch.dtype, requests: int) -> None:

@@ -1,0 +1,51 @@
+"""Convolutions of one frame through oneDNN: on one thread torch gives them to a slower matrix product."""
+
+import logging
+
+import torch
+from torch import nn
+
+from balr.embeddings.architectures import run_network
+from balr.embeddings.exact.precision import relative_difference
+
+log = logging.getLogger(__name__)
+
+_LARGEST_RELATIVE_DIFFERENCE = 1e-5
+
+
+class _PointwiseConv1d(nn.Conv1d):
+    def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        as_2d = input.unsqueeze(2), weight.unsqueeze(2)  # (batch, channels, 1, frames), (out, channels, 1, 1)
+        return torch.mkldnn_convolution(*as_2d, bias, (0, 0), (1, *self.stride), (1, 1), 1).squeeze(2)
+
+
+class _PointwiseConv2d(nn.Conv2d):
+    def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return torch.mkldnn_convolution(input, weight, bias, (0, 0), self.stride, (1, 1), 1)
+
+
+def run_pointwise_in_onednn(network: nn.Module, example: torch.Tensor) -> None:
+    """Let oneDNN run, in place, the convolutions of one frame of a network that is on a CPU.
+
+    torch itself does so except in fp32 on one thread (`use_mkldnn` in ATen's Convolution.cpp), where current processors
+    are faster with it, too. If the embedding of the features `example` `(1, frames, mels)` changes, all is undone.
+    """
+    if example.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return
+    layers = {module: type(module) for module in network.modules() if _is_pointwise(module)}
+    with torch.inference_mode():
+        reference = run_network(network, example)
+        for layer in layers:
+            layer.__class__ = _PointwiseConv1d if isinstance(layer, nn.Conv1d) else _PointwiseConv2d
+        difference = relative_difference(run_network(network, example), reference)
+    log.debug("%d convolutions of one frame in oneDNN, relative difference %.1e", len(layers), difference)
+    if not difference < _LARGEST_RELATIVE_DIFFERENCE:
+        log.warning("convolutions of one frame stay in torch: the output would change by %.1e", difference)
+        for layer, original in layers.items():
+            layer.__class__ = original
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    if not isinstance(module, nn.Conv1d | nn.Conv2d) or type(module) not in (nn.Conv1d, nn.Conv2d):
+        return False
+    return module.groups == 1 and set(module.kernel_size) == {1} and set(module.padding) == {0}
