@@ -1,4 +1,4 @@
-"""Convolutions of one frame through oneDNN: on one thread torch gives them to a slower matrix product."""
+"""Large convolutions of one frame in oneDNN: on one thread torch gives them to a slower matrix product."""
 
 import logging
 
@@ -11,6 +11,7 @@ from balr.embeddings.exact.precision import relative_difference
 log = logging.getLogger(__name__)
 
 _LARGEST_RELATIVE_DIFFERENCE = 1e-5
+_FEWEST_WEIGHTS = 200_000  # oneDNN prepares a layer for each new length, which is worth it for large ones
 
 
 class _PointwiseConv1d(nn.Conv1d):
@@ -25,14 +26,14 @@ class _PointwiseConv2d(nn.Conv2d):
 
 
 def run_pointwise_in_onednn(network: nn.Module, example: torch.Tensor) -> None:
-    """Let oneDNN run, in place, the convolutions of one frame of a network that is on a CPU.
+    """Let oneDNN run, in place, the large convolutions of one frame of a network that is on a CPU.
 
     torch itself does so except in fp32 on one thread (`use_mkldnn` in ATen's Convolution.cpp), where current processors
     are faster with it, too. If the embedding of the features `example` `(1, frames, mels)` changes, all is undone.
     """
     if example.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return
-    layers = {module: type(module) for module in network.modules() if _is_pointwise(module)}
+    layers = {module: type(module) for module in network.modules() if _is_large_pointwise(module)}
     with torch.inference_mode():
         reference = run_network(network, example)
         for layer in layers:
@@ -45,7 +46,9 @@ def run_pointwise_in_onednn(network: nn.Module, example: torch.Tensor) -> None:
             layer.__class__ = original
 
 
-def _is_pointwise(module: nn.Module) -> bool:
+def _is_large_pointwise(module: nn.Module) -> bool:
     if not isinstance(module, nn.Conv1d | nn.Conv2d) or type(module) not in (nn.Conv1d, nn.Conv2d):
+        return False
+    if module.weight.numel() < _FEWEST_WEIGHTS:
         return False
     return module.groups == 1 and set(module.kernel_size) == {1} and set(module.padding) == {0}

@@ -1,4 +1,4 @@
-"""Convolutions of one frame in oneDNN: the same embeddings, the layers' own weights, and a way back."""
+"""Large convolutions of one frame in oneDNN: the same embeddings, the layers' own weights, and a way back."""
 
 from copy import deepcopy
 
@@ -15,7 +15,6 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 NETWORKS = {
     "ECAPA_TDNN_c512": {"feat_dim": 80, "embed_dim": 192, "pooling_func": "ASTP"},
     "CAMPPlus": {"feat_dim": 80, "embed_dim": 512, "pooling_func": "TSTP"},
-    "ResNet18": {"feat_dim": 80, "embed_dim": 256, "pooling_func": "TSTP"},
 }
 EXAMPLE = torch.randn(1, 70, 80, generator=torch.Generator().manual_seed(1))
 
