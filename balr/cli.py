@@ -15,6 +15,7 @@ from balr.errors import BalrError, one_line
 from balr.evaluation_commands import evaluate, report
 from balr.logs import open_missing_streams
 from balr.overrides import split_commas, split_words, to_overrides
+from balr.shutdown import end_process
 from balr.store_commands import AudioFormats, RootDir, export, merge, verify
 from balr.suggestions import complete_override, complete_value, suggest
 
@@ -37,10 +38,15 @@ class Shown(StrEnum):
 
 
 def main() -> None:
-    """Run the `balr` command; an error is one line and exit code 2."""
+    """Be the process of the `balr` command."""
+    end_process(run_command())
+
+
+def run_command() -> int:
+    """Run the `balr` command and return its exit code; an error is one line and exit code 2."""
     open_missing_streams()
     try:
-        raise SystemExit(app(standalone_mode=False))
+        return app(standalone_mode=False) or 0
     except OSError as error:
         if error.filename is None:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -50,10 +56,10 @@ def main() -> None:
         message = str(error)
     except _USAGE_ERROR as error:
         if len(sys.argv) == 1:  # its message is the help
-            raise SystemExit(app(["--help"], standalone_mode=False)) from None
+            return app(["--help"], standalone_mode=False) or 0
         message = suggest(error, sys.argv[1:])
     sys.stderr.write(f"ERROR {message}\n")
-    raise SystemExit(2)
+    return 2
 
 
 def _show_version(wanted: bool) -> None:

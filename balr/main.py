@@ -17,6 +17,7 @@ from balr.errors import BalrError, one_line
 from balr.hydra_errors import FLAGS_WITH_VALUE, explain, refuse_odd_arguments
 from balr.jobs import DONE, REFUSED, run_job
 from balr.logs import open_missing_streams
+from balr.shutdown import end_process
 
 INTERRUPTED = 130
 
@@ -87,4 +88,4 @@ def _whole_exceptions() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -158,9 +158,7 @@ def test_a_mistyped_command_is_one_line_that_suggests_what_was_meant(
 ) -> None:
     (tmp_path / "recordings").mkdir()
     monkeypatch.setattr(sys, "argv", ["balr", *typed.split()])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 2 and suggested in one_error_line()
+    assert cli.run_command() == 2 and suggested in one_error_line()
 
 
 def test_input_options_and_overrides_stand_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:

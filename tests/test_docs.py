@@ -103,9 +103,7 @@ def run(line: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if is_hydra:
         assert main() == 0, f"{where}: {line}"
         return
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert not ended.value.code, f"{where}: {line}"
+    assert cli.run_command() == 0, f"{where}: {line}"
 
 
 @pytest.mark.parametrize("name", DOCS)

@@ -50,9 +50,7 @@ def silent_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 def balr_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["balr", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0)
+    return cli.run_command()
 
 
 def test_a_folder_that_holds_the_files_needs_no_network(hub: FakeHub, tiny_checkpoint: Path) -> None:

@@ -55,3 +55,19 @@ def test_a_thread_without_signals_gets_a_flag_that_nobody_sets() -> None:
     thread.start()
     thread.join()
     assert found == [False]
+
+
+def test_the_process_ends_with_its_code_after_what_is_registered_for_its_exit() -> None:
+    program = (
+        "import atexit, threading, time\n"
+        "from balr.shutdown import end_process\n"
+        "atexit.register(print, 'registered')\n"
+        "{before}"
+        "print('printed')\n"
+        "end_process(3)\n"
+    )
+    thread = "threading.Thread(target=lambda: (time.sleep(0.3), print('waited for'))).start()\n"
+    for before, printed in (("", "printed\nregistered\n"), (thread, "printed\nwaited for\nregistered\n")):
+        command = [sys.executable, "-c", program.format(before=before)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (3, printed), done.stderr

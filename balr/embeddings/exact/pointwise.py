@@ -34,6 +34,8 @@ def run_pointwise_in_onednn(network: nn.Module, example: torch.Tensor) -> None:
     if example.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return
     layers = {module: type(module) for module in network.modules() if _is_large_pointwise(module)}
+    if not layers:
+        return
     with torch.inference_mode():
         reference = run_network(network, example)
         for layer in layers:
