@@ -21,7 +21,7 @@ from balr.embeddings.devices import select_device
 from balr.embeddings.exact.attention import attend_in_blocks
 from balr.embeddings.exact.chunking import ChunkedNetwork, make_chunked
 from balr.embeddings.exact.folding import channels_last, fold
-from balr.embeddings.exact.openvino import check_engine, compiled
+from balr.embeddings.exact.openvino import LONGER_WHOLE, check_engine, compiled
 from balr.embeddings.exact.padding import RaggedNetwork, by_group, rows_by_length
 from balr.embeddings.exact.pointwise import run_pointwise_in_onednn
 from balr.embeddings.exact.precision import LARGEST_RELATIVE_DIFFERENCE, checked_precision, exact_kernels, lower_trunk
@@ -103,13 +103,13 @@ class WespeakerModel(EmbeddingsModel):
     ) -> torch.Tensor:
         """Embed waveforms `(samples,)` in [-1, 1] to `(batch, dim)`, float32 on `device`, each as if it were alone.
 
-        A waveform longer than `chunk_seconds` runs through the network in chunks of half that, if the architecture
-        allows it without changing the embedding. Raises UtteranceError if a waveform is shorter than the architecture
-        can embed, or longer than `max_whole_seconds` without being chunked.
+        A waveform longer than `chunk_seconds` (OpenVINO: three times that) runs through the network in chunks of half
+        that, if the architecture allows it without changing the embedding. Raises UtteranceError if a waveform is
+        shorter than the architecture can embed, or longer than `max_whole_seconds` without being chunked.
         """
         seconds = [waveform.numel() / self.sample_rate_hz for waveform in waveforms]
-        longest = inf if chunk_seconds is None else max(chunk_seconds, self._shortest_in_16_bits or 0.0)
-        is_long = [each > longest for each in seconds]
+        longest = inf if chunk_seconds is None else chunk_seconds * (LONGER_WHOLE if self._compiled else 1)
+        is_long = [each > max(longest, self._shortest_in_16_bits or 0.0) for each in seconds]
         max_whole_seconds = max_whole_seconds or inf
         self._refuse_lengths(min(seconds), max(seconds), max_whole_seconds if any(is_long) else inf)
         with exact_kernels():

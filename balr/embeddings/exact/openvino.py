@@ -20,6 +20,7 @@ from balr.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+LONGER_WHOLE = 3  # times as long as in torch is audio that is not cut into chunks: chunks run in torch, which is slower
 _PROBE_FRAMES = (200, 331, 90)
 _SEGMENT_FRAMES = 100  # of CAMLayer.seg_pooling
 

@@ -58,6 +58,19 @@ def test_embeddings_equal_the_reference_in_batches_and_alone(
             assert relative_difference(ours, theirs) < 1e-4 and cosine(ours, theirs) > 0.999999
 
 
+def test_audio_of_up_to_three_times_chunk_seconds_is_not_cut_as_chunks_run_in_torch(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "resnet", "ResNet18", {"feat_dim": 80, "embed_dim": 16, "pooling_func": "TSTP"})
+    model = WespeakerModel("", "avg_model.pt", model_dir=checkpoint, engine="openvino")
+    plain = WespeakerModel("", "avg_model.pt", model_dir=checkpoint)
+    chunks: list[float] = []
+    model.on_progress = chunks.append
+    for seconds, is_cut in ((2.9, False), (3.1, True)):
+        waveform = torch.from_numpy(speechlike(seconds, seed=4))
+        expected, made = plain.embed([waveform]), model.embed([waveform], chunk_seconds=1.0)
+        assert bool(chunks) is is_cut
+        assert (made - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
 def test_short_clips_of_campplus_run_in_the_engine_too(model: WespeakerModel, tiny_checkpoint: Path) -> None:
     """A segment of its pooling is 100 frames, here half as many at the rate of the input: one to three segments."""
     plain = WespeakerModel("", "avg_model.pt", model_dir=tiny_checkpoint)
