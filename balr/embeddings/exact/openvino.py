@@ -1,11 +1,11 @@
 """OpenVINO instead of torch on a CPU: the same network, compiled for the processor."""
 
 import logging
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -80,7 +80,7 @@ class CompiledNetwork:
         self._mels = mels
         self._time_dim = time_dim
         self.left_to_torch = 0
-        self._thread = threading.local()  # an inference request serves one thread at a time
+        self._idle: SimpleQueue[Any] = SimpleQueue()
         try:
             core = openvino.Core()
             hints = {
@@ -92,7 +92,9 @@ class CompiledNetwork:
             with TemporaryDirectory() as folder:
                 _export(network, Path(folder) / "network.onnx", mels, time_dim)
                 graph = core.read_model(Path(folder) / "network.onnx")
-            self._compiled: Any = core.compile_model(graph, "CPU", hints)
+            program = core.compile_model(graph, "CPU", hints)
+            for _ in range(requests):  # now, as creating one waits for the inference of another
+                self._idle.put(program.create_infer_request())
         except RuntimeError as error:
             raise ConfigError(f"embeddings.model.engine=openvino: cannot run this network: {error}") from error
         self._compare(dtype)
@@ -107,10 +109,12 @@ class CompiledNetwork:
             return run_network(self._network, features)
 
     def _infer(self, features: torch.Tensor) -> torch.Tensor:
-        if not hasattr(self._thread, "request"):
-            self._thread.request = self._compiled.create_infer_request()
-        (embeddings,) = self._thread.request.infer({0: features.numpy()}).values()
-        return torch.from_numpy(embeddings.copy())
+        request = self._idle.get()
+        try:
+            (embeddings,) = request.infer({0: features.numpy()}).values()
+            return torch.from_numpy(embeddings.copy())
+        finally:
+            self._idle.put(request)
 
     @torch.inference_mode()
     def _compare(self, dtype: torch.dtype) -> None:

@@ -59,7 +59,9 @@ def test_embeddings_equal_the_reference_in_batches_and_alone(
 
 
 def test_audio_of_up_to_three_times_chunk_seconds_is_not_cut_as_chunks_run_in_torch(tmp_path: Path) -> None:
-    checkpoint = write_checkpoint(tmp_path / "resnet", "ResNet18", {"feat_dim": 80, "embed_dim": 16, "pooling_func": "TSTP"})
+    checkpoint = write_checkpoint(
+        tmp_path / "resnet", "ResNet18", {"feat_dim": 80, "embed_dim": 16, "pooling_func": "TSTP"}
+    )
     model = WespeakerModel("", "avg_model.pt", model_dir=checkpoint, engine="openvino")
     plain = WespeakerModel("", "avg_model.pt", model_dir=checkpoint)
     chunks: list[float] = []
@@ -149,10 +151,10 @@ def test_a_network_that_the_engine_would_change_is_refused() -> None:
 def test_a_network_that_the_engine_refuses_at_every_length_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     network = seeded_network("XVEC", {"feat_dim": 80, "embed_dim": 8, "pooling_func": "TSTP"}, {}, 0)
 
-    def refuse(compiled: object) -> None:
+    def refuse(request: object, features: object) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr("openvino.CompiledModel.create_infer_request", refuse)
+    monkeypatch.setattr("openvino.InferRequest.infer", refuse)
     with pytest.raises(ConfigError, match="refuses features of any length"):
         CompiledNetwork(network, mels=80, time_dim=1, dtype=torch.float32, requests=1)
 
