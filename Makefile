@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 UV := $(BIN)/uv
 DEMO := outputs/demo
+PEERS := outputs/peers
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-wheel test-all test-slurm test-cuda lint format typecheck check resolution lock docs bench endurance clean
@@ -69,7 +70,13 @@ docs: setup ## Build the documentation site into site/, strictly
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: setup ## Measure speed beside its peers, about 40 minutes, and write docs/benchmarks.md
-	PYTHONPATH=tests $(BIN)/python scripts/bench.py --write docs/benchmarks.md
+	@for library in onnxruntime pyannote.audio sherpa-onnx speechbrain; do \
+		$(UV) venv --quiet --allow-existing --python $(BIN)/python $(PEERS)/$$library && \
+		$(UV) pip install --quiet --python $(PEERS)/$$library/bin/python \
+			$$library soundfile 'torch==2.11.*' 'torchaudio==2.11.*' || \
+		{ echo "$$library cannot be installed and is left out"; rm -rf $(PEERS)/$$library; }; \
+	done
+	PYTHONPATH=tests $(BIN)/python scripts/bench.py --peers $(PEERS) --write docs/benchmarks.md
 
 endurance: setup ## Measure memory, resume and the cost of flushing in bulk, about 30 minutes
 	PYTHONPATH=tests $(BIN)/python scripts/endurance.py outputs/endurance

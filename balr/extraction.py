@@ -1,5 +1,6 @@
 """One run, from a corpus to embeddings in a store: the only file that knows all stages."""
 
+import gc
 import logging
 import os
 from contextlib import ExitStack
@@ -153,9 +154,13 @@ def _compute_only(cfg: RunConfig, corpus: Corpus, stop: Stop, job: str) -> Summa
 
 
 def _model(cfg: RunConfig) -> "EmbeddingsModel":
-    from balr.embeddings.base import EmbeddingsModel
+    gc.disable()  # which finds nothing to free in the objects that importing torch makes, and takes time
+    try:
+        from balr.embeddings.base import EmbeddingsModel
 
-    return build(cfg.embeddings["model"], EmbeddingsModel, device=cfg.device, precision=cfg.precision)
+        return build(cfg.embeddings["model"], EmbeddingsModel, device=cfg.device, precision=cfg.precision)
+    finally:
+        gc.enable()
 
 
 def _embed(model: "EmbeddingsModel", cfg: RunConfig, corpus: Corpus, follower: _Follower, stop: Stop) -> None:

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from itertools import cycle
 from multiprocessing import get_context
 from pathlib import Path
@@ -120,8 +119,13 @@ def in_rotation(
 
 def run_contestant(name: str, folder: Path, corpora: Sequence[Path], peers: Path) -> dict[str, Any]:
     """Run one process, with the Python of the peer's environment or with ours, and return what it prints."""
-    python = peers / name / "bin" / "python" if name in OTHER_LIBRARIES else Path(sys.executable)
-    command = [str(python), str(ROOT / "scripts" / "bench_contestant.py"), name, str(folder), *map(str, corpora)]
+    command = [
+        str(_python(name, peers)),
+        str(ROOT / "scripts" / "bench_contestant.py"),
+        name,
+        str(folder),
+        *map(str, corpora),
+    ]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT / "tests")}
     )
@@ -131,10 +135,15 @@ def run_contestant(name: str, folder: Path, corpora: Sequence[Path], peers: Path
     return told
 
 
-def contestants() -> list[str]:
+def _python(name: str, peers: Path) -> Path:
+    folder = "onnxruntime" if name == ONNX_RUNTIME else name
+    return peers / folder / "bin" / "python" if name in (ONNX_RUNTIME, *OTHER_LIBRARIES) else Path(sys.executable)
+
+
+def contestants(peers: Path) -> list[str]:
     """Name who takes part in the tables of networks."""
     names = [RECIPE, "balr", "balr, torch"]
-    if find_spec("onnxruntime"):
+    if _python(ONNX_RUNTIME, peers).is_file():
         names.insert(1, ONNX_RUNTIME)
     if _has_bf16():
         names += ["balr, bf16", "balr, torch bf16"]
@@ -176,25 +185,6 @@ def _has_bf16() -> bool:
     except ConfigError:
         return False
     return True
-
-
-def matmul_gflops(dtype: torch.dtype = torch.float32, size: int = 2048, repeats: int = 5) -> float:
-    """Measure the processor's matrix product with the faster of torch's two libraries, MKL and oneDNN."""
-    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    image, filters = left.reshape(1, size, 1, size), right.reshape(size, size, 1, 1)
-    image = image.to(memory_format=torch.channels_last)
-    best = float("inf")
-    for multiply in (
-        lambda: torch.mm(left, right),
-        lambda: torch.mkldnn_convolution(image, filters, None, (0, 0), (1, 1), (1, 1), 1),
-    ):
-        times = []
-        for _ in range(repeats + 1):
-            started = time.perf_counter()
-            multiply()
-            times.append(time.perf_counter() - started)
-        best = min(best, statistics.median(times[1:]))
-    return 2 * size**3 / best / 1e9
 
 
 def gflop_per_second_of_audio(architecture: str) -> float:

@@ -12,7 +12,7 @@ import torch
 from balr.config import DataConfig
 from balr.errors import ConfigError
 
-_MOST_CONCURRENT = 8
+_MOST_CONCURRENT = 32
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Loading:
 def resolve_loading(config: DataConfig, device: torch.device) -> Loading:
     """Choose what a config leaves open for a device and the number of cores.
 
-    On a CPU: one utterance per batch and as many batches at a time as there are threads (8 at most), which share the
+    On a CPU: one utterance per batch and as many batches at a time as there are threads (32 at most), which share the
     threads. Larger batches are no faster there, and threads that wait for each other at every layer are slower. On a
     GPU: large batches, two at a time, so that one is prepared while the other is computed.
     """

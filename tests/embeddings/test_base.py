@@ -199,7 +199,7 @@ def test_an_utterance_without_room_is_tried_again_when_nothing_else_runs(dataset
     assert [id_ for id_, _ in pairs] == [f"{number}.wav" for number in range(8) if number != 5]
 
 
-@pytest.mark.parametrize(("threads", "batches"), [(1, 1), (2, 2), (8, 8), (12, 6), (15, 7), (64, 8)])
+@pytest.mark.parametrize(("threads", "batches"), [(1, 1), (2, 2), (12, 12), (32, 32), (33, 16), (48, 24), (128, 32)])
 def test_concurrent_batches_leave_hardly_a_thread_idle(
     monkeypatch: pytest.MonkeyPatch, threads: int, batches: int
 ) -> None:

@@ -1,4 +1,4 @@
-"""Large convolutions of one frame in oneDNN: on one thread torch gives them to a slower matrix product."""
+"""Convolutions of one frame or point in oneDNN: on one thread torch gives them to a slower matrix product."""
 
 import logging
 
@@ -11,7 +11,7 @@ from balr.embeddings.exact.precision import relative_difference
 log = logging.getLogger(__name__)
 
 _LARGEST_RELATIVE_DIFFERENCE = 1e-5
-_FEWEST_WEIGHTS = 200_000  # oneDNN prepares a layer for each new length, which is worth it for large ones
+_FEWEST_WEIGHTS_1D = 200_000  # oneDNN prepares a layer for each new length: too much for small ones over frames alone
 
 
 class _PointwiseConv1d(nn.Conv1d):
@@ -26,14 +26,14 @@ class _PointwiseConv2d(nn.Conv2d):
 
 
 def run_pointwise_in_onednn(network: nn.Module, example: torch.Tensor) -> None:
-    """Let oneDNN run, in place, the large convolutions of one frame of a network that is on a CPU.
+    """Let oneDNN run, in place, the convolutions of kernel size 1 of a network on a CPU, but not small 1-d ones.
 
     torch itself does so except in fp32 on one thread (`use_mkldnn` in ATen's Convolution.cpp), where current processors
     are faster with it, too. If the embedding of the features `example` `(1, frames, mels)` changes, all is undone.
     """
     if example.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return
-    layers = {module: type(module) for module in network.modules() if _is_large_pointwise(module)}
+    layers = {module: type(module) for module in network.modules() if _gains(module)}
     if not layers:
         return
     with torch.inference_mode():
@@ -41,16 +41,16 @@ def run_pointwise_in_onednn(network: nn.Module, example: torch.Tensor) -> None:
         for layer in layers:
             layer.__class__ = _PointwiseConv1d if isinstance(layer, nn.Conv1d) else _PointwiseConv2d
         difference = relative_difference(run_network(network, example), reference)
-    log.debug("%d convolutions of one frame in oneDNN, relative difference %.1e", len(layers), difference)
+    log.debug("%d convolutions of kernel size 1 in oneDNN, relative difference %.1e", len(layers), difference)
     if not difference < _LARGEST_RELATIVE_DIFFERENCE:
-        log.warning("convolutions of one frame stay in torch: the output would change by %.1e", difference)
+        log.warning("convolutions of kernel size 1 stay in torch: the output would change by %.1e", difference)
         for layer, original in layers.items():
             layer.__class__ = original
 
 
-def _is_large_pointwise(module: nn.Module) -> bool:
+def _gains(module: nn.Module) -> bool:
     if not isinstance(module, nn.Conv1d | nn.Conv2d) or type(module) not in (nn.Conv1d, nn.Conv2d):
         return False
-    if module.weight.numel() < _FEWEST_WEIGHTS:
+    if isinstance(module, nn.Conv1d) and module.weight.numel() < _FEWEST_WEIGHTS_1D:
         return False
     return module.groups == 1 and set(module.kernel_size) == {1} and set(module.padding) == {0}

@@ -1,4 +1,4 @@
-"""Large convolutions of one frame in oneDNN: the same embeddings, the layers' own weights, and a way back."""
+"""Convolutions of kernel size 1 in oneDNN: the same embeddings, the layers' own weights, and a way back."""
 
 from copy import deepcopy
 
@@ -14,6 +14,7 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 
 NETWORKS = {
     "ECAPA_TDNN_c512": {"feat_dim": 80, "embed_dim": 192, "pooling_func": "ASTP"},
+    "ResNet50": {"feat_dim": 80, "embed_dim": 256, "pooling_func": "TSTP"},
     "CAMPPlus": {"feat_dim": 80, "embed_dim": 512, "pooling_func": "TSTP"},
 }
 EXAMPLE = torch.randn(1, 70, 80, generator=torch.Generator().manual_seed(1))
