@@ -121,8 +121,9 @@ def _other_libraries(corpus: Corpus, folder: Path, repeats: int, peers: Path) ->
         for name, taken in turns.items():
             pace, slowest, fastest = taken.pace(corpus, 0)
             whole = corpus.seconds / statistics.median(taken.whole_seconds)
+            who = f"{name} {taken.version}".strip()
             lines.append(
-                f"| {name} {taken.version}, {network} | {pace:.1f}, {slowest:.1f} to {fastest:.1f} | {whole:.1f} "
+                f"| {who}, {network} | {pace:.1f}, {slowest:.1f} to {fastest:.1f} | {whole:.1f} "
                 f"| {statistics.median(taken.peak_mib):,.0f} MiB |"
             )
     return lines
