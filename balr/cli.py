@@ -38,7 +38,7 @@ class Shown(StrEnum):
 
 
 def main() -> None:
-    """Be the process of the `balr` command."""
+    """Run the `balr` command and end the process with its exit code."""
     end_process(run_command())
 
 

@@ -108,12 +108,12 @@ def in_rotation(
     for _ in range(repeats):
         for name in names:
             started = time.perf_counter()
-            told = run_contestant(name, folder, [corpus.folder for corpus in corpora], peers)
+            printed = run_contestant(name, folder, [corpus.folder for corpus in corpora], peers)
             found[name].whole_seconds.append(time.perf_counter() - started)
-            for taken, seconds in zip(found[name].seconds, told["seconds"], strict=True):
+            for taken, seconds in zip(found[name].seconds, printed["seconds"], strict=True):
                 taken.append(seconds)
-            found[name].peak_mib.append(told["peak_mib"])
-            found[name] = replace(found[name], version=told["version"])
+            found[name].peak_mib.append(printed["peak_mib"])
+            found[name] = replace(found[name], version=printed["version"])
     return found
 
 
@@ -131,8 +131,8 @@ def run_contestant(name: str, folder: Path, corpora: Sequence[Path], peers: Path
     )
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr[-2000:]}")
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told
+    printed: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return printed
 
 
 def _python(name: str, peers: Path) -> Path:

@@ -6,11 +6,10 @@ import torch
 from torch import nn
 
 from balr.embeddings.architectures import run_network
-from balr.embeddings.exact.precision import relative_difference
+from balr.embeddings.exact.precision import LARGEST_RELATIVE_DIFFERENCE, relative_difference
 
 log = logging.getLogger(__name__)
 
-_LARGEST_RELATIVE_DIFFERENCE = 1e-5
 _FEWEST_WEIGHTS_1D = 200_000  # oneDNN prepares a layer for each new length: too much for small ones over frames alone
 
 
@@ -42,14 +41,14 @@ def run_pointwise_in_onednn(network: nn.Module, example: torch.Tensor) -> None:
             layer.__class__ = _PointwiseConv1d if isinstance(layer, nn.Conv1d) else _PointwiseConv2d
         difference = relative_difference(run_network(network, example), reference)
     log.debug("%d convolutions of kernel size 1 in oneDNN, relative difference %.1e", len(layers), difference)
-    if not difference < _LARGEST_RELATIVE_DIFFERENCE:
+    if not difference < LARGEST_RELATIVE_DIFFERENCE[torch.float32]:
         log.warning("convolutions of kernel size 1 stay in torch: the output would change by %.1e", difference)
         for layer, original in layers.items():
             layer.__class__ = original
 
 
 def _gains(module: nn.Module) -> bool:
-    if not isinstance(module, nn.Conv1d | nn.Conv2d) or type(module) not in (nn.Conv1d, nn.Conv2d):
+    if not isinstance(module, nn.Conv1d | nn.Conv2d):
         return False
     if isinstance(module, nn.Conv1d) and module.weight.numel() < _FEWEST_WEIGHTS_1D:
         return False
