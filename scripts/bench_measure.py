@@ -145,7 +145,7 @@ def contestants(peers: Path) -> list[str]:
     names = [RECIPE, "balr", "balr, torch"]
     if _python(ONNX_RUNTIME, peers).is_file():
         names.insert(1, ONNX_RUNTIME)
-    if _has_bf16():
+    if has_bf16():
         names += ["balr, bf16", "balr, torch bf16"]
     return names + ["balr, GPU fp32", "balr, GPU bf16"] * torch.cuda.is_available()
 
@@ -179,7 +179,8 @@ def write_model(architecture: str, folder: Path) -> Path:
     return folder
 
 
-def _has_bf16() -> bool:
+def has_bf16() -> bool:
+    """Return whether the processor computes in bf16."""
     try:
         checked_precision("bf16", torch.device("cpu"))
     except ConfigError:

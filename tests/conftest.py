@@ -36,11 +36,15 @@ TINY = {"feat_dim": 80, "embed_dim": 32, "pooling_func": "TSTP", "growth_rate": 
 
 Command = Callable[..., int]
 
+HAS_BF16 = any(torch.cpu.get_capabilities().get(unit) for unit in ("amx_bf16", "avx512_bf16"))
+needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="this processor has no bf16 units")
+
 
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", f"{tmp_path}-cache")  # checks run, whatever they found in earlier tests
 
 
 @pytest.fixture(scope="session")

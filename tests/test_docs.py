@@ -17,7 +17,7 @@ import pytest
 import torch
 import typer
 import yaml
-from conftest import REPOSITORY, rows, speechlike, write_wav
+from conftest import HAS_BF16, REPOSITORY, rows, speechlike, write_wav
 from fake_hub import FakeHub
 from hydra import compose, initialize_config_dir
 from test_hub import point_to
@@ -90,7 +90,8 @@ def run(line: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return
     is_hydra = words[:3] == ["python", "-m", "balr.main"]
     assert is_hydra or words[0] == "balr", f"{where}: {line}: what is this?"
-    if re.search(r"\bcuda\b|hydra/launcher|=openvino\b", line):  # compose its first job
+    beyond = r"\bcuda\b|hydra/launcher|=openvino\b" + ("" if HAS_BF16 else r"|\bbf16\b")
+    if re.search(beyond, line):  # compose its first job
         words = [
             re.sub(r",.*|range\(\d+\)", lambda found: "0" * found[0].startswith("range"), word)
             for word in words

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, rows, speechlike, write_wav
+from conftest import REPOSITORY, needs_bf16, rows, speechlike, write_wav
 from hydra import compose, initialize_config_dir
 from hydra.types import RunMode
 from reference import Reference, cosine, relative_difference
@@ -30,6 +30,7 @@ def test_every_experiment_composes_and_so_does_every_job_of_a_sweep(name: str) -
                 compose("config", overrides=["input=x", f"+experiment={name}", f"{key}={value}"])
 
 
+@needs_bf16
 def test_an_experiment_gives_each_of_its_jobs_a_folder(corpus: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
     (tmp_path / "mine").symlink_to(tiny_checkpoint)
     model = ["embeddings.model.model_dir=mine", "data=serial"]

@@ -34,6 +34,7 @@ from balr.embeddings.exact.probe import (
     shortest_seconds,
     white_noise,
 )
+from balr.embeddings.exact.verdicts import Verdicts
 from balr.embeddings.frontend import build_with_frontend
 from balr.embeddings.once import computed_once
 from balr.embeddings.weights import load_weights, read_config
@@ -76,19 +77,23 @@ class WespeakerModel(EmbeddingsModel):
             model_repo, model_name, config_name=config_name, model_dir=model_dir, revision=revision
         )
         network = self._load(features)
+        self._settings = {"features": dict(self._frontend.settings), "precision": precision}
+        self._verdicts = Verdicts({**self._content, **self._settings, "engine": engine}, device=self.device)
         example = self._frontend.compute([white_noise(EXAMPLE_SECONDS, self.sample_rate_hz)])[0].unsqueeze(0)
-        fold(network, example)
-        attend_in_blocks(network, example)
-        with torch.inference_mode():
-            self.embedding_dim = run_network(network, example).shape[-1]
-        self._network = self._network_fp32 = channels_last(network.to(self.device))
-        mels, time_dim = self._frontend.mels, self._frontend.time_dim
-        self._compiled = compiled(self._network, engine, self.device, mels=mels, time_dim=time_dim, dtype=dtype)
+        fold(network, example, verdicts=self._verdicts)
+        attend_in_blocks(network, example, verdicts=self._verdicts)
+        self.embedding_dim = self._verdicts.of("dim", lambda: run_network(network, example).shape[-1])
+        self._network, example = channels_last(network.to(self.device)), example.to(self.device)
+        self._compiled = compiled(
+            self._network, engine, self.device, frontend=self._frontend, dtype=dtype, verdicts=self._verdicts
+        )
         self.engine = "torch" if self._compiled is None else "openvino"
-        run_pointwise_in_onednn(self._network, example.to(self.device))
+        run_pointwise_in_onednn(self._network, example, verdicts=self._verdicts)
+        self._forward_fp32: Run = partial(run_network, self._network)
+        self._forward: Run = self._compiled or self._forward_fp32
         if dtype != torch.float32:
-            self._lower(dtype, example.to(self.device))
-        self._ragged = RaggedNetwork(self._network, time_dim=time_dim)
+            self._lower(dtype, example)
+        self._ragged = RaggedNetwork(self._network, time_dim=self._frontend.time_dim)
         self._budget = AudioBudget()
         self._largest_difference = LARGEST_RELATIVE_DIFFERENCE[dtype]
         log.info("%s from %s on %s", self.architecture, self.files.source, self.device)
@@ -154,7 +159,8 @@ class WespeakerModel(EmbeddingsModel):
         if self._compiled is not None:
             return False
         with torch.inference_mode(), exact_kernels():
-            moved = self._ragged.difference_from_alone(lambda frames: self._frontend.noise(frames).to(self.device))
+            trial = partial(self._ragged.difference_from_alone, self._frontend.noise, self.device)
+            moved: float = self._verdicts.of("ragged", trial)
         exact = moved < self._largest_difference
         if exact:
             log.info("a batch of different lengths moves embeddings by %.1e", moved)
@@ -169,14 +175,8 @@ class WespeakerModel(EmbeddingsModel):
         """Return what the record of a run says of the model: checkpoint by content, features, precision, engine."""
         return {
             **super().describe(),
-            "checkpoint": {
-                "source": self.files.source,
-                "architecture": self.architecture,
-                "weights_sha256": sha256(self.files.weights),
-                "config_sha256": sha256(self.files.config),
-            },
-            "features": dict(self._frontend.settings),
-            "precision": self.precision,
+            "checkpoint": {"source": self.files.source, **self._content},
+            **self._settings,
             "shortest_in_16_bits_seconds": self._shortest_in_16_bits,
             "engine": self.engine,
             "embedding_dim": self.embedding_dim,
@@ -196,7 +196,9 @@ class WespeakerModel(EmbeddingsModel):
     @computed_once
     def shortest_seconds(self) -> float:
         """Find the shortest audio that this network can embed."""
-        return shortest_seconds(embedder(self._forward_fp32, self._frontend, self.device), self.sample_rate_hz)
+        embed = embedder(self._forward_fp32, self._frontend, self.device)
+        seconds: float = self._verdicts.of("shortest", lambda: shortest_seconds(embed, self.sample_rate_hz))
+        return seconds
 
     def _load(self, features: FeaturesConfig) -> torch.nn.Module:
         config = read_config(self.files.config)
@@ -206,14 +208,20 @@ class WespeakerModel(EmbeddingsModel):
             raise CheckpointError(f"{self.files.config}: {error}") from error
         load_weights(network, self.files.weights)
         self.architecture, self.sample_rate_hz = config.architecture, self._frontend.sample_rate_hz
+        self._content = {
+            "architecture": self.architecture,
+            "weights_sha256": sha256(self.files.weights),
+            "config_sha256": sha256(self.files.config),
+        }
         return network
 
     def _lower(self, dtype: torch.dtype, example: torch.Tensor) -> None:
         """Convert the network to 16 bits, and keep a copy in fp32 if there is audio that is too short for them."""
-        self._network_fp32 = deepcopy(self._network)
-        lower_trunk(self._network, dtype, example)
+        self._forward_fp32 = partial(run_network, deepcopy(self._network))
+        lower_trunk(self._network, dtype, example, verdicts=self._verdicts)
         lowered, exact = (embedder(run, self._frontend, self.device) for run in (self._forward, self._forward_fp32))
-        near = shortest_near(lowered, exact, self.sample_rate_hz, shortest=self.shortest_seconds)
+        find = partial(shortest_near, lowered, exact, self.sample_rate_hz, shortest=self.shortest_seconds)
+        near: float = self._verdicts.of("shortest in 16 bits", find)
         if self._compiled is not None:
             self._compiled.left_to_torch = 0
         log.info("16 bits from %.3f s of audio on", near)
@@ -221,16 +229,8 @@ class WespeakerModel(EmbeddingsModel):
             noise = white_noise(near, self.sample_rate_hz).to(self.device)
             (self._fewest_frames,) = map(self._frontend.count_frames, self._frontend.compute([noise]))
         else:
-            self._network_fp32 = self._network
+            self._forward_fp32 = self._forward
         self._shortest_in_16_bits = round(near, 3)
-
-    @property
-    def _forward(self) -> Run:
-        return self._compiled or partial(run_network, self._network)
-
-    @property
-    def _forward_fp32(self) -> Run:
-        return partial(run_network, self._network_fp32)
 
     def _refuse_lengths(self, shortest: float, longest: float, max_whole_seconds: float) -> None:
         """Raise UtteranceError if an utterance of a batch is too short, or too long for a network without chunks."""
@@ -247,4 +247,4 @@ class WespeakerModel(EmbeddingsModel):
         if self._frontend.time_dim != 1:
             return None
         with torch.inference_mode(), exact_kernels():
-            return make_chunked(self._network, self._frontend.mels)
+            return make_chunked(self._network, self._frontend.mels, verdicts=self._verdicts)

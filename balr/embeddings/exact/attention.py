@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from balr.embeddings.architectures import run_network
 from balr.embeddings.exact.precision import relative_difference
+from balr.embeddings.exact.verdicts import Verdicts
 
 log = logging.getLogger(__name__)
 
 _LARGEST_RELATIVE_DIFFERENCE = 1e-5
 
 
-def attend_in_blocks(network: nn.Module, example: torch.Tensor) -> None:
+def attend_in_blocks(network: nn.Module, example: torch.Tensor, *, verdicts: Verdicts) -> None:
     """Make WeSpeaker's attention layers, in place, use torch's `scaled_dot_product_attention`.
 
     WeSpeaker's own code stores a weight for each pair of frames: 11 GB for three minutes of audio through ReDimNet. If
@@ -24,11 +24,12 @@ def attend_in_blocks(network: nn.Module, example: torch.Tensor) -> None:
     layers = [module for module in network.modules() if type(module).__name__ == "MultiHeadAttention"]
     if not layers:
         return
-    with torch.inference_mode():
-        reference = run_network(network, example)
+
+    def replace() -> None:
         for layer in layers:
             vars(layer)["forward"] = partial(_attend, layer)
-        difference = relative_difference(run_network(network, example), reference)
+
+    difference = verdicts.of_change("attention", network, example, replace, by=relative_difference)
     log.debug("attention in blocks: relative difference %.1e", difference)
     if not difference < _LARGEST_RELATIVE_DIFFERENCE:
         for layer in layers:

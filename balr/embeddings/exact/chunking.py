@@ -16,6 +16,7 @@ from torch import nn
 from balr.embeddings.architectures import find_pooling, has_global_context, run_network
 from balr.embeddings.exact.padding import kernel_span
 from balr.embeddings.exact.precision import LARGEST_RELATIVE_DIFFERENCE, relative_difference
+from balr.embeddings.exact.verdicts import Verdicts
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class ChunkedNetwork:
         return (self._thread.replace(inputs[0]),) if hasattr(self._thread, "replace") else None
 
 
-def make_chunked(network: nn.Module, mels: int) -> ChunkedNetwork | None:
+def make_chunked(network: nn.Module, mels: int, *, verdicts: Verdicts) -> ChunkedNetwork | None:
     """Return the network in a form that runs on chunks, or None if that would change the embedding.
 
     The halo is the sum of what each convolution sees, which is never too small; a trial on noise shows whether the
@@ -94,24 +95,29 @@ def make_chunked(network: nn.Module, mels: int) -> ChunkedNetwork | None:
     pooling = find_pooling(network)
     if pooling is None or any(has_global_context(module) for module in network.modules() if module is not pooling):
         return None
-    generator = torch.Generator().manual_seed(0)
-    device = next(network.parameters()).device
     chunked = ChunkedNetwork(network, pooling)
+    is_exact, *found = verdicts.of("chunked", lambda: _trial(chunked, mels))
+    chunked.stride, chunked.halo, chunked.takes_moments = found
+    return chunked if is_exact else None
+
+
+def _trial(chunked: ChunkedNetwork, mels: int) -> tuple[bool, int, int, bool]:
+    """Return whether chunks give the same embedding of noise; and the stride, the halo, and whether moments do, too."""
+    generator = torch.Generator().manual_seed(0)
+    device = next(chunked.network.parameters()).device
     probe = torch.randn(1, _PROBE_FRAMES, mels, generator=generator).to(device)
     chunked.stride, chunked.halo = _stride_and_halo(chunked, probe)
     total = 2 * chunked.halo + 3 * _PROBE_FRAMES + 5
     louder = torch.linspace(0.1, 5.0, total).reshape(1, total, 1)  # so that each chunk has other statistics
     noise = (torch.randn(1, total, mels, generator=generator) * louder).to(device)
-    whole = run_network(network, noise)
-    tolerance = max(LARGEST_RELATIVE_DIFFERENCE[parameter.dtype] for parameter in network.parameters())
-    for takes_moments in (False, True):
-        chunked.takes_moments = takes_moments
+    whole = run_network(chunked.network, noise)
+    tolerance = max(LARGEST_RELATIVE_DIFFERENCE[parameter.dtype] for parameter in chunked.network.parameters())
+    are_exact = []
+    for chunked.takes_moments in (False, True):
         difference = relative_difference(chunked.embed(noise, chunk_frames=_PROBE_FRAMES), whole)
-        log.debug("in chunks: halo %d, moments %s, difference %.1e", chunked.halo, takes_moments, difference)
-        if not difference < tolerance:
-            chunked.takes_moments = False
-            return chunked if takes_moments else None
-    return chunked
+        log.debug("in chunks: halo %d, moments %s, difference %.1e", chunked.halo, chunked.takes_moments, difference)
+        are_exact.append(difference < tolerance)
+    return are_exact[0], chunked.stride, chunked.halo, all(are_exact)
 
 
 def _merge_moments(chunks: Iterator[torch.Tensor]) -> torch.Tensor:

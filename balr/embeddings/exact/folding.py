@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from balr.embeddings.architectures import run_network
 from balr.embeddings.exact.precision import relative_difference
+from balr.embeddings.exact.verdicts import Verdicts
 
 log = logging.getLogger(__name__)
 
@@ -20,27 +21,27 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _LARGEST_RELATIVE_DIFFERENCE = 1e-5
 
 
-def fold(network: nn.Module, example: torch.Tensor) -> None:
+def fold(network: nn.Module, example: torch.Tensor, *, verdicts: Verdicts) -> None:
     """Fold, in place, every batch norm of an evaluation-mode network that directly follows a linear layer.
 
     The pairs are found by running the network on the features `example` `(1, frames, mels)`, so this code depends on
     no architecture. Grouped convolutions stay as they are: with a bias, torch runs them many times slower on a CPU. If
     the output changes, all folding is undone.
     """
-    pairs = _find_pairs(network, example)
-    with torch.no_grad():
-        reference = run_network(network, example)
+    pairs = verdicts.of("foldable", lambda: _find_pairs(network, example))
     originals = {name: network.get_submodule(name) for pair in pairs for name in pair}
-    for layer_name, norm_name in pairs:
-        layer, norm = originals[layer_name], originals[norm_name]
-        assert isinstance(norm, _NORMS)
-        if isinstance(layer, nn.Linear):
-            network.set_submodule(layer_name, fuse_linear_bn_eval(layer, norm))
-        elif isinstance(layer, nn.Conv1d | nn.Conv2d):
-            network.set_submodule(layer_name, fuse_conv_bn_eval(layer, norm))
-        network.set_submodule(norm_name, nn.Identity())
-    with torch.no_grad():
-        difference = relative_difference(run_network(network, example), reference)
+
+    def fuse() -> None:
+        for layer_name, norm_name in pairs:
+            layer, norm = originals[layer_name], originals[norm_name]
+            assert isinstance(norm, _NORMS)
+            if isinstance(layer, nn.Linear):
+                network.set_submodule(layer_name, fuse_linear_bn_eval(layer, norm))
+            elif isinstance(layer, nn.Conv1d | nn.Conv2d):
+                network.set_submodule(layer_name, fuse_conv_bn_eval(layer, norm))
+            network.set_submodule(norm_name, nn.Identity())
+
+    difference = verdicts.of_change("folded", network, example, fuse, by=relative_difference)
     log.debug("%d batch norms folded, relative difference %.1e", len(pairs), difference)
     if not difference < _LARGEST_RELATIVE_DIFFERENCE:
         log.warning("batch norms are not folded: the output would change by %.1e", difference)

@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
@@ -15,7 +15,14 @@ from torch import nn
 from balr.config import DataConfig
 from balr.embeddings.architectures import run_network
 from balr.embeddings.devices import resolve_loading
-from balr.embeddings.exact.precision import LARGEST_RELATIVE_DIFFERENCE, refuse_far, relative_difference
+from balr.embeddings.exact.precision import (
+    LARGEST_RELATIVE_DIFFERENCE,
+    least_cosine,
+    refuse_far,
+    relative_difference,
+)
+from balr.embeddings.exact.verdicts import Verdicts
+from balr.embeddings.frontend import Frontend
 from balr.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -42,7 +49,13 @@ def check_engine(engine: str, device: torch.device) -> None:
 
 
 def compiled(
-    network: nn.Module, engine: str, device: torch.device, *, mels: int, time_dim: int, dtype: torch.dtype
+    network: nn.Module,
+    engine: str,
+    device: torch.device,
+    *,
+    frontend: Frontend,
+    dtype: torch.dtype,
+    verdicts: Verdicts,
 ) -> "CompiledNetwork | None":
     """Return the network for an engine, None for torch; for `auto` also where OpenVINO cannot run it.
 
@@ -53,7 +66,8 @@ def compiled(
     try:
         check_engine("openvino", device)
         requests = resolve_loading(DataConfig(), device).concurrent_batches
-        return CompiledNetwork(network, mels=mels, time_dim=time_dim, dtype=dtype, requests=requests)
+        sizes = {"mels": frontend.mels, "time_dim": frontend.time_dim, "requests": requests}
+        return CompiledNetwork(network, **sizes, dtype=dtype, verdicts=verdicts)
     except ConfigError as error:
         if engine != "auto":
             raise
@@ -68,7 +82,9 @@ class CompiledNetwork:
     torch.
     """
 
-    def __init__(self, network: nn.Module, *, mels: int, time_dim: int, dtype: torch.dtype, requests: int) -> None:
+    def __init__(
+        self, network: nn.Module, *, mels: int, time_dim: int, dtype: torch.dtype, requests: int, verdicts: Verdicts
+    ) -> None:
         """Compile a network in evaluation mode for features of any batch size and number of frames.
 
         `requests` batches may run at a time. Raises ConfigError if OpenVINO cannot run the network, or moves its
@@ -97,7 +113,14 @@ class CompiledNetwork:
                 self._idle.put(program.create_infer_request())
         except RuntimeError as error:
             raise ConfigError(f"embeddings.model.engine=openvino: cannot run this network: {error}") from error
-        self._compare(dtype)
+        with suppress(RuntimeError):  # the first call in one thread: two at once would wait for each other for ever
+            self._infer(_noise(_PROBE_FRAMES[-1], mels, time_dim))
+        moved, cosine = verdicts.of("openvino", self._compare)
+        log.info("compiled by OpenVINO; embeddings of noise move by %.1e", moved)
+        if dtype != torch.float32:
+            refuse_far(cosine, "embeddings.model.engine=openvino with 16 bits")
+        if not moved < LARGEST_RELATIVE_DIFFERENCE[dtype]:
+            raise ConfigError(f"embeddings.model.engine=openvino: would move embeddings by {moved:.1e}; use torch.")
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """Return the embeddings `(batch, dim)` of features `(batch, frames, mels)`."""
@@ -117,9 +140,12 @@ class CompiledNetwork:
             self._idle.put(request)
 
     @torch.inference_mode()
-    def _compare(self, dtype: torch.dtype) -> None:
-        """Compare with the network itself on noise of several lengths; OpenVINO may refuse some, but not all."""
-        differences = []
+    def _compare(self) -> tuple[float, float]:
+        """Compare with the network itself on noise of several lengths, of which OpenVINO may refuse some, but not all.
+
+        Returns the largest relative difference and the least cosine of the embeddings. Raises ConfigError.
+        """
+        found = []
         for frames in _PROBE_FRAMES:
             noise = _noise(frames, self._mels, self._time_dim)
             reference = run_network(self._network, noise)
@@ -128,15 +154,11 @@ class CompiledNetwork:
             except RuntimeError as error:
                 log.debug("%d frames are refused: %s", frames, error)
                 continue
-            differences.append(relative_difference(embeddings, reference))
-            if dtype != torch.float32:
-                refuse_far(embeddings, reference, "embeddings.model.engine=openvino with 16 bits")
-        if not differences:
+            found.append((relative_difference(embeddings, reference), least_cosine(embeddings, reference)))
+        if not found:
             raise ConfigError("embeddings.model.engine=openvino: refuses features of any length here; use torch.")
-        moved = max(differences)
-        log.info("compiled by OpenVINO; embeddings of noise move by %.1e", moved)
-        if not moved < LARGEST_RELATIVE_DIFFERENCE[dtype]:
-            raise ConfigError(f"embeddings.model.engine=openvino: would move embeddings by {moved:.1e}; use torch.")
+        differences, cosines = zip(*found, strict=True)
+        return max(differences), min(cosines)
 
 
 class _LastOutput(nn.Module):

@@ -120,13 +120,13 @@ class RaggedNetwork:
         with self._in_batch(_Batch({padded.shape[self.time_dim]: lengths}, padded.device)):
             return run_network(self.network, padded)
 
-    def difference_from_alone(self, example: Callable[[int], torch.Tensor]) -> float:
+    def difference_from_alone(self, example: Callable[[int], torch.Tensor], device: torch.device) -> float:
         """Compare a padded batch with its utterances alone; `example` returns features of a number of frames.
 
         Returns the largest relative difference, infinity if lengths could not be followed. The padding is loud but
         finite: fast convolutions mix neighbouring frames and subtract them again, which a NaN would not survive.
         """
-        features = [self._whole_strides(example(frames)) for frames in _PROBE_FRAMES]
+        features = [self._whole_strides(example(frames).to(device)) for frames in _PROBE_FRAMES]
         lengths = tuple(one.shape[self.time_dim - 1] for one in features)
         alone = torch.cat([run_network(self.network, one.unsqueeze(0)) for one in features]).float()
         try:

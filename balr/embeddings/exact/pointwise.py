@@ -5,8 +5,8 @@ import logging
 import torch
 from torch import nn
 
-from balr.embeddings.architectures import run_network
 from balr.embeddings.exact.precision import LARGEST_RELATIVE_DIFFERENCE, relative_difference
+from balr.embeddings.exact.verdicts import Verdicts
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class _PointwiseConv2d(nn.Conv2d):
         return torch.mkldnn_convolution(input, weight, bias, (0, 0), self.stride, (1, 1), 1)
 
 
-def run_pointwise_in_onednn(network: nn.Module, example: torch.Tensor) -> None:
+def run_pointwise_in_onednn(network: nn.Module, example: torch.Tensor, *, verdicts: Verdicts) -> None:
     """Let oneDNN run, in place, the convolutions of kernel size 1 of a network on a CPU, but not small 1-d ones.
 
     torch itself does so except in fp32 on one thread (`use_mkldnn` in ATen's Convolution.cpp), where current processors
@@ -35,11 +35,12 @@ def run_pointwise_in_onednn(network: nn.Module, example: torch.Tensor) -> None:
     layers = {module: type(module) for module in network.modules() if _gains(module)}
     if not layers:
         return
-    with torch.inference_mode():
-        reference = run_network(network, example)
+
+    def replace() -> None:
         for layer in layers:
             layer.__class__ = _PointwiseConv1d if isinstance(layer, nn.Conv1d) else _PointwiseConv2d
-        difference = relative_difference(run_network(network, example), reference)
+
+    difference = verdicts.of_change("pointwise", network, example, replace, by=relative_difference)
     log.debug("%d convolutions of kernel size 1 in oneDNN, relative difference %.1e", len(layers), difference)
     if not difference < LARGEST_RELATIVE_DIFFERENCE[torch.float32]:
         log.warning("convolutions of kernel size 1 stay in torch: the output would change by %.1e", difference)

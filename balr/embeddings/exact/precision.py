@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from balr.embeddings.architectures import find_pooling, run_network
+from balr.embeddings.exact.verdicts import Verdicts
 from balr.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def exact_kernels() -> Iterator[None]:
         yield
 
 
-def lower_trunk(network: nn.Module, dtype: torch.dtype, example: torch.Tensor) -> None:
+def lower_trunk(network: nn.Module, dtype: torch.dtype, example: torch.Tensor, *, verdicts: Verdicts) -> None:
     """Convert, in place, the layers before the pooling to 16 bits, but for the statistics of batch norms.
 
     Raises ConfigError if the network cannot run like that, or if the embedding of the features `example`
@@ -61,22 +62,22 @@ def lower_trunk(network: nn.Module, dtype: torch.dtype, example: torch.Tensor) -
     pooling = find_pooling(network)
     if pooling is None:
         raise ConfigError(f"precision: {type(network).__name__} has no pooling layer that balr knows; use fp32.")
-    with torch.inference_mode():
-        reference = run_network(network, example)
     kept = {module for part in _find_head(network, pooling, example) for module in part.modules()}
-    for module in network.modules():
-        if module not in kept and not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-                if tensor.is_floating_point():
-                    tensor.data = tensor.data.to(dtype)
-    network.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype),))
-    pooling.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+
+    def lower() -> None:
+        for module in network.modules():
+            if module not in kept and not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                    if tensor.is_floating_point():
+                        tensor.data = tensor.data.to(dtype)
+        network.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype),))
+        pooling.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+
     try:
-        with torch.inference_mode():
-            lowered = run_network(network, example)
+        cosine = verdicts.of_change("lowered", network, example, lower, by=least_cosine)
     except RuntimeError as error:
         raise ConfigError(f"precision: {type(network).__name__} does not run in {dtype}: {error}; use fp32.") from error
-    refuse_far(lowered, reference, "precision")
+    refuse_far(cosine, "precision")
 
 
 def relative_difference(embeddings: torch.Tensor, reference: torch.Tensor) -> float:
@@ -84,9 +85,13 @@ def relative_difference(embeddings: torch.Tensor, reference: torch.Tensor) -> fl
     return float((embeddings - reference).abs().max() / reference.abs().max())
 
 
-def refuse_far(lowered: torch.Tensor, reference: torch.Tensor, option: str) -> None:
-    """Raise ConfigError if embeddings `(batch, dim)` in 16 bits are not close to those in fp32."""
-    cosine = float(nn.functional.cosine_similarity(lowered.float(), reference.float()).min())
+def least_cosine(embeddings: torch.Tensor, reference: torch.Tensor) -> float:
+    """Return the least cosine of embeddings `(batch, dim)` to those that they should be."""
+    return float(nn.functional.cosine_similarity(embeddings.float(), reference.float()).min())
+
+
+def refuse_far(cosine: float, option: str) -> None:
+    """Raise ConfigError if the cosine of embeddings in 16 bits to those in fp32 is too low."""
     log.info("16 bits: cosine to fp32 %.6f on noise", cosine)
     if not cosine > LEAST_COSINE:
         raise ConfigError(f"{option}: the cosine of 16-bit embeddings of noise to fp32 is {cosine:.5f}; use fp32.")

@@ -10,6 +10,7 @@ from untrained_checkpoint import seeded_network, write_checkpoint
 from balr.config import DataConfig
 from balr.data.dataset import AudioDataset
 from balr.embeddings.exact.chunking import make_chunked
+from balr.embeddings.exact.verdicts import Verdicts
 from balr.embeddings.wespeaker import WespeakerModel
 
 SLOW = ("Gemini_DF_ResNet60", "Res2Net34_Base", "ERes2Net34_Base", "REPVGG_TINY_A0")
@@ -34,7 +35,7 @@ def test_a_convolutional_trunk_in_chunks_gives_the_embedding_of_the_whole(
     with torch.inference_mode():
         output = made(features)
         whole = output[-1] if isinstance(output, tuple) else output
-        trunk = make_chunked(made, 80)
+        trunk = make_chunked(made, 80, verdicts=Verdicts())
         assert trunk is not None
         for chunk_frames in chunks:
             parts = trunk.embed(features, chunk_frames=chunk_frames)
@@ -47,7 +48,7 @@ def test_a_pooling_of_mean_and_variance_alone_is_given_those(pooling: str, momen
     made = seeded_network("ResNet18", args, {}, 5)
     features = 3.0 + torch.randn(1, 601, 80, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
-        trunk = make_chunked(made, 80)
+        trunk = make_chunked(made, 80, verdicts=Verdicts())
         assert trunk is not None and trunk.takes_moments == moments
         whole = made(features)[-1]
         assert (trunk.embed(features, chunk_frames=200) - whole).abs().max() < 1e-5 * whole.abs().max()
@@ -56,7 +57,7 @@ def test_a_pooling_of_mean_and_variance_alone_is_given_those(pooling: str, momen
 @pytest.mark.parametrize("architecture", WHOLE)
 def test_a_trunk_that_looks_at_the_whole_utterance_is_not_cut(architecture: str) -> None:
     with torch.inference_mode():
-        assert make_chunked(network(architecture), 80) is None
+        assert make_chunked(network(architecture), 80, verdicts=Verdicts()) is None
 
 
 def test_a_trunk_is_not_left_changed(tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_a_trunk_is_not_left_changed(tmp_path: Path) -> None:
     features = torch.randn(1, 100, 80)
     with torch.inference_mode():
         before = made(features)[-1]
-        make_chunked(made, 80)
+        make_chunked(made, 80, verdicts=Verdicts())
         assert torch.equal(made(features)[-1], before)
 
 

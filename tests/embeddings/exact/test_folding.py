@@ -7,6 +7,7 @@ from untrained_checkpoint import seeded_network
 
 from balr.embeddings.exact import folding
 from balr.embeddings.exact.folding import fold
+from balr.embeddings.exact.verdicts import Verdicts
 
 MODELS = {
     "ResNet18": (80, "TSTP"),
@@ -39,7 +40,7 @@ def test_a_folded_network_gives_the_same_embedding(architecture: str) -> None:
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(1, 211, mels, generator=generator)
     expected, before = embedding(network, features), norms(network)
-    fold(network, torch.randn(1, 64, mels, generator=generator))
+    fold(network, torch.randn(1, 64, mels, generator=generator), verdicts=Verdicts())
     assert (embedding(network, features) - expected).abs().max() < 1e-5 * expected.abs().max()
     assert (norms(network) < before) == (architecture in FEWER_NORMS)
 
@@ -88,7 +89,7 @@ def test_a_norm_that_cannot_be_folded_stays(kind: type[nn.Module]) -> None:
     network = _random_statistics(kind())
     given = torch.randn(5, 4)
     expected = embedding(network, given)
-    fold(network, torch.randn(3, 4))
+    fold(network, torch.randn(3, 4), verdicts=Verdicts())
     assert norms(network) == 1 and torch.equal(embedding(network, given), expected)
 
 
@@ -96,7 +97,7 @@ def test_a_linear_layer_and_its_norm_become_one() -> None:
     network = _random_statistics(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
     given = torch.randn(5, 4)
     expected = embedding(network, given)
-    fold(network, torch.randn(3, 4))
+    fold(network, torch.randn(3, 4), verdicts=Verdicts())
     assert norms(network) == 0
     torch.testing.assert_close(embedding(network, given), expected, rtol=1e-5, atol=1e-6)
 
@@ -106,5 +107,5 @@ def test_a_fold_that_would_change_the_output_is_taken_back(monkeypatch: pytest.M
     given = torch.randn(5, 4)
     expected = embedding(network, given)
     monkeypatch.setattr(folding, "fuse_linear_bn_eval", lambda layer, _: layer)
-    fold(network, torch.randn(3, 4))
+    fold(network, torch.randn(3, 4), verdicts=Verdicts())
     assert norms(network) == 1 and torch.equal(embedding(network, given), expected)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Command, rows, speechlike, write_wav
+from conftest import Command, needs_bf16, rows, speechlike, write_wav
 from reference import Reference, cosine, relative_difference
 from untrained_checkpoint import seeded_network, write_checkpoint
 
@@ -17,11 +17,10 @@ from balr.config import DataConfig
 from balr.data.dataset import AudioDataset
 from balr.embeddings.architectures import build_network
 from balr.embeddings.exact.openvino import CompiledNetwork
+from balr.embeddings.exact.verdicts import Verdicts
 from balr.embeddings.wespeaker import WespeakerModel
 from balr.errors import ConfigError
 
-BF16 = any(torch.cpu.get_capabilities().get(unit) for unit in ("amx_bf16", "avx512_bf16"))
-needs_bf16 = pytest.mark.skipif(not BF16, reason="this processor has no bf16 units")
 SLOW = (
     ("ResNet34", {"feat_dim": 80, "pooling_func": "TSTP"}),
     ("ECAPA_TDNN_GLOB_c512", {"feat_dim": 80, "pooling_func": "ASTP"}),
@@ -145,7 +144,7 @@ def test_a_network_that_the_engine_would_change_is_refused() -> None:
     moving = torch.nn.Sequential(network)
     moving.forward = lambda features: (None, network(features)[-1] * (1.5 if torch.jit.is_tracing() else 1.0))
     with pytest.raises(ConfigError, match="would move embeddings by 5"):
-        CompiledNetwork(moving, mels=80, time_dim=1, dtype=torch.float32, requests=1)
+        CompiledNetwork(moving, mels=80, time_dim=1, dtype=torch.float32, requests=1, verdicts=Verdicts())
 
 
 def test_a_network_that_the_engine_refuses_at_every_length_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +155,7 @@ def test_a_network_that_the_engine_refuses_at_every_length_is_refused(monkeypatc
 
     monkeypatch.setattr("openvino.InferRequest.infer", refuse)
     with pytest.raises(ConfigError, match="refuses features of any length"):
-        CompiledNetwork(network, mels=80, time_dim=1, dtype=torch.float32, requests=1)
+        CompiledNetwork(network, mels=80, time_dim=1, dtype=torch.float32, requests=1, verdicts=Verdicts())
 
 
 def test_without_the_extra_one_line_says_what_to_install(

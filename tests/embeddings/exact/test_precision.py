@@ -5,19 +5,18 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Command, speechlike
+from conftest import Command, needs_bf16, speechlike
 from reference import cosine
 from untrained_checkpoint import seeded_network, write_checkpoint
 
 from balr.embeddings.architectures import run_network
 from balr.embeddings.exact.precision import LEAST_COSINE, checked_precision, lower_trunk
+from balr.embeddings.exact.verdicts import Verdicts
 from balr.embeddings.fbank import FbankSettings, fbank
 from balr.embeddings.wespeaker import WespeakerModel
 from balr.errors import ConfigError
 
 CPU = torch.device("cpu")
-BF16 = any(torch.cpu.get_capabilities().get(unit) for unit in ("amx_bf16", "avx512_bf16"))
-needs_bf16 = pytest.mark.skipif(not BF16, reason="this processor has no bf16 units")
 
 STATISTICS = {"feat_dim": 80, "pooling_func": "TSTP"}
 CASES = (
@@ -108,7 +107,7 @@ def test_short_and_long_audio_in_one_batch_is_embedded_as_alone(centred: tuple[W
 def test_no_fp32_copy_is_kept_of_a_network_that_16_bits_suit_at_any_length(tiny_checkpoint: Path) -> None:
     model = WespeakerModel("", "avg_model.pt", model_dir=tiny_checkpoint, precision="bf16")
     assert model.describe()["shortest_in_16_bits_seconds"] == round(model.shortest_seconds, 3)
-    assert model._network_fp32 is model._network
+    assert model._forward_fp32 is model._forward
 
 
 @needs_bf16
@@ -135,13 +134,13 @@ def test_a_network_that_16_bits_would_move_is_refused() -> None:
     original = network.layer1.forward
     network.layer1.forward = lambda x: original(x) + 300.0 * (x.dtype == torch.bfloat16)
     with pytest.raises(ConfigError, match="precision: the cosine of 16-bit embeddings of noise to fp32 is"):
-        lower_trunk(network, torch.bfloat16, torch.randn(1, 100, 80))
+        lower_trunk(network, torch.bfloat16, torch.randn(1, 100, 80), verdicts=Verdicts())
 
 
 def test_fp16_is_refused_for_sums_that_it_cannot_hold() -> None:
     network = seeded_network("SimAM_ResNet34_ASP", {"in_planes": 16, "embed_dim": 8}, {}, 0)
     with pytest.raises(ConfigError, match="SimAM sums squares over all frames"):
-        lower_trunk(network, torch.float16, torch.randn(1, 100, 80))
+        lower_trunk(network, torch.float16, torch.randn(1, 100, 80), verdicts=Verdicts())
 
 
 def test_a_device_without_the_units_refuses_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,99 @@
+"""What checks of a network found is kept for the same checkpoint, settings and machine, and for nothing else."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, speechlike
+from untrained_checkpoint import write_checkpoint
+
+from balr.embeddings.exact.precision import relative_difference
+from balr.embeddings.exact.verdicts import Verdicts
+from balr.embeddings.wespeaker import WespeakerModel
+
+FACTS = {"weights_sha256": "12", "engine": "torch"}
+
+
+@pytest.fixture
+def forward_passes() -> Iterator[list[str]]:
+    """Return the names of the classes of WeSpeaker's that ran, as they run."""
+    ran: list[str] = []
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda layer, *_: ran.append(type(layer).__name__))
+    yield ran
+    hook.remove()
+
+
+def test_a_check_runs_once_for_the_same_facts() -> None:
+    found = [Verdicts(facts).of("dim", lambda number=number: number) for number, facts in enumerate([FACTS] * 3)]
+    assert found == [0, 0, 0]
+
+
+@pytest.mark.parametrize("other", [FACTS | {"engine": "openvino"}, FACTS | {"weights_sha256": "13"}, None])
+def test_a_check_runs_again_for_anything_else(other: dict[str, str] | None) -> None:
+    assert Verdicts(FACTS).of("dim", lambda: 1) == 1
+    assert Verdicts(other).of("dim", lambda: 2) == 2
+
+
+def test_a_check_runs_again_with_another_number_of_threads() -> None:
+    threads = torch.get_num_threads()
+    assert Verdicts(FACTS).of("dim", lambda: 1) == 1
+    try:
+        torch.set_num_threads(threads + 1)
+        assert Verdicts(FACTS).of("dim", lambda: 2) == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"dim": '])
+def test_a_damaged_list_of_verdicts_counts_as_none(content: str, tmp_path: Path) -> None:
+    Verdicts(FACTS).of("dim", lambda: 1)
+    (file,) = Path(f"{tmp_path}-cache/balr/verdicts").iterdir()
+    file.write_text(content)
+    assert Verdicts(FACTS).of("dim", lambda: 2) == 2
+
+
+def test_without_a_cache_folder_checks_run_each_time(tmp_path: Path) -> None:
+    Path(f"{tmp_path}-cache").write_text("a file, where a folder should be")
+    assert [Verdicts(FACTS).of("dim", lambda number=number: number) for number in (1, 2)] == [1, 2]
+
+
+@torch.inference_mode()
+def test_a_change_is_made_whether_or_not_its_verdict_is_known() -> None:
+    example = torch.ones(1, 4)
+    for _ in range(2):
+        network = torch.nn.Linear(4, 1, bias=False)
+        network.weight.fill_(1.0)
+        moved = Verdicts(FACTS).of_change(
+            "doubled", network, example, lambda network=network: network.weight.mul_(2.0), by=relative_difference
+        )
+        assert moved == 1.0 and network(example).item() == 8.0
+
+
+def test_a_model_that_is_loaded_again_runs_no_checks_and_gives_the_same_embeddings(
+    tmp_path: Path, forward_passes: list[str]
+) -> None:
+    folder = write_checkpoint(tmp_path / "tiny", "CAMPPlus", TINY)
+    waveform = torch.from_numpy(speechlike(2.0))
+
+    def load_and_embed() -> torch.Tensor:
+        model = WespeakerModel("", "avg_model.pt", model_dir=folder)
+        del forward_passes[:]
+        embedding = model.embed([waveform])
+        assert model.takes_ragged_batches
+        return embedding
+
+    first = load_and_embed()
+    assert forward_passes.count("CAMPPlus") > 1  # the ragged trial, too
+    second = load_and_embed()
+    assert forward_passes.count("CAMPPlus") == 1
+    assert torch.equal(first, second)
+
+
+def test_loading_again_runs_no_forward_pass(tmp_path: Path, forward_passes: list[str]) -> None:
+    folder = write_checkpoint(tmp_path / "tiny", "CAMPPlus", TINY)
+    WespeakerModel("", "avg_model.pt", model_dir=folder)
+    assert "CAMPPlus" in forward_passes
+    del forward_passes[:]
+    WespeakerModel("", "avg_model.pt", model_dir=folder)
+    assert "CAMPPlus" not in forward_passes
