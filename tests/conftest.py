@@ -41,10 +41,13 @@ needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="this processor has no bf16
 
 
 @pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_a_folder_of_its_own(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("XDG_CACHE_HOME", f"{tmp_path}-cache")  # checks run, whatever they found in earlier tests
+    cache = tmp_path_factory.getbasetemp() / "cache"  # for all tests, as many load the same checkpoint
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
 
 
 @pytest.fixture(scope="session")

@@ -117,39 +117,6 @@ def test_other_weights_in_the_same_folder_are_another_model(
     assert f"those of {tmp_path}/c, and this model is {tmp_path}/c" in one_error_line()
 
 
-def test_a_forced_run_that_was_stopped_goes_on_where_it_stopped(
-    balr: Command, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    povey = "embeddings.model.features.window_type=povey"
-    assert balr(f"input={corpus}", "save_dir=out") == 0
-    assert balr(f"input={corpus}", "save_dir=alone", povey) == 0
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 3)
-        assert balr(f"input={corpus}", "save_dir=out", povey, "force=true") == 130
-    stopped = embeddings(tmp_path / "out")
-    assert len(stopped) == 3 and stopped.items() <= embeddings(tmp_path / "alone").items(), "no model's but this one's"
-    capsys.readouterr()
-    assert balr(f"input={corpus}", "save_dir=out", povey, "force=true") == 0
-    assert "6 utterances in" in (told := capsys.readouterr().err) and "3 already there" in told
-    assert embeddings(tmp_path / "out") == embeddings(tmp_path / "alone")
-    assert balr(f"input={corpus}", "save_dir=out", povey, "force=true") == 0
-    assert "0 already there" in capsys.readouterr().err, "the next one starts over"
-
-
-def test_a_forced_run_that_was_stopped_goes_on_without_force_and_as_no_other_model(
-    balr: Command, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    povey = "embeddings.model.features.window_type=povey"
-    assert balr(f"input={corpus}", "save_dir=out") == 0
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 3)
-        assert balr(f"input={corpus}", "save_dir=out", povey, "force=true") == 130
-    assert balr(f"input={corpus}", "save_dir=out") == 2
-    assert balr(f"input={corpus}", "save_dir=out", povey) == 0
-    assert balr(f"input={corpus}", "save_dir=alone", povey) == 0
-    assert embeddings(tmp_path / "out") == embeddings(tmp_path / "alone")
-
-
 def test_a_list_of_other_utterances_is_refused_also_with_force(
     balr: Command, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""Tar shards, parquet files and Kaldi data folders are corpora like any other: same embeddings, resume, failures."""
+"""Tar shards and parquet files are corpora like any other: same embeddings, resume, failures."""
 
 import io
 import json
@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -247,69 +246,6 @@ def test_the_length_of_a_member_is_read_again_when_its_container_changes(tmp_pat
         containers.tar_members.cache_clear()  # a run is a process of its own
         (header,) = headers([tar / "a.wav"], cache=tmp_path / "durations.csv")
         assert header.seconds == seconds
-
-
-@pytest.fixture
-def kaldi_folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "kaldi"
-    for number in range(2):
-        write_wav(folder / f"{number}.wav", speechlike(3.0, seed=number))
-    (folder / "wav.scp").write_text("r0 0.wav\nr1 1.wav\n")
-    (folder / "segments").write_text("u0 r0 0.5 1.5\nu1 r1 1.0 2.5\nu2 r1 0 -1\n")
-    (folder / "utt2spk").write_text("u0 alice\nu1 bob\nu2 bob\n")
-    (folder / "utt2dur").write_text("u0 1.0\n")
-    (folder / "reco2dur").write_text("r1 3.0\n")
-    return folder
-
-
-def test_a_kaldi_data_folder_is_a_corpus_with_segments_speakers_and_durations(
-    balr: Command, kaldi_folder: Path, tmp_path: Path
-) -> None:
-    utterances = Corpus.from_path(kaldi_folder).utterances
-    assert [(u.id, u.speaker, u.duration_seconds) for u in utterances] == [
-        ("u0", "alice", 1.0),
-        ("u1", "bob", 1.5),
-        ("u2", "bob", 3.0),
-    ]
-    assert balr(f"input={kaldi_folder}", "save_dir=out", "store=kaldi") == 0
-    assert (tmp_path / "out" / "utt2spk").read_text() == (kaldi_folder / "utt2spk").read_text()
-
-
-def test_what_is_wrong_in_a_kaldi_data_folder_is_named_by_its_line(kaldi_folder: Path) -> None:
-    for name, text, reason in (
-        ("segments", "u0 r9 0 1\n", r"segments:1: recording 'r9' is not in wav.scp"),
-        ("utt2spk", "u0 alice\nu1\n", r"utt2spk:2: expected 'id value'"),
-        ("reco2dur", "r1 0\n", r"reco2dur:1: duration '0' is not a positive"),
-        ("utt2dur", "u0 long\n", r"utt2dur:1: duration 'long' is not a number of seconds"),
-    ):
-        kept = (kaldi_folder / name).read_text()
-        (kaldi_folder / name).write_text(text)
-        with pytest.raises(InputError, match=reason):
-            Corpus.from_path(kaldi_folder)
-        (kaldi_folder / name).write_text(kept)
-
-
-def test_a_column_of_durations_spares_the_headers(
-    balr: Command, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lines = [f"spk{n % 2}/utt{n}.wav,{1 + 0.2 * n:g}" for n in range(6)]
-    (corpus / "list.csv").write_text("audio,duration\n" + "\n".join(lines) + "\n")
-    assert balr(f"input={corpus / 'list.csv'}", "save_dir=out") == 0
-    assert not (tmp_path / "out" / "durations.csv").exists()
-    assert [row["duration"] for row in rows(tmp_path / "out" / "metadata.csv")] == [
-        line.split(",")[1] for line in lines
-    ]
-    assert balr(f"input={corpus}", "save_dir=plain") == 0
-    assert np.array_equal(
-        load_embeddings(tmp_path / "out")[1], load_embeddings(tmp_path / "plain")[1][[0, 3, 1, 4, 2, 5]]
-    )
-
-
-@pytest.mark.parametrize("duration", ["-1", "0", "abc", "nan", "1:30"])
-def test_a_duration_that_is_no_number_of_seconds_is_refused(corpus: Path, duration: str) -> None:
-    (corpus / "list.csv").write_text(f"audio,duration\nspk0/utt0.wav,{duration}\n")
-    with pytest.raises(InputError, match=r"list.csv:2: duration .* is not a"):
-        Corpus.from_path(corpus / "list.csv")
 
 
 def test_embeddings_cannot_go_beside_audio_in_a_container(

@@ -4,10 +4,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
-from conftest import speechlike, write_wav
+from conftest import Command, rows, speechlike, write_wav
 
+from balr import load_embeddings
 from balr.data import headers as module
 from balr.data.headers import headers, read_header
 
@@ -81,3 +83,19 @@ def test_names_that_are_not_utf_8_are_remembered_too(tmp_path: Path) -> None:
     file = write_wav(tmp_path / "a.wav", speechlike(1.0)).rename(tmp_path / os.fsdecode(b"caf\xe9.wav"))
     for _ in range(2):
         assert seconds([file], cache=tmp_path / "durations.csv") == [1.0]
+
+
+def test_a_column_of_durations_spares_the_headers(
+    balr: Command, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [f"spk{n % 2}/utt{n}.wav,{1 + 0.2 * n:g}" for n in range(6)]
+    (corpus / "list.csv").write_text("audio,duration\n" + "\n".join(lines) + "\n")
+    assert balr(f"input={corpus / 'list.csv'}", "save_dir=out") == 0
+    assert not (tmp_path / "out" / "durations.csv").exists()
+    assert [row["duration"] for row in rows(tmp_path / "out" / "metadata.csv")] == [
+        line.split(",")[1] for line in lines
+    ]
+    assert balr(f"input={corpus}", "save_dir=plain") == 0
+    assert np.array_equal(
+        load_embeddings(tmp_path / "out")[1], load_embeddings(tmp_path / "plain")[1][[0, 3, 1, 4, 2, 5]]
+    )

@@ -224,3 +224,10 @@ def test_a_column_that_is_meant_as_audio_is_suggested(tmp_path: Path, column: st
     (tmp_path / "list.csv").write_text(f"id,{column}\na,a.wav\n")
     with pytest.raises(InputError, match=f"Is '{column}' meant as 'audio'"):
         Corpus.from_path(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize("duration", ["-1", "0", "abc", "nan", "1:30"])
+def test_a_duration_that_is_no_number_of_seconds_is_refused(corpus: Path, duration: str) -> None:
+    (corpus / "list.csv").write_text(f"audio,duration\nspk0/utt0.wav,{duration}\n")
+    with pytest.raises(InputError, match=r"list.csv:2: duration .* is not a"):
+        Corpus.from_path(corpus / "list.csv")

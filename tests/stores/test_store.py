@@ -15,7 +15,6 @@ from balr.errors import OutputError
 from balr.records import WHOLE_CORPUS, Embedded, Shard, Utterance
 from balr.stores.base import Store, StoredCorpus
 from balr.stores.files import FilesStore
-from balr.stores.folder import locked
 from balr.stores.kaldi import KaldiStore
 from balr.stores.parquet import ParquetStore
 from balr.stores.reading import load_embeddings
@@ -245,11 +244,3 @@ def test_embeddings_that_vanish_while_a_run_works_are_reported(open_files: Open,
     with pytest.raises(OutputError, match="1 of 2 embeddings vanished while the run worked, first 'u0'"):
         store.close()
     assert open_files().completed() == {"u1"}
-
-
-def test_a_folder_is_locked_for_one_run_and_leaves_nothing_where_nothing_was_written(tmp_path: Path) -> None:
-    with locked(tmp_path / "new" / "out"):
-        with pytest.raises(OutputError, match="another run works there"), locked(tmp_path / "new" / "out"):
-            pass
-        assert (tmp_path / "new" / "out").is_dir()
-    assert not (tmp_path / "new").exists()

@@ -82,6 +82,30 @@ def test_short_clips_of_campplus_run_in_the_engine_too(model: WespeakerModel, ti
     assert model._compiled is not None and model._compiled.left_to_torch == 0
 
 
+class Wide(torch.nn.Module):
+    """A convolution of kernel size 1 that reads more channels than are convolved at once, as ECAPA's last one does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv1d(80, 5000, 3)
+        self.wide = torch.nn.Conv1d(5000, 16, 1)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.wide(self.layer(features.transpose(1, 2)).relu()).mean(2)
+
+
+@torch.inference_mode()
+def test_a_convolution_over_many_channels_gives_the_same_in_parts() -> None:
+    torch.manual_seed(0)
+    network = Wide().eval()
+    compiled = CompiledNetwork(network, mels=80, time_dim=1, dtype=torch.float32, requests=1, verdicts=Verdicts())
+    for frames in (60, 200):
+        features = torch.randn(1, frames, 80)
+        expected = network(features)
+        assert (compiled(features) - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert "forward" not in vars(network.wide) and compiled.left_to_torch == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "args"), SLOW, ids=[case[0] for case in SLOW])
 def test_architectures_run_with_the_same_embeddings(tmp_path: Path, architecture: str, args: dict[str, Any]) -> None:

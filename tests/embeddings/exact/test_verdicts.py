@@ -15,6 +15,11 @@ from balr.embeddings.wespeaker import WespeakerModel
 FACTS = {"weights_sha256": "12", "engine": "torch"}
 
 
+@pytest.fixture(autouse=True)
+def _without_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def forward_passes() -> Iterator[list[str]]:
     """Return the names of the classes of WeSpeaker's that ran, as they run."""
@@ -48,13 +53,13 @@ def test_a_check_runs_again_with_another_number_of_threads() -> None:
 @pytest.mark.parametrize("content", ["", "[1]", '{"dim": '])
 def test_a_damaged_list_of_verdicts_counts_as_none(content: str, tmp_path: Path) -> None:
     Verdicts(FACTS).of("dim", lambda: 1)
-    (file,) = Path(f"{tmp_path}-cache/balr/verdicts").iterdir()
+    (file,) = tmp_path.glob("cache/balr/verdicts/*.json")
     file.write_text(content)
     assert Verdicts(FACTS).of("dim", lambda: 2) == 2
 
 
 def test_without_a_cache_folder_checks_run_each_time(tmp_path: Path) -> None:
-    Path(f"{tmp_path}-cache").write_text("a file, where a folder should be")
+    (tmp_path / "cache").write_text("a file, where a folder should be")
     assert [Verdicts(FACTS).of("dim", lambda number=number: number) for number in (1, 2)] == [1, 2]
 
 
