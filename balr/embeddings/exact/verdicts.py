@@ -6,6 +6,7 @@ libraries that compute, and one machine. With anything else, the check runs.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -37,13 +38,19 @@ class Verdicts:
                 self._known = dict(json.loads(self._path.read_text(encoding="utf-8")))
 
     def of(self, check: str, find: Callable[[], Any]) -> Any:
-        """Return what a check found when it ran first; `find` runs it, and returns what JSON can hold."""
-        if check not in self._known:
-            self._known[check] = find()
+        """Return what a check found when it ran first; `find` runs it, and returns what JSON can hold.
+
+        Infinity, which is for a check that could not run, as without memory, is not kept.
+        """
+        if check in self._known:
+            return self._known[check]
+        found = find()
+        if found != math.inf:
+            self._known[check] = found
             if self._path is not None:
                 with suppress(OutputError), whole_file(self._path) as file:  # without a cache, checks run each time
                     file.write(json.dumps(self._known).encode())
-        return self._known[check]
+        return found
 
     def of_change(
         self,

@@ -1,5 +1,6 @@
 """What checks of a network found is kept for the same checkpoint, settings and machine, and for nothing else."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,13 @@ def test_a_check_runs_again_with_another_number_of_threads() -> None:
         assert Verdicts(FACTS).of("dim", lambda: 2) == 2
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_check_that_could_not_run_runs_again() -> None:
+    verdicts = Verdicts(FACTS)
+    assert verdicts.of("ragged", lambda: math.inf) == math.inf and verdicts.of("dim", lambda: 4) == 4
+    again = Verdicts(FACTS)
+    assert again.of("ragged", lambda: 1e-7) == 1e-7 and again.of("dim", lambda: 5) == 4
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"dim": '])
