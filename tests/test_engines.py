@@ -7,11 +7,19 @@ from typing import Any
 
 import pytest
 from conftest import Command, speechlike, write_wav
+from untrained_checkpoint import write_checkpoint
 
 from balr.embeddings.exact.openvino import CompiledNetwork
 from balr.embeddings.wespeaker import WespeakerModel
 from balr.errors import ConfigError
 from balr.stores.reading import load_embeddings
+
+
+@pytest.fixture(scope="module")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a network of few layers, which is compiled in less than a second."""
+    sizes = {"feat_dim": 80, "hid_dim": 16, "stats_dim": 16, "embed_dim": 8}
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "xvec", "XVEC", sizes)
 
 
 @pytest.fixture
