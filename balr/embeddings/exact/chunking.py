@@ -112,12 +112,15 @@ def _trial(chunked: ChunkedNetwork, mels: int) -> tuple[bool, int, int, bool]:
     noise = (torch.randn(1, total, mels, generator=generator) * louder).to(device)
     whole = run_network(chunked.network, noise)
     tolerance = max(LARGEST_RELATIVE_DIFFERENCE[parameter.dtype] for parameter in chunked.network.parameters())
-    are_exact = []
-    for chunked.takes_moments in (False, True):
+
+    def is_exact(*, takes_moments: bool) -> bool:
+        chunked.takes_moments = takes_moments
         difference = relative_difference(chunked.embed(noise, chunk_frames=_PROBE_FRAMES), whole)
-        log.debug("in chunks: halo %d, moments %s, difference %.1e", chunked.halo, chunked.takes_moments, difference)
-        are_exact.append(difference < tolerance)
-    return are_exact[0], chunked.stride, chunked.halo, all(are_exact)
+        log.debug("in chunks: halo %d, moments %s, difference %.1e", chunked.halo, takes_moments, difference)
+        return difference < tolerance
+
+    exact = is_exact(takes_moments=False)
+    return exact, chunked.stride, chunked.halo, exact and is_exact(takes_moments=True)
 
 
 def _merge_moments(chunks: Iterator[torch.Tensor]) -> torch.Tensor:

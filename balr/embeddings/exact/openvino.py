@@ -116,9 +116,11 @@ class CompiledNetwork:
                 self._idle.put(program.create_infer_request())
         except RuntimeError as error:
             raise ConfigError(f"embeddings.model.engine=openvino: cannot run this network: {error}") from error
-        with suppress(RuntimeError):  # the first call in one thread: two at once would wait for each other for ever
-            self._infer(_noise(_PROBE_FRAMES[-1], mels, time_dim))
-        moved, cosine = verdicts.of("openvino", self._compare)
+        for frames in reversed(_PROBE_FRAMES):  # the first call in one thread: two at once may wait for ever
+            with suppress(RuntimeError):
+                self._infer(_noise(frames, mels, time_dim))
+                break
+        moved, cosine, _ = verdicts.of("openvino", self._compare, is_final=lambda found: found[-1])
         log.info("compiled by OpenVINO; embeddings of noise move by %.1e", moved)
         if dtype != torch.float32:
             refuse_far(cosine, "embeddings.model.engine=openvino with 16 bits")
@@ -143,10 +145,11 @@ class CompiledNetwork:
             self._idle.put(request)
 
     @torch.inference_mode()
-    def _compare(self) -> tuple[float, float]:
+    def _compare(self) -> tuple[float, float, bool]:
         """Compare with the network itself on noise of several lengths, of which OpenVINO may refuse some, but not all.
 
-        Returns the largest relative difference and the least cosine of the embeddings. Raises ConfigError.
+        Returns the largest relative difference and the least cosine of the embeddings, and whether all lengths ran.
+        Raises ConfigError.
         """
         found = []
         for frames in _PROBE_FRAMES:
@@ -161,7 +164,7 @@ class CompiledNetwork:
         if not found:
             raise ConfigError("embeddings.model.engine=openvino: refuses features of any length here; use torch.")
         differences, cosines = zip(*found, strict=True)
-        return max(differences), min(cosines)
+        return max(differences), min(cosines), len(found) == len(_PROBE_FRAMES)
 
 
 class _LastOutput(nn.Module):

@@ -107,5 +107,7 @@ def _silent_at_the_end(noise: torch.Tensor, sample_rate_hz: int) -> torch.Tensor
 def _can_embed(embed: Embed, waveform: torch.Tensor) -> bool:
     try:
         return bool(embed([waveform]).isfinite().all())
+    except torch.OutOfMemoryError:  # because of other work: the caller tries again
+        raise
     except (RuntimeError, IndexError, UtteranceError):  # such as a convolution wider than its input
         return False

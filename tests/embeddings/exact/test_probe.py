@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from balr.embeddings.exact.probe import shortest_near, speechlike_noises
+from balr.embeddings.exact.probe import shortest_near, shortest_seconds, speechlike_noises
 from balr.errors import ConfigError
 
 RATE_HZ = 16_000
@@ -53,3 +53,11 @@ def test_the_noises_change_their_level_as_speech_does() -> None:
     for noise in speechlike_noises(1.0, RATE_HZ):
         levels = noise.reshape(25, -1).pow(2).mean(dim=1).log10() * 10
         assert noise.abs().max() <= 1 and 40 < levels.max() - levels.min() < 65
+
+
+def test_audio_for_which_there_was_no_memory_does_not_count_as_too_short() -> None:
+    def embed_without_memory(waveforms: Sequence[torch.Tensor]) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        shortest_seconds(embed_without_memory, RATE_HZ)

@@ -42,11 +42,12 @@ def test_a_check_runs_again_for_anything_else(other: dict[str, str] | None) -> N
 
 
 def test_a_check_runs_again_with_another_number_of_threads() -> None:
-    threads = torch.get_num_threads()
-    assert Verdicts(FACTS).of("dim", lambda: 1) == 1
+    threads, verdicts = torch.get_num_threads(), Verdicts(FACTS)
+    assert verdicts.of("dim", lambda: 1) == 1
     try:
         torch.set_num_threads(threads + 1)
-        assert Verdicts(FACTS).of("dim", lambda: 2) == 2
+        assert verdicts.of("dim", lambda: 2) == 2
+        assert Verdicts(FACTS).of("dim", lambda: 3) == 3
     finally:
         torch.set_num_threads(threads)
 
