@@ -102,7 +102,7 @@ def make_chunked(network: nn.Module, mels: int, *, verdicts: Verdicts) -> Chunke
 
 
 def _trial(chunked: ChunkedNetwork, mels: int) -> tuple[bool, int, int, bool]:
-    """Return whether chunks give the same embedding of noise; and the stride, the halo, and whether moments do, too."""
+    """Return whether chunks keep the embedding of noise, the stride, the halo, and whether moments keep it as well."""
     generator = torch.Generator().manual_seed(0)
     device = next(chunked.network.parameters()).device
     probe = torch.randn(1, _PROBE_FRAMES, mels, generator=generator).to(device)

@@ -178,7 +178,7 @@ class _LastOutput(nn.Module):
 
 def _export(network: nn.Module, path: Path, mels: int, time_dim: int) -> None:
     """Write a network as ONNX, which OpenVINO reads without its own converter, which collects usage data."""
-    with warnings.catch_warnings(), _written_otherwise(network):
+    with warnings.catch_warnings(), _rewritten_layers(network):
         warnings.simplefilter("ignore")  # tracing fixes some lengths, which the comparison checks; a newer exporter
         torch.onnx.export(
             _LastOutput(network).eval(),
@@ -191,8 +191,8 @@ def _export(network: nn.Module, path: Path, mels: int, time_dim: int) -> None:
 
 
 @contextmanager
-def _written_otherwise(network: nn.Module) -> Iterator[None]:
-    """Let layers compute the same by operations that suit OpenVINO.
+def _rewritten_layers(network: nn.Module) -> Iterator[None]:
+    """Let some layers compute the same by operations that suit OpenVINO, meanwhile.
 
     CAM++ averages segments by sums, as OpenVINO refuses a pooling window that is longer than its input. Convolutions of
     kernel size 1 that read very many channels are added up in parts: at many lengths, its kernel for AVX2 takes three

@@ -86,7 +86,7 @@ def relative_difference(embeddings: torch.Tensor, reference: torch.Tensor) -> fl
 
 
 def least_cosine(embeddings: torch.Tensor, reference: torch.Tensor) -> float:
-    """Return the least cosine of embeddings `(batch, dim)` to those that they should be."""
+    """Return the least cosine between embeddings `(batch, dim)` and their reference, row by row."""
     return float(nn.functional.cosine_similarity(embeddings.float(), reference.float()).min())
 
 
