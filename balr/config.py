@@ -34,8 +34,9 @@ class DataConfig:
     batches computed at a time. `num_workers`: processes that decode (0: this process, which a broken file may crash);
     `prefetch_factor`: batches decoded ahead for each of them.
 
-    Audio longer than `chunk_seconds`, with OpenVINO than three times that, goes through the network in chunks of half
-    that where this gives the same embedding; elsewhere, audio longer than `max_whole_seconds` fails.
+    Audio longer than `chunk_seconds`, with OpenVINO than three times that, on a GPU than ten times, goes through the
+    network in chunks of half that where this gives the same embedding; elsewhere, audio longer than `max_whole_seconds`
+    fails.
     `max_ahead_seconds` limits the audio that is decoded and not embedded yet, except for one batch that is longer by
     itself. A file that holds more than `max_audio_seconds`, or takes a process longer than `decode_timeout_seconds` to
     decode, fails.

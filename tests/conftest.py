@@ -47,6 +47,7 @@ def _in_a_folder_of_its_own(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     cache = tmp_path_factory.getbasetemp() / "cache"  # for all tests, as many load the same checkpoint
+    cache.mkdir(exist_ok=True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
 
 

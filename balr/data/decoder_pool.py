@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from balr.data.batching import Batch
 from balr.data.read_ahead import ReadAhead
@@ -31,7 +32,6 @@ from balr.shutdown import Stop, end_with_process
 Result = Any  # of a task: a float32 array (samples,), or a value that JSON can hold
 Read = Callable[[Any], Result]
 
-_BLOCK_BYTES = 1 << 20
 _TASKS_EACH = 2  # the second one waits in the pipe, so that a worker never waits for the parent
 _POLL_SECONDS = 0.2
 _SUSPENDED_SECONDS = 5.0
@@ -55,14 +55,15 @@ class DecoderPool:
 
     A context manager: its workers ignore signals and end with it. `read` raises UtteranceError if a file is bad. The
     first workers are forked unless it starts `beside_threads` that compute; these, and the ones that replace lost ones,
-    come from a fork server, as a fork beside threads can copy a lock that is never released. Raises ConfigError if none
-    can be started.
+    come from a fork server, as a fork beside threads can copy a lock that is never released. With `pins`, waveforms are
+    received in memory that a GPU copies from while it computes. Raises ConfigError if none can be started.
     """
 
-    def __init__(self, read: Read, *, processes: int, timeout_seconds: float, beside_threads: bool = False) -> None:
-        self._read = read
-        self._timeout_seconds = timeout_seconds
-        self._resumed_at = 0.0
+    def __init__(
+        self, read: Read, *, processes: int, timeout_seconds: float, beside_threads: bool = False, pins: bool = False
+    ) -> None:
+        self._read, self._pins = read, pins
+        self._timeout_seconds, self._resumed_at = timeout_seconds, 0.0
         self._workers: list[_Worker] = []
         try:
             for _ in range(processes):
@@ -146,7 +147,7 @@ class DecoderPool:
         """Return a worker's first task with its result; a dead worker is replaced, and its other tasks wait again."""
         task = worker.tasks.popleft()
         try:
-            result = _receive(worker.connection)
+            result = _receive(worker.connection, pins=self._pins)
             worker.since = time.monotonic()
         except (EOFError, OSError):
             worker.process.join()
@@ -191,17 +192,24 @@ class DecoderPool:
         return f"the process that read it was ended by {name}{hint}"
 
 
-def _receive(connection: "Connection[Any, Any]") -> Result | UtteranceError:
+def _receive(connection: "Connection[Any, Any]", *, pins: bool) -> Result | UtteranceError:
     """Receive a result. Raises EOFError or OSError if the worker is dead."""
     kind, value = json.loads(connection.recv_bytes())
     if kind == "error":
         return UtteranceError(value)
     if kind == "value":
         return value
-    waveform = np.empty(value, np.float32)
-    content = waveform.data.cast("B")
-    for start in range(0, len(content), _BLOCK_BYTES):  # in blocks: as a whole it would be in memory twice
-        connection.recv_bytes_into(content[start : start + _BLOCK_BYTES])
+    waveform: npt.NDArray[np.float32] = np.empty(value, np.float32)
+    if pins:
+        import torch
+
+        waveform = torch.empty(value, pin_memory=True).numpy()  # which torch gives out again afterwards
+    left = waveform.data.cast("B")
+    while left:  # straight into place: `Connection.recv_bytes_into` copies everything twice
+        received = os.readv(connection.fileno(), [left])
+        if not received:
+            raise EOFError
+        left = left[received:]
     return waveform
 
 
@@ -221,9 +229,9 @@ def _answer(connection: "Connection[Any, Any]", read: Read, task: Any) -> None:
         answer = ["error", str(error) if isinstance(error, UtteranceError) else f"{type(error).__name__}: {error}"]
     connection.send_bytes(json.dumps(answer).encode())
     if answer[0] == "waveform":
-        content = np.ascontiguousarray(result).data.cast("B")
-        for start in range(0, len(content), _BLOCK_BYTES):
-            connection.send_bytes(content[start : start + _BLOCK_BYTES])
+        left = np.ascontiguousarray(result).data.cast("B")
+        while left:
+            left = left[os.write(connection.fileno(), left) :]
 
 
 def _set_up_process(parent: int | None) -> None:

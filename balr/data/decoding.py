@@ -1,9 +1,9 @@
 """From a plan to decoded batches, read in this process or others; a bad utterance becomes a Failure."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,10 @@ _SECONDS_BETWEEN_LOOKS = 0.2
 
 @dataclass(frozen=True)
 class Decoded:
-    """Hold a batch: its utterances, their waveforms end to end in one tensor, and what failed."""
+    """Hold a batch: its utterances, the samples `(samples,)` of each, and what failed."""
 
     utterances: tuple[Utterance, ...]
-    samples: torch.Tensor
-    lengths: tuple[int, ...]
+    samples: tuple[torch.Tensor, ...]
     failures: tuple[Failure, ...] = ()
 
     @property
@@ -34,13 +33,9 @@ class Decoded:
         """Return the ids of all utterances of the batch, failed ones too."""
         return [*(item.id for item in self.utterances), *(failure.id for failure in self.failures)]
 
-    def pin_memory(self) -> Self:
-        """Return the same with the samples where a GPU copies them from while it computes."""
-        return replace(self, samples=self.samples.pin_memory())
-
     def waveforms(self, device: torch.device) -> list[torch.Tensor]:
-        """Return the waveforms `(samples,)` on a device, which takes them in one copy."""
-        return list(torch.split(self.samples.to(device, non_blocking=True), list(self.lengths))) if self.lengths else []
+        """Return the waveforms `(samples,)` on a device, which may still be copying them."""
+        return [one.to(device, non_blocking=True) for one in self.samples]
 
 
 @dataclass(frozen=True)
@@ -109,10 +104,8 @@ def _read_or_error(reader: WaveformReader, task: tuple[str, Part]) -> npt.NDArra
 def _together(utterances: Sequence[Utterance], found: Sequence[Any]) -> Decoded:
     pairs = list(zip(utterances, found, strict=True))
     good = [(utterance, result) for utterance, result in pairs if not isinstance(result, Exception)]
-    waveforms = [torch.from_numpy(result) for _, result in good]
     return Decoded(
         utterances=tuple(utterance for utterance, _ in good),
-        samples=waveforms[0] if len(waveforms) == 1 else torch.cat([torch.empty(0), *waveforms]),
-        lengths=tuple(waveform.numel() for waveform in waveforms),
+        samples=tuple(torch.from_numpy(result) for _, result in good),
         failures=tuple(Failure.of(one, "decode", error) for one, error in pairs if isinstance(error, Exception)),
     )

@@ -146,8 +146,11 @@ class EmbeddingsModel(ABC):
         processes = min(loading.num_workers, plan.count)
         read_ahead = plan.read_ahead(dataset, most_seconds=config.max_ahead_seconds)
         postponed: list[Decoded] = []
-        limit = config.decode_timeout_seconds
-        pool = DecoderPool(reader, processes=processes, timeout_seconds=limit) if processes else None
+        settings: dict[str, Any] = {
+            "timeout_seconds": config.decode_timeout_seconds,
+            "pins": self.device.type == "cuda",
+        }
+        pool = DecoderPool(reader, processes=processes, **settings) if processes else None
         with pool or nullcontext(), shared_threads(threads, self.device):
             begun()
             batches = decoded_batches(
@@ -176,7 +179,7 @@ class EmbeddingsModel(ABC):
                 batch = next(batches, None)
             if batch is None:
                 return
-            yield batch.pin_memory() if self.device.type == "cuda" else batch
+            yield batch
             del batch  # free its memory before the next one is decoded
 
     def _embed_and_release(
@@ -204,7 +207,7 @@ class EmbeddingsModel(ABC):
         for utterance, waveform, result in zip(batch.utterances, waveforms, results, strict=True):
             error = result if isinstance(result, Exception) else find_flaw(result, waveform)
             if isinstance(error, torch.OutOfMemoryError) and others_run:
-                without_room.append(Decoded((utterance,), waveform.cpu(), (waveform.numel(),)))
+                without_room.append(Decoded((utterance,), (waveform.cpu(),)))
             elif error is not None:
                 outcomes.append(Failure.of(utterance, "embed", error))
             elif not isinstance(result, Exception):

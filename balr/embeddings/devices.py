@@ -13,6 +13,7 @@ from balr.config import DataConfig
 from balr.errors import ConfigError
 
 _MOST_CONCURRENT = 32
+_LARGE_GPU_BYTES = 60e9
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,10 @@ def resolve_loading(config: DataConfig, device: torch.device) -> Loading:
         defaults = Loading(1, 120.0, concurrent_batches, max(1, concurrent_batches // 2), 4)
     else:
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-        defaults = Loading(64, 600.0, 2 if device.type == "cuda" else 1, min(8, cores), 2)
+        is_cuda = device.type == "cuda"
+        memory = torch.cuda.get_device_properties(device).total_memory if is_cuda and torch.cuda.is_available() else 0
+        size, seconds = (512, 1200.0) if memory > _LARGE_GPU_BYTES else (256, 600.0)
+        defaults = Loading(size, seconds, 2 if is_cuda else 1, min(8, cores), 2)
     chosen = {option.name: getattr(config, option.name) for option in fields(Loading)}
     return replace(defaults, **{name: value for name, value in chosen.items() if value is not None})
 
@@ -55,7 +59,7 @@ def select_device(device: str | torch.device) -> torch.device:
     Raises ConfigError that names the available devices.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     available = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
         available.append("mps")
@@ -65,7 +69,8 @@ def select_device(device: str | torch.device) -> torch.device:
         selected = None
     if selected is None or not any(str(selected) in (name, name.partition(":")[0]) for name in available):
         raise ConfigError(f"device={device}: not on this machine, which has {', '.join(available)}.")
-    return selected
+    # A thread can only be given a GPU that has a number.
+    return torch.device("cuda", torch.cuda.current_device()) if str(selected) == "cuda" else selected
 
 
 def device_name(device: torch.device) -> str:

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import nn
 
 from balr.config import FeaturesConfig, legal_feature
 from balr.errors import CheckpointError, UtteranceError
@@ -32,6 +33,11 @@ class FbankSettings:
     def shortest_samples(self) -> int:
         """Return the length of one frame in samples."""
         return int(self.sample_rate_hz * self.frame_length_ms * 0.001)
+
+    @property
+    def shift_samples(self) -> int:
+        """Return the samples from one frame to the next."""
+        return int(self.sample_rate_hz * self.frame_shift_ms * 0.001)
 
 
 def fbank_settings(dataset_args: Mapping[str, Any], overrides: FeaturesConfig) -> FbankSettings:
@@ -76,18 +82,28 @@ def fbanks(waveforms: Sequence[torch.Tensor], settings: FbankSettings, *, at_onc
     """Compute the features `(frames, mels)` of waveforms `(samples,)` one by one, or `at_once`, as suits a GPU."""
     if not at_once:
         return [fbank(waveform, settings) for waveform in waveforms]
-    frames = [_frames(waveform, settings) for waveform in waveforms]
-    features = torch.split(_log_mel(torch.cat(frames), settings), [len(one) for one in frames])
-    return [_subtract_mean(one, settings) for one in features]
+    counts = [_count_frames(waveform.numel(), settings) for waveform in waveforms]
+    padded = _frames(nn.utils.rnn.pad_sequence(list(waveforms), batch_first=True), settings)
+    features = _log_mel(padded.flatten(0, 1), settings).unflatten(0, padded.shape[:2])  # (batch, frames, mels)
+    if settings.mean_norm:
+        own = torch.tensor(counts).to(features.device, non_blocking=True).reshape(-1, 1, 1)
+        padding = torch.arange(features.shape[1], device=features.device).reshape(1, -1, 1) >= own
+        features -= features.masked_fill(padding, 0.0).sum(dim=1, keepdim=True) / own
+    return [one[:count] for one, count in zip(features, counts, strict=True)]
 
 
 def _frames(waveform: torch.Tensor, settings: FbankSettings) -> torch.Tensor:
-    """View a waveform `(samples,)` as overlapping frames `(frames, frame_samples)`."""
-    size, shift = settings.shortest_samples, int(settings.sample_rate_hz * settings.frame_shift_ms * 0.001)
-    if waveform.numel() < size:
-        seconds = waveform.numel() / settings.sample_rate_hz
-        raise UtteranceError(f"too short: {seconds:.3f} s, one frame takes {size / settings.sample_rate_hz:.3f} s")
-    return waveform.contiguous().unfold(0, size, shift)
+    """View waveforms `(..., samples)` as overlapping frames `(..., frames, frame_samples)`."""
+    _count_frames(waveform.shape[-1], settings)
+    return waveform.contiguous().unfold(-1, settings.shortest_samples, settings.shift_samples)
+
+
+def _count_frames(samples: int, settings: FbankSettings) -> int:
+    """Return how many frames so many samples give. Raises UtteranceError if not one."""
+    if samples < settings.shortest_samples:
+        seconds, shortest = (each / settings.sample_rate_hz for each in (samples, settings.shortest_samples))
+        raise UtteranceError(f"too short: {seconds:.3f} s, one frame takes {shortest:.3f} s")
+    return 1 + (samples - settings.shortest_samples) // settings.shift_samples
 
 
 def _log_mel(frames: torch.Tensor, settings: FbankSettings) -> torch.Tensor:

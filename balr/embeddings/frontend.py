@@ -79,10 +79,11 @@ def _with_tfmel(config: CheckpointConfig, overrides: FeaturesConfig) -> tuple[to
         prepare("tfmel")
     network.add_module("frontend", tfmel)  # its tables are part of published checkpoints
 
+    # torch.cuda.amp.autocast was renamed; threads compute at a time, so a filter cannot come and go.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"wespeaker\.frontend\.tfmel")
+
     def compute(waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch.cuda.amp.autocast was renamed
-            return [tfmel(waveform.unsqueeze(0))[0][0] for waveform in waveforms]
+        return [tfmel(waveform.unsqueeze(0))[0][0] for waveform in waveforms]
 
     return network, Frontend(compute, sample_rate_hz, mels, sample_rate_hz / hop, time_dim=2, settings=tfmel_args)
 

@@ -19,12 +19,14 @@ from balr.embeddings.audio_budget import AudioBudget
 from balr.embeddings.base import EmbeddingsModel
 from balr.embeddings.devices import select_device
 from balr.embeddings.exact.attention import attend_in_blocks
-from balr.embeddings.exact.chunking import ChunkedNetwork, make_chunked
+from balr.embeddings.exact.chunking import ChunkedNetwork, longest_whole, make_chunked
+from balr.embeddings.exact.cudnn import avoid_fft, fuse_relu
 from balr.embeddings.exact.folding import channels_last, fold
-from balr.embeddings.exact.openvino import LONGER_WHOLE, check_engine, compiled
-from balr.embeddings.exact.padding import RaggedNetwork, by_group, rows_by_length
+from balr.embeddings.exact.lengths import rows_by_length
+from balr.embeddings.exact.openvino import check_engine, compiled
+from balr.embeddings.exact.padding import RaggedNetwork, by_group
 from balr.embeddings.exact.pointwise import run_pointwise_in_onednn
-from balr.embeddings.exact.precision import LARGEST_RELATIVE_DIFFERENCE, checked_precision, exact_kernels, lower_trunk
+from balr.embeddings.exact.precision import checked_precision, exact_kernels, lower_trunk
 from balr.embeddings.exact.probe import (
     EXAMPLE_SECONDS,
     LONGEST_SHORTEST_SECONDS,
@@ -83,19 +85,23 @@ class WespeakerModel(EmbeddingsModel):
         fold(network, example, verdicts=self._verdicts)
         attend_in_blocks(network, example, verdicts=self._verdicts)
         self.embedding_dim = self._verdicts.of("dim", lambda: run_network(network, example).shape[-1])
-        self._network, example = channels_last(network.to(self.device)), example.to(self.device)
+        self._network, example = network.to(self.device), example.to(self.device)
+        if self.device.type != "cuda" or dtype != torch.float32:
+            channels_last(self._network)
         self._compiled = compiled(
             self._network, engine, self.device, frontend=self._frontend, dtype=dtype, verdicts=self._verdicts
         )
         self.engine = "torch" if self._compiled is None else "openvino"
         run_pointwise_in_onednn(self._network, example, verdicts=self._verdicts)
+        if self.device.type == "cuda":
+            fuse_relu(self._network, example, dtype=dtype, verdicts=self._verdicts)
+            avoid_fft(self._network, example, dtype=dtype, verdicts=self._verdicts)
         self._forward_fp32: Run = partial(run_network, self._network)
         self._forward: Run = self._compiled or self._forward_fp32
         if dtype != torch.float32:
             self._lower(dtype, example)
         self._ragged = RaggedNetwork(self._network, time_dim=self._frontend.time_dim)
         self._budget = AudioBudget()
-        self._largest_difference = LARGEST_RELATIVE_DIFFERENCE[dtype]
         log.info("%s from %s on %s", self.architecture, self.files.source, self.device)
 
     @torch.inference_mode()
@@ -108,12 +114,12 @@ class WespeakerModel(EmbeddingsModel):
     ) -> torch.Tensor:
         """Embed waveforms `(samples,)` in [-1, 1] to `(batch, dim)`, float32 on `device`, each as if it were alone.
 
-        A waveform longer than `chunk_seconds` (OpenVINO: three times that) runs through the network in chunks of half
-        that, if the architecture allows it without changing the embedding. Raises UtteranceError if a waveform is
-        shorter than the architecture can embed, or longer than `max_whole_seconds` without being chunked.
+        A waveform longer than `chunk_seconds` (OpenVINO: three times that, a GPU: ten times) runs through the network
+        in chunks of half that, if the architecture allows it without changing the embedding. Raises UtteranceError if a
+        waveform is shorter than the architecture can embed, or longer than `max_whole_seconds` without being chunked.
         """
         seconds = [waveform.numel() / self.sample_rate_hz for waveform in waveforms]
-        longest = inf if chunk_seconds is None else chunk_seconds * (LONGER_WHOLE if self._compiled else 1)
+        longest = longest_whole(chunk_seconds, engine=self.engine, device=self.device)
         is_long = [each > max(longest, self._shortest_in_16_bits or 0.0) for each in seconds]
         max_whole_seconds = max_whole_seconds or inf
         self._refuse_lengths(min(seconds), max(seconds), max_whole_seconds if any(is_long) else inf)
@@ -159,14 +165,7 @@ class WespeakerModel(EmbeddingsModel):
         if self._compiled is not None:
             return False
         with torch.inference_mode(), exact_kernels():
-            trial = partial(self._ragged.difference_from_alone, self._frontend.noise, self.device)
-            moved: float = self._verdicts.of("ragged", trial)
-        exact = moved < self._largest_difference
-        if exact:
-            log.info("a batch of different lengths moves embeddings by %.1e", moved)
-        else:
-            log.warning("a batch of different lengths would move embeddings by %.1e: lengths are not mixed", moved)
-        return exact
+            return self._ragged.is_exact(self._frontend.noise, self.device, verdicts=self._verdicts)
 
     def __repr__(self) -> str:
         return f"<WespeakerModel: {self.architecture} from {self.files.source} on {self.device}>"

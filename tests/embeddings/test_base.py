@@ -149,7 +149,7 @@ def test_what_was_computed_is_saved_whatever_ends_the_run(
         seen.append(self)
         if len(seen) == 6:
             raise error("broken")
-        return list(torch.split(self.samples, list(self.lengths)))
+        return list(self.samples)
 
     monkeypatch.setattr(Decoded, "waveforms", sixth_broken)
     dataset.set_output_dir(tmp_path / "out")

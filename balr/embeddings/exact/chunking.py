@@ -9,18 +9,30 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from math import inf
 
 import torch
 from torch import nn
 
 from balr.embeddings.architectures import find_pooling, has_global_context, run_network
-from balr.embeddings.exact.padding import kernel_span
+from balr.embeddings.exact.lengths import kernel_span
 from balr.embeddings.exact.precision import LARGEST_RELATIVE_DIFFERENCE, relative_difference
 from balr.embeddings.exact.verdicts import Verdicts
 
 log = logging.getLogger(__name__)
 
 _PROBE_FRAMES = 200
+# Times longer than where torch computes on a CPU: chunks run in torch, which is slower than OpenVINO, and a GPU has the
+# memory, and is not busy with a chunk for longer than its launch takes.
+_LONGER_IN_OPENVINO, _LONGER_ON_A_GPU = 3, 10
+
+
+def longest_whole(chunk_seconds: float | None, *, engine: str, device: torch.device) -> float:
+    """Return the seconds of audio up to which an utterance is not cut into chunks."""
+    if chunk_seconds is None:
+        return inf
+    times = _LONGER_IN_OPENVINO if engine == "openvino" else _LONGER_ON_A_GPU if device.type == "cuda" else 1
+    return chunk_seconds * times
 
 
 class ChunkedNetwork:

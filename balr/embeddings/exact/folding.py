@@ -50,7 +50,10 @@ def fold(network: nn.Module, example: torch.Tensor, *, verdicts: Verdicts) -> No
 
 
 def channels_last(network: nn.Module) -> nn.Module:
-    """Store the weights of 2-d convolutions, in place, in torch's channels-last layout, which is faster on a CPU."""
+    """Store the weights of 2-d convolutions, in place, in torch's channels-last layout.
+
+    It is the faster one on a CPU and, in 16 bits, on a GPU.
+    """
     for parameter in network.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

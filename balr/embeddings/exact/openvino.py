@@ -16,7 +16,7 @@ from torch import nn
 from balr.config import DataConfig
 from balr.embeddings.architectures import run_network
 from balr.embeddings.devices import resolve_loading
-from balr.embeddings.exact.padding import kernel_span
+from balr.embeddings.exact.lengths import kernel_span
 from balr.embeddings.exact.precision import (
     LARGEST_RELATIVE_DIFFERENCE,
     least_cosine,
@@ -29,7 +29,6 @@ from balr.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-LONGER_WHOLE = 3  # times as long as in torch is audio that is not cut into chunks: chunks run in torch, which is slower
 _PROBE_FRAMES = (200, 331, 90)
 _SEGMENT_FRAMES = 100  # of CAMLayer.seg_pooling
 _MOST_CHANNELS = 2048  # in one convolution of kernel size 1

@@ -1,0 +1,146 @@
+"""Convolutions on an NVIDIA GPU that torch asks of cuDNN in a way that costs more than the convolutions themselves.
+
+torch adds the bias of a convolution in a kernel of its own, then the shortcut and the ReLU of a residual block in two
+more, and each reads and writes the whole tensor. And cuDNN's heuristics choose FFT for wide convolutions in fp32, which
+is exact but takes ten times as long as a matrix product.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from balr.embeddings.exact.precision import exact_kernels, relative_difference
+from balr.embeddings.exact.verdicts import Verdicts
+
+log = logging.getLogger(__name__)
+
+_LARGEST_RELATIVE_DIFFERENCE = 1e-5
+_WIDEST_IN_FP32 = 128  # channels; cuDNN computes wider ones by FFT
+_TRIAL_SHAPE = (16, 10, 88)  # utterances, bins, frames
+_CONVOLUTIONS = {"BasicBlock": 2, "Bottleneck": 3}
+
+
+def fuse_relu(network: nn.Module, example: torch.Tensor, *, dtype: torch.dtype, verdicts: Verdicts) -> None:
+    """Compute, in place, the blocks of WeSpeaker's ResNets with cuDNN's fused convolutions.
+
+    It needs batch norms that are folded, and is for a network that will compute in `dtype`. If the embedding of the
+    features `example` `(1, frames, mels)` changes, the blocks are left as they were.
+    """
+    blocks = [block for block in network.modules() if _is_folded_block(block)]
+    if dtype == torch.float32:
+        blocks = [block for block in blocks if _convolutions(block)[1].out_channels <= _WIDEST_IN_FP32]
+    if not blocks:
+        return
+    stem = network.get_submodule("conv1")
+    assert isinstance(stem, nn.Conv2d)
+
+    def replace() -> None:
+        for block in blocks:
+            *first, last = _convolutions(block)
+            for conv in first:
+                vars(conv)["forward"] = partial(_relu_of_conv, conv)
+            vars(last)["forward"] = partial(_relu_of_sum, last)
+            vars(block)["forward"] = partial(_run, block)
+        vars(stem)["forward"] = partial(_relu_of_conv, stem)  # the network's ReLU after it changes nothing
+
+    with exact_kernels():
+        difference = verdicts.of_change("fused", network, example, replace, by=relative_difference)
+    log.debug("%d blocks with fused convolutions, relative difference %.1e", len(blocks), difference)
+    if not difference < _LARGEST_RELATIVE_DIFFERENCE:
+        log.warning("convolutions are not fused: the output would change by %.1e", difference)
+        for module in (stem, *blocks, *(conv for block in blocks for conv in _convolutions(block))):
+            del vars(module)["forward"]
+
+
+def avoid_fft(network: nn.Module, example: torch.Tensor, *, dtype: torch.dtype, verdicts: Verdicts) -> None:
+    """Compute, in place, wide fp32 convolutions as matrix products where a trial shows cuDNN to take far longer.
+
+    If the embedding of the features `example` `(1, frames, mels)` changes, the layers are left as they were.
+    """
+    convs = [module for module in network.modules() if isinstance(module, nn.Conv2d) and _may_take_fft(module)]
+    if dtype != torch.float32 or not convs:
+        return
+    with exact_kernels():
+        if not verdicts.of("fft", partial(_takes_far_longer, convs[0])):
+            return
+
+        def replace() -> None:
+            for conv in convs:
+                vars(conv)["forward"] = partial(convolve_by_product, conv)
+
+        difference = verdicts.of_change("no fft", network, example, replace, by=relative_difference)
+    log.debug("%d convolutions as matrix products, relative difference %.1e", len(convs), difference)
+    if not difference < _LARGEST_RELATIVE_DIFFERENCE:
+        log.warning("convolutions are not computed as matrix products: the output would change by %.1e", difference)
+        for conv in convs:
+            del vars(conv)["forward"]
+
+
+def _may_take_fft(conv: nn.Conv2d) -> bool:
+    shape = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return conv.in_channels > _WIDEST_IN_FP32 and shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
+
+
+@torch.inference_mode()
+def _takes_far_longer(conv: nn.Conv2d) -> bool:
+    """Return whether cuDNN takes over twice as long as a matrix product."""
+    utterances, bins, frames = _TRIAL_SHAPE
+    inputs = torch.randn(utterances, conv.in_channels, bins, frames, device=conv.weight.device)
+
+    def seconds(run: Callable[[], torch.Tensor]) -> float:
+        taken = []
+        for _ in range(4):
+            started = time.perf_counter()
+            run()
+            torch.cuda.synchronize(inputs.device)
+            taken.append(time.perf_counter() - started)
+        return min(taken)
+
+    return seconds(lambda: nn.functional.conv2d(inputs, conv.weight, None, 1, 1)) > 2 * seconds(
+        lambda: convolve_by_product(conv, inputs)
+    )
+
+
+def convolve_by_product(conv: nn.Conv2d, inputs: torch.Tensor) -> torch.Tensor:
+    """Convolve `(batch, channels, bins, frames)` by one matrix product for each utterance, all in one kernel."""
+    patches = nn.functional.unfold(inputs, (3, 3), padding=1)  # (batch, 9 * channels, bins * frames)
+    weight = conv.weight.flatten(1).expand(len(inputs), -1, -1)
+    product = torch.bmm(weight, patches) if conv.bias is None else torch.baddbmm(conv.bias[:, None], weight, patches)
+    output: torch.Tensor = product.unflatten(2, inputs.shape[2:])
+    return output
+
+
+def _is_folded_block(module: nn.Module) -> bool:
+    if type(module).__module__ != "wespeaker.models.resnet" or type(module).__name__ not in _CONVOLUTIONS:
+        return False
+    norms = [getattr(module, f"bn{number}") for number in range(1, 1 + _CONVOLUTIONS[type(module).__name__])]
+    return all(isinstance(norm, nn.Identity) for norm in norms)
+
+
+def _convolutions(block: nn.Module) -> list[nn.Conv2d]:
+    return [getattr(block, f"conv{number}") for number in range(1, 1 + _CONVOLUTIONS[type(block).__name__])]
+
+
+def _run(block: Any, inputs: torch.Tensor) -> torch.Tensor:
+    """Return the output of a residual block for `(batch, channels, bins, frames)`."""
+    *first, last = _convolutions(block)
+    output = inputs
+    for conv in first:
+        output = conv(output)
+    result: torch.Tensor = last(output, block.shortcut(inputs))
+    return result
+
+
+def _relu_of_conv(conv: nn.Conv2d, inputs: torch.Tensor) -> torch.Tensor:
+    geometry: Any = (conv.stride, conv.padding, conv.dilation, 1)
+    return torch.cudnn_convolution_relu(inputs, conv.weight, conv.bias, *geometry)
+
+
+def _relu_of_sum(conv: nn.Conv2d, inputs: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
+    geometry: Any = (conv.stride, conv.padding, conv.dilation, 1)
+    return torch.cudnn_convolution_add_relu(inputs, conv.weight, shortcut, 1.0, conv.bias, *geometry)

@@ -1,0 +1,93 @@
+"""The length of each utterance of a padded batch at each layer of a network."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from balr.embeddings.exact.masking import LengthsError, Mask
+
+Lengths = tuple[int, ...]
+Span = tuple[int, int, int, int]
+
+
+@dataclass
+class BatchLengths:
+    """Know the length of each utterance at each layer, by the number of frames that the padded tensor has there.
+
+    `device` is that of the indices and masks that it returns.
+    """
+
+    lengths_at: dict[int, Lengths]
+    device: torch.device
+    tails: dict[tuple[int, Span], tuple[torch.Tensor, torch.Tensor] | None] = field(default_factory=dict)
+    groups: dict[int, list[tuple[int, torch.Tensor]]] = field(default_factory=dict)
+    masks: dict[int, Mask] = field(default_factory=dict)
+    learned: set[tuple[int, int, Span]] = field(default_factory=set)
+
+    def lengths(self, frames: int) -> Lengths:
+        """Return the length of each utterance in a tensor of so many frames. Raises LengthsError."""
+        if frames not in self.lengths_at:
+            raise LengthsError(f"the lengths in a tensor of {frames} frames are not known")
+        return self.lengths_at[frames]
+
+    def follow(self, before: int, after: int, span: Span) -> None:
+        """Note what a convolution makes of the lengths in a tensor of `before` frames. Raises LengthsError."""
+        if (before, after, span) in self.learned:
+            return
+        self.learned.add((before, after, span))
+        lengths = tuple(_shrunk(length, span) for length in self.lengths(before))
+        if self.lengths_at.setdefault(after, lengths) != lengths:
+            raise LengthsError(f"two tensors of {after} frames hold utterances of different lengths")
+
+    def tails_at(self, frames: int, span: Span) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the row and frame indices of the padding that a kernel can read from within an utterance, if any."""
+        if (frames, span) not in self.tails:
+            kernel, stride, left, _ = span
+            lengths = self.lengths(frames)
+            reach = max((_shrunk(length, span) - 1) * stride + kernel - left - length for length in lengths)
+            spots = [(n, t) for n, k in enumerate(lengths) for t in range(k, min(k + reach, frames))]
+            indices = torch.tensor(spots, dtype=torch.long).reshape(-1, 2).to(self.device, non_blocking=True)
+            self.tails[frames, span] = (indices[:, 0], indices[:, 1]) if spots else None
+        return self.tails[frames, span]
+
+    def mask_at(self, frames: int) -> Mask:
+        """Return which frames are padding."""
+        if frames not in self.masks:
+            counts = torch.tensor(self.lengths(frames)).to(self.device, non_blocking=True)
+            self.masks[frames] = Mask(torch.arange(frames, device=self.device) >= counts[:, None], counts.float())
+        return self.masks[frames]
+
+    def groups_at(self, frames: int) -> list[tuple[int, torch.Tensor]]:
+        """Return each length that occurs, with the rows of its utterances."""
+        if frames not in self.groups:
+            self.groups[frames] = [
+                (length, torch.tensor(rows).to(self.device, non_blocking=True))
+                for length, rows in sorted(rows_by_length(self.lengths(frames)).items())
+            ]
+        return self.groups[frames]
+
+
+def rows_by_length(lengths: Sequence[int]) -> dict[int, list[int]]:
+    """Group rows by their length."""
+    rows: dict[int, list[int]] = {}
+    for row, length in enumerate(lengths):
+        rows.setdefault(length, []).append(row)
+    return rows
+
+
+def kernel_span(conv: nn.Module) -> Span:
+    """Return the frames that a kernel spans, its stride, and the frames padded on the left and on the right."""
+    assert isinstance(conv, nn.Conv1d | nn.Conv2d)
+    span = (conv.kernel_size[-1] - 1) * conv.dilation[-1] + 1
+    if conv.padding == "same":
+        return span, conv.stride[-1], (span - 1) // 2, span - 1 - (span - 1) // 2
+    padding = 0 if isinstance(conv.padding, str) else int(conv.padding[-1])
+    return span, conv.stride[-1], padding, padding
+
+
+def _shrunk(length: int, span: Span) -> int:
+    """Return how many frames a convolution makes of an utterance of `length` frames."""
+    kernel, stride, left, right = span
+    return (length + left + right - kernel) // stride + 1
