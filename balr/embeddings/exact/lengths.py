@@ -22,7 +22,6 @@ class BatchLengths:
     lengths_at: dict[int, Lengths]
     device: torch.device
     tails: dict[tuple[int, Span], tuple[torch.Tensor, torch.Tensor] | None] = field(default_factory=dict)
-    groups: dict[int, list[tuple[int, torch.Tensor]]] = field(default_factory=dict)
     masks: dict[int, Mask] = field(default_factory=dict)
     learned: set[tuple[int, int, Span]] = field(default_factory=set)
 
@@ -58,15 +57,6 @@ class BatchLengths:
             counts = torch.tensor(self.lengths(frames)).to(self.device, non_blocking=True)
             self.masks[frames] = Mask(torch.arange(frames, device=self.device) >= counts[:, None], counts.float())
         return self.masks[frames]
-
-    def groups_at(self, frames: int) -> list[tuple[int, torch.Tensor]]:
-        """Return each length that occurs, with the rows of its utterances."""
-        if frames not in self.groups:
-            self.groups[frames] = [
-                (length, torch.tensor(rows).to(self.device, non_blocking=True))
-                for length, rows in sorted(rows_by_length(self.lengths(frames)).items())
-            ]
-        return self.groups[frames]
 
 
 def rows_by_length(lengths: Sequence[int]) -> dict[int, list[int]]:

@@ -27,14 +27,19 @@ class Mask:
     shares: dict[Any, torch.Tensor] = field(default_factory=dict)
 
     def of(self, inputs: torch.Tensor, dim: Any) -> torch.Tensor | None:
-        """Return the padding `(batch, 1, ..., frames)` of inputs reduced over `dim`, None if these are not frames."""
+        """Return the padding `(batch, 1, ..., frames)` of inputs reduced over `dim`, None if these are not frames.
+
+        One more frame at the end counts for every utterance: the pooling of xi-vectors appends its prior.
+        """
         is_time = dim is None or inputs.ndim - 1 in _dims(inputs, dim)
-        if not is_time or inputs.shape[-1] != self.padding.shape[1]:
+        appended = inputs.shape[-1] - self.padding.shape[1]
+        if not is_time or appended not in (0, 1):
             return None
         if inputs.shape[0] != len(self.padding) or dim is None:
             shapes = f"{tuple(inputs.shape)} are not those of a batch {tuple(self.padding.shape)}"
             raise LengthsError(f"the frames of a tensor {shapes}")
-        return self.padding.reshape(len(self.padding), *[1] * (inputs.ndim - 2), -1)
+        padding = functional.pad(self.padding, (0, 1)) if appended else self.padding
+        return padding.reshape(len(padding), *[1] * (inputs.ndim - 2), -1)
 
     def sizes(self, inputs: torch.Tensor, dim: Any, keepdim: bool) -> torch.Tensor:
         """Return how many numbers of each utterance a reduction over `dim` takes, to broadcast with its result."""

@@ -2,7 +2,7 @@
 
 No WeSpeaker network takes lengths, and padding with zeros changes an embedding. Here the padding that a convolution can
 read from within an utterance is set to zero before each convolution, as its own zero padding would be; layers with
-global context (pooling, squeeze and excitation, attention) run once with their reductions masked, or once per length.
+global context (pooling, squeeze and excitation, attention) leave the padding out of their reductions.
 """
 
 import logging
@@ -30,6 +30,7 @@ _PROBE_FILLING = 30.0
 _FRAMES_ALIGNED_ON_A_GPU = 8  # or convolutions over frames alone run in slow kernels, as nothing else is contiguous
 
 Rows = Sequence[int]
+Layer = Callable[..., torch.Tensor]
 
 
 def by_group(
@@ -45,14 +46,12 @@ class RaggedNetwork:
     """Run a network on batches of different lengths. Threads may share it.
 
     `time_dim` is the dimension of the frames in a batch of features: 1 for `(batch, frames, mels)`, 2 for
-    `(batch, mels, frames)`. With `is_masked`, which not every network allows, layers with global context run once for
-    a batch, without it once per length.
+    `(batch, mels, frames)`.
     """
 
-    def __init__(self, network: nn.Module, *, time_dim: int, is_masked: bool = True) -> None:
+    def __init__(self, network: nn.Module, *, time_dim: int) -> None:
         self.network = network
         self.time_dim = time_dim
-        self.is_masked = is_masked
         # ReDimNet2 cuts off the last frames of an utterance down to a multiple of this.
         self._frame_multiple = int(getattr(getattr(network, "backbone", None), "time_stride", 1))
         self._aligned_to = self._frame_multiple
@@ -84,20 +83,17 @@ class RaggedNetwork:
             return run_network(self.network, padded)
 
     def is_exact(self, example: Callable[[int], torch.Tensor], device: torch.device, *, verdicts: Verdicts) -> bool:
-        """Return whether a batch of different lengths keeps each embedding; if masks do not, they are given up.
+        """Return whether a batch of different lengths keeps each embedding, by a trial whose verdict is kept.
 
         `example` returns features of a number of frames.
         """
-        tolerance = max(LARGEST_RELATIVE_DIFFERENCE[parameter.dtype] for parameter in self.network.parameters())
-        for is_masked in (True, False):
-            self.is_masked = is_masked
-            trial = partial(self.difference_from_alone, example, device)
-            moved = verdicts.of(f"ragged, masked {is_masked}", trial)
-            log.info("a batch of different lengths moves embeddings by %.1e (masked: %s)", moved, is_masked)
-            if moved < tolerance:
-                return True
-        log.warning("a batch of different lengths would move embeddings by %.1e: lengths are not mixed", moved)
-        return False
+        moved = verdicts.of("ragged", lambda: self.difference_from_alone(example, device))
+        exact: bool = moved < max(LARGEST_RELATIVE_DIFFERENCE[weight.dtype] for weight in self.network.parameters())
+        if exact:
+            log.info("a batch of different lengths moves embeddings by %.1e", moved)
+        else:
+            log.warning("a batch of different lengths would move embeddings by %.1e: lengths are not mixed", moved)
+        return exact
 
     def difference_from_alone(self, example: Callable[[int], torch.Tensor], device: torch.device) -> float:
         """Compare a padded batch with its utterances alone; `example` returns features of a number of frames.
@@ -134,12 +130,12 @@ class RaggedNetwork:
         return getattr(self._thread, "batch", None)
 
     @contextmanager
-    def _in_batch(self, batch: BatchLengths | None) -> Iterator[None]:
-        outer, self._thread.batch = self._batch, batch
+    def _in_batch(self, batch: BatchLengths) -> Iterator[None]:
+        self._thread.batch = batch
         try:
             yield
         finally:
-            self._thread.batch = outer
+            del self._thread.batch
 
     def _clear_tails(self, span: Span, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         """Set, in place, the padding that the kernel can read from within an utterance to zero."""
@@ -150,44 +146,13 @@ class RaggedNetwork:
         if (batch := self._batch) is not None:
             batch.follow(inputs[0].shape[-1], output.shape[-1], span)
 
-    def _across_time(
-        self, layer: Callable[..., torch.Tensor], masked: Callable[..., torch.Tensor], time_dim: int
-    ) -> Callable[..., torch.Tensor]:
-        """Make a layer with global context see each utterance of a batch alone: masked, or once per length."""
-        by_length = self._by_length(layer, time_dim)
+    def _across_time(self, layer: Layer, masked: Layer, time_dim: int) -> Layer:
+        """Make a layer with global context see each utterance of a batch alone."""
 
         def run(inputs: torch.Tensor, **settings: Any) -> torch.Tensor:
             if (batch := self._batch) is None:
                 return layer(inputs, **settings)
-            if not self.is_masked:
-                return by_length(inputs, **settings)
             with MaskedReductions(batch.mask_at(inputs.shape[time_dim])):
                 return masked(inputs, **settings)
 
         return run
-
-    def _by_length(self, layer: Callable[..., torch.Tensor], time_dim: int) -> Callable[..., torch.Tensor]:
-        """Make a layer run once per length in a batch, on the utterances of that length."""
-
-        def run(inputs: torch.Tensor, **settings: Any) -> torch.Tensor:
-            batch, frames = self._batch, inputs.shape[time_dim]
-            assert batch is not None
-            output: torch.Tensor | None = None
-            with self._in_batch(None):
-                for length, rows in batch.groups_at(frames):
-                    part = layer(inputs[rows].narrow(time_dim, 0, length), **settings)
-                    keeps_time = part.ndim == inputs.ndim and part.shape[time_dim] == length
-                    if output is None:
-                        shape = _with_size(part.shape, time_dim, frames) if keeps_time else part.shape
-                        output = part.new_zeros(_with_size(shape, 0, len(inputs)))
-                    (output.narrow(time_dim, 0, length) if keeps_time else output)[rows] = part
-            assert output is not None
-            return output
-
-        return run
-
-
-def _with_size(shape: Sequence[int], dim: int, size: int) -> list[int]:
-    changed = list(shape)
-    changed[dim] = size
-    return changed
