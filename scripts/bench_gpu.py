@@ -1,4 +1,4 @@
-"""Measure balr on a GPU beside WeSpeaker's recipe on the same one, and print the tables that docs/gpu.md shows.
+"""Measure balr on a GPU beside WeSpeaker's recipe on the same one, and print the figures as tables.
 
 The recipe reads a file, computes its features on the processor and embeds it on the GPU, one utterance after another.
 balr is measured twice: from waveforms in memory by batch size, and from files to embeddings with its default settings,
@@ -124,8 +124,8 @@ def by_batch_size(
             }
             for precision, taken in in_turn(contestants, repeats).items():
                 share = gflop * seconds / statistics.median(taken) / 1000 / ceiling[precision]
-                cells[precision].append(f"{pace(seconds, taken)}, {share:.0%}")
-        lines += [f"| {name}, batches of {size} | {' | '.join(found)} |" for name, found in cells.items()]
+                cells[precision].append(f"{pace(seconds, taken)}, {share:.0%}, {len(batch)} together")
+        lines += [f"| {name}, batches of up to {size} | {' | '.join(found)} |" for name, found in cells.items()]
     return lines
 
 

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from balr.data.batching import Batch
 from balr.data.read_ahead import ReadAhead
@@ -31,12 +30,17 @@ from balr.shutdown import Stop, end_with_process
 
 Result = Any  # of a task: a float32 array (samples,), or a value that JSON can hold
 Read = Callable[[Any], Result]
+Empty = Callable[[int], Any]  # gives an array or tensor (samples,) of float32
 
 _TASKS_EACH = 2  # the second one waits in the pipe, so that a worker never waits for the parent
 _POLL_SECONDS = 0.2
 _SUSPENDED_SECONDS = 5.0
 _FORK = "fork"
 _BESIDE_THREADS = "forkserver" if sys.platform == "linux" else "spawn"
+
+
+def _empty(samples: int) -> "np.ndarray[Any, Any]":
+    return np.empty(samples, np.float32)
 
 
 @dataclass(eq=False)
@@ -55,14 +59,14 @@ class DecoderPool:
 
     A context manager: its workers ignore signals and end with it. `read` raises UtteranceError if a file is bad. The
     first workers are forked unless it starts `beside_threads` that compute; these, and the ones that replace lost ones,
-    come from a fork server, as a fork beside threads can copy a lock that is never released. With `pins`, waveforms are
-    received in memory that a GPU copies from while it computes. Raises ConfigError if none can be started.
+    come from a fork server, as a fork beside threads can copy a lock that is never released. Waveforms are received in
+    memory from `empty`. Raises ConfigError if no worker can be started.
     """
 
     def __init__(
-        self, read: Read, *, processes: int, timeout_seconds: float, beside_threads: bool = False, pins: bool = False
+        self, read: Read, *, processes: int, timeout_seconds: float, beside_threads: bool = False, empty: Empty = _empty
     ) -> None:
-        self._read, self._pins = read, pins
+        self._read, self._empty = read, empty
         self._timeout_seconds, self._resumed_at = timeout_seconds, 0.0
         self._workers: list[_Worker] = []
         try:
@@ -147,7 +151,7 @@ class DecoderPool:
         """Return a worker's first task with its result; a dead worker is replaced, and its other tasks wait again."""
         task = worker.tasks.popleft()
         try:
-            result = _receive(worker.connection, pins=self._pins)
+            result = _receive(worker.connection, self._empty)
             worker.since = time.monotonic()
         except (EOFError, OSError):
             worker.process.join()
@@ -192,19 +196,15 @@ class DecoderPool:
         return f"the process that read it was ended by {name}{hint}"
 
 
-def _receive(connection: "Connection[Any, Any]", *, pins: bool) -> Result | UtteranceError:
+def _receive(connection: "Connection[Any, Any]", empty: Empty) -> Result | UtteranceError:
     """Receive a result. Raises EOFError or OSError if the worker is dead."""
     kind, value = json.loads(connection.recv_bytes())
     if kind == "error":
         return UtteranceError(value)
     if kind == "value":
         return value
-    waveform: npt.NDArray[np.float32] = np.empty(value, np.float32)
-    if pins:
-        import torch
-
-        waveform = torch.empty(value, pin_memory=True).numpy()  # which torch gives out again afterwards
-    left = waveform.data.cast("B")
+    waveform = empty(value)
+    left = np.asarray(waveform).data.cast("B")
     while left:  # straight into place: `Connection.recv_bytes_into` copies everything twice
         received = os.readv(connection.fileno(), [left])
         if not received:

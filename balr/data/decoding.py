@@ -106,6 +106,6 @@ def _together(utterances: Sequence[Utterance], found: Sequence[Any]) -> Decoded:
     good = [(utterance, result) for utterance, result in pairs if not isinstance(result, Exception)]
     return Decoded(
         utterances=tuple(utterance for utterance, _ in good),
-        samples=tuple(torch.from_numpy(result) for _, result in good),
+        samples=tuple(torch.as_tensor(result) for _, result in good),
         failures=tuple(Failure.of(one, "decode", error) for one, error in pairs if isinstance(error, Exception)),
     )

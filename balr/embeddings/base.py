@@ -17,6 +17,7 @@ from balr.data.audio import as_waveform, load_waveform
 from balr.data.dataset import AudioDataset
 from balr.data.decoder_pool import DecoderPool
 from balr.data.decoding import Decoded, WaveformReader, decoded_batches
+from balr.data.pinned import PinnedBlocks
 from balr.data.planning import OneAhead, Plan, plan_in_windows
 from balr.data.read_ahead import ReadAhead
 from balr.embeddings.devices import Loading, device_name, prepare_thread, resolve_loading, shared_threads
@@ -146,11 +147,10 @@ class EmbeddingsModel(ABC):
         processes = min(loading.num_workers, plan.count)
         read_ahead = plan.read_ahead(dataset, most_seconds=config.max_ahead_seconds)
         postponed: list[Decoded] = []
-        settings: dict[str, Any] = {
-            "timeout_seconds": config.decode_timeout_seconds,
-            "pins": self.device.type == "cuda",
-        }
-        pool = DecoderPool(reader, processes=processes, **settings) if processes else None
+        settings: dict[str, Any] = {"processes": processes, "timeout_seconds": config.decode_timeout_seconds}
+        if self.device.type == "cuda":
+            settings["empty"] = PinnedBlocks().empty
+        pool = DecoderPool(reader, **settings) if processes else None
         with pool or nullcontext(), shared_threads(threads, self.device):
             begun()
             batches = decoded_batches(

@@ -15,6 +15,7 @@ _INT16_SCALE = 32768.0
 _PREEMPHASIS = 0.97
 _BLOCK_FRAMES = 512
 _BLOCK_FRAMES_ON_A_GPU = 1 << 16
+_MOST_PADDED = 2  # times the samples of a batch: a header that is wrong can put a long file among short ones
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,10 @@ def fbank(waveform: torch.Tensor, settings: FbankSettings) -> torch.Tensor:
 
 def fbanks(waveforms: Sequence[torch.Tensor], settings: FbankSettings, *, at_once: bool) -> list[torch.Tensor]:
     """Compute the features `(frames, mels)` of waveforms `(samples,)` one by one, or `at_once`, as suits a GPU."""
-    if not at_once:
+    samples = [waveform.numel() for waveform in waveforms]
+    if not at_once or len(samples) * max(samples) > _MOST_PADDED * sum(samples):
         return [fbank(waveform, settings) for waveform in waveforms]
-    counts = [_count_frames(waveform.numel(), settings) for waveform in waveforms]
+    counts = [_count_frames(each, settings) for each in samples]
     padded = _frames(nn.utils.rnn.pad_sequence(list(waveforms), batch_first=True), settings)
     features = _log_mel(padded.flatten(0, 1), settings).unflatten(0, padded.shape[:2])  # (batch, frames, mels)
     if settings.mean_norm:

@@ -6,8 +6,9 @@ is exact but takes ten times as long as a matrix product.
 """
 
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from balr.embeddings.exact.verdicts import Verdicts
 log = logging.getLogger(__name__)
 
 _LARGEST_RELATIVE_DIFFERENCE = 1e-5
-_WIDEST_IN_FP32 = 128  # channels; cuDNN computes wider ones by FFT
+_WIDEST_IN_FP32 = 128  # channels; wider layers are those for which cuDNN chose FFT
 _TRIAL_SHAPE = (16, 10, 88)  # utterances, bins, frames
 _CONVOLUTIONS = {"BasicBlock": 2, "Bottleneck": 3}
 
@@ -48,13 +49,8 @@ def fuse_relu(network: nn.Module, example: torch.Tensor, *, dtype: torch.dtype, 
             vars(block)["forward"] = partial(_run, block)
         vars(stem)["forward"] = partial(_relu_of_conv, stem)  # the network's ReLU after it changes nothing
 
-    with exact_kernels():
-        difference = verdicts.of_change("fused", network, example, replace, by=relative_difference)
-    log.debug("%d blocks with fused convolutions, relative difference %.1e", len(blocks), difference)
-    if not difference < _LARGEST_RELATIVE_DIFFERENCE:
-        log.warning("convolutions are not fused: the output would change by %.1e", difference)
-        for module in (stem, *blocks, *(conv for block in blocks for conv in _convolutions(block))):
-            del vars(module)["forward"]
+    modules = [stem, *blocks, *(conv for block in blocks for conv in _convolutions(block))]
+    _replace("fused convolutions", modules, replace, network=network, example=example, verdicts=verdicts)
 
 
 def avoid_fft(network: nn.Module, example: torch.Tensor, *, dtype: torch.dtype, verdicts: Verdicts) -> None:
@@ -69,16 +65,36 @@ def avoid_fft(network: nn.Module, example: torch.Tensor, *, dtype: torch.dtype, 
         if not verdicts.of("fft", partial(_takes_far_longer, convs[0])):
             return
 
-        def replace() -> None:
-            for conv in convs:
-                vars(conv)["forward"] = partial(convolve_by_product, conv)
-
-        difference = verdicts.of_change("no fft", network, example, replace, by=relative_difference)
-    log.debug("%d convolutions as matrix products, relative difference %.1e", len(convs), difference)
-    if not difference < _LARGEST_RELATIVE_DIFFERENCE:
-        log.warning("convolutions are not computed as matrix products: the output would change by %.1e", difference)
+    def replace() -> None:
         for conv in convs:
-            del vars(conv)["forward"]
+            vars(conv)["forward"] = partial(convolve_by_product, conv)
+
+    _replace("convolutions as products", convs, replace, network=network, example=example, verdicts=verdicts)
+
+
+def _replace(
+    what: str,
+    modules: Sequence[nn.Module],
+    replace: Callable[[], None],
+    *,
+    network: nn.Module,
+    example: torch.Tensor,
+    verdicts: Verdicts,
+) -> None:
+    """Replace how modules run, and undo that if the embedding of the example changes or cuDNN has no such kernel."""
+    try:
+        with exact_kernels():
+            difference = verdicts.of_change(what, network, example, replace, by=relative_difference)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        log.debug("%s: %s", what, error)
+        difference = math.inf
+    log.debug("%s in %d modules, relative difference %.1e", what, len(modules), difference)
+    if not difference < _LARGEST_RELATIVE_DIFFERENCE:
+        log.warning("no %s: the output would change by %.1e", what, difference)
+        for module in modules:
+            del vars(module)["forward"]
 
 
 def _may_take_fft(conv: nn.Conv2d) -> bool:
@@ -96,8 +112,7 @@ def _takes_far_longer(conv: nn.Conv2d) -> bool:
         taken = []
         for _ in range(4):
             started = time.perf_counter()
-            run()
-            torch.cuda.synchronize(inputs.device)
+            run().flatten()[0].item()  # waits for the GPU
             taken.append(time.perf_counter() - started)
         return min(taken)
 
@@ -107,7 +122,7 @@ def _takes_far_longer(conv: nn.Conv2d) -> bool:
 
 
 def convolve_by_product(conv: nn.Conv2d, inputs: torch.Tensor) -> torch.Tensor:
-    """Convolve `(batch, channels, bins, frames)` by one matrix product for each utterance, all in one kernel."""
+    """Convolve `(batch, channels, bins, frames)` by one matrix product for each utterance."""
     patches = nn.functional.unfold(inputs, (3, 3), padding=1)  # (batch, 9 * channels, bins * frames)
     weight = conv.weight.flatten(1).expand(len(inputs), -1, -1)
     product = torch.bmm(weight, patches) if conv.bias is None else torch.baddbmm(conv.bias[:, None], weight, patches)

@@ -26,14 +26,14 @@ class Mask:
     counts: torch.Tensor
     shares: dict[Any, torch.Tensor] = field(default_factory=dict)
 
-    def of(self, inputs: torch.Tensor, dim: Any) -> torch.Tensor | None:
+    def of(self, inputs: torch.Tensor, dim: Any, *, may_append: bool = False) -> torch.Tensor | None:
         """Return the padding `(batch, 1, ..., frames)` of inputs reduced over `dim`, None if these are not frames.
 
-        One more frame at the end counts for every utterance: the pooling of xi-vectors appends its prior.
+        If one `may_append`, a last frame counts for every utterance: the pooling of xi-vectors appends its prior.
         """
         is_time = dim is None or inputs.ndim - 1 in _dims(inputs, dim)
         appended = inputs.shape[-1] - self.padding.shape[1]
-        if not is_time or appended not in (0, 1):
+        if not is_time or appended not in (0, int(may_append)):
             return None
         if inputs.shape[0] != len(self.padding) or dim is None:
             shapes = f"{tuple(inputs.shape)} are not those of a batch {tuple(self.padding.shape)}"
@@ -65,7 +65,10 @@ class MaskedReductions(TorchFunctionMode):
     ) -> Any:
         """Run a function of torch, or its masked form if it reduces frames."""
         masked = _MASKED.get(getattr(func, "__name__", ""))
-        result = None if masked is None else masked(self._mask, *args, **(kwargs or {}))
+        try:
+            result = None if masked is None else masked(self._mask, *args, **(kwargs or {}))
+        except TypeError as error:
+            raise LengthsError(f"not masked with these arguments: {error}") from error
         return func(*args, **(kwargs or {})) if result is None else result
 
 
@@ -79,7 +82,7 @@ def simam(inputs: torch.Tensor, lambda_p: float = 1e-4) -> torch.Tensor:
     return inputs * torch.sigmoid(distance / (4 * (variance + lambda_p)) + 0.5)
 
 
-def _mean(mask: Mask, inputs: torch.Tensor, dim: Any = None, keepdim: bool = False) -> torch.Tensor | None:
+def _mean(mask: Mask, inputs: torch.Tensor, dim: Any = None, *, keepdim: bool = False) -> torch.Tensor | None:
     padding = mask.of(inputs, dim)
     if padding is None:
         return None
@@ -87,23 +90,23 @@ def _mean(mask: Mask, inputs: torch.Tensor, dim: Any = None, keepdim: bool = Fal
     return (total / mask.sizes(inputs, dim, keepdim)).to(inputs.dtype)
 
 
-def _sum(mask: Mask, inputs: torch.Tensor, dim: Any = None, keepdim: bool = False) -> torch.Tensor | None:
-    padding = mask.of(inputs, dim)
-    return None if padding is None else inputs.masked_fill(padding, 0).sum(dim=dim, keepdim=keepdim)
+def _sum(mask: Mask, inputs: torch.Tensor, dim: Any = None, **settings: Any) -> torch.Tensor | None:
+    padding = mask.of(inputs, dim, may_append=True)
+    return None if padding is None else inputs.masked_fill(padding, 0).sum(dim=dim, **settings)
 
 
-def _var(mask: Mask, inputs: torch.Tensor, dim: Any = None, keepdim: bool = False) -> torch.Tensor | None:
+def _var(mask: Mask, inputs: torch.Tensor, dim: Any = None, *, keepdim: bool = False) -> torch.Tensor | None:
     padding = mask.of(inputs, dim)
     if padding is None:
         return None
-    mean: Any = _mean(mask, inputs, dim, keepdim=True)
-    distances: torch.Tensor = (inputs - mean).masked_fill_(padding, 0)
-    total = distances.square_().sum(dim=dim, keepdim=keepdim, dtype=torch.float32)
-    return (total / (mask.sizes(inputs, dim, keepdim) - 1)).to(inputs.dtype)
+    exact = inputs.float()
+    mean: Any = _mean(mask, exact, dim, keepdim=True)
+    squares: torch.Tensor = (exact - mean).masked_fill_(padding, 0).square_().sum(dim=dim, keepdim=keepdim)
+    return (squares / (mask.sizes(inputs, dim, keepdim) - 1)).to(inputs.dtype)
 
 
 def _softmax(mask: Mask, inputs: torch.Tensor, dim: Any = None, **_: Any) -> torch.Tensor | None:
-    padding = mask.of(inputs, dim)
+    padding = mask.of(inputs, dim, may_append=True)
     return None if padding is None else inputs.masked_fill(padding, float("-inf")).softmax(dim=-1)
 
 
@@ -127,13 +130,15 @@ def _group_norm(
 ) -> torch.Tensor | None:
     if mask.of(inputs, -1) is None:
         return None
-    grouped = inputs.unflatten(1, (num_groups, -1)).flatten(2, -2)  # (batch, groups, channels, frames)
+    grouped = inputs.float().unflatten(1, (num_groups, -1)).flatten(2, -2)  # (batch, groups, channels, frames)
     mean: Any = _mean(mask, grouped, (2, 3), keepdim=True)
     centred = grouped - mean
     variance: Any = _mean(mask, centred.square(), (2, 3), keepdim=True)
     normal: torch.Tensor = (centred * (variance + eps).rsqrt()).reshape(inputs.shape)
-    per_channel = (1, -1, *[1] * (inputs.ndim - 2))
-    return normal if weight is None else torch.addcmul(bias.reshape(per_channel), normal, weight.reshape(per_channel))
+    if weight is not None:
+        per_channel = (1, -1, *[1] * (inputs.ndim - 2))
+        normal = torch.addcmul(bias.reshape(per_channel).float(), normal, weight.reshape(per_channel).float())
+    return normal.to(inputs.dtype)
 
 
 def _attention(

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _PROBE_FRAMES = (136, 57, 96, 136)
 _PROBE_FILLING = 30.0
-_FRAMES_ALIGNED_ON_A_GPU = 8  # or convolutions over frames alone run in slow kernels, as nothing else is contiguous
+_FRAMES_ALIGNED_ON_A_GPU = 8  # where rows of frames do not begin at multiples of 16 bytes, 1-d convolutions are slow
 
 Rows = Sequence[int]
 Layer = Callable[..., torch.Tensor]

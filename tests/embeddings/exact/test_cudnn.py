@@ -8,7 +8,7 @@ from torch import nn
 from untrained_checkpoint import seeded_network
 
 from balr.embeddings.architectures import run_network
-from balr.embeddings.exact.cudnn import convolve_by_product, fuse_relu
+from balr.embeddings.exact.cudnn import avoid_fft, convolve_by_product, fuse_relu
 from balr.embeddings.exact.folding import fold
 from balr.embeddings.exact.padding import RaggedNetwork
 from balr.embeddings.exact.verdicts import Verdicts
@@ -36,6 +36,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+def resnet(architecture: str = "ResNet18") -> nn.Module:
+    return seeded_network(architecture, {"feat_dim": 80, "embed_dim": 16, "pooling_func": "TSTP"}, {}, 0)
+
+
 @pytest.mark.parametrize(
     ("architecture", "dtype", "convolutions"),
     [
@@ -48,7 +52,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_resnet_in_fused_convolutions_gives_the_same_embeddings(
     architecture: str, dtype: torch.dtype, convolutions: int, calls: list[int]
 ) -> None:
-    network = seeded_network(architecture, {"feat_dim": 80, "embed_dim": 16, "pooling_func": "TSTP"}, {}, 0)
+    network = resnet(architecture)
     features = [torch.randn(frames, 80) for frames in (90, 70)]
     expected = torch.cat([run_network(network, one.unsqueeze(0)) for one in features])
     fold(network, features[0].unsqueeze(0), verdicts=Verdicts())
@@ -63,19 +67,28 @@ def test_a_resnet_in_fused_convolutions_gives_the_same_embeddings(
 def test_blocks_whose_embedding_would_change_are_left_as_they_were(
     calls: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    network = seeded_network("ResNet18", {"feat_dim": 80, "embed_dim": 16, "pooling_func": "TSTP"}, {}, 0)
+    network = resnet()
     example = torch.randn(1, 90, 80)
     fold(network, example, verdicts=Verdicts())
     expected = run_network(network, example)
     monkeypatch.setattr(torch, "cudnn_convolution_add_relu", lambda x, weight, z, *_: z.relu())
     fuse_relu(network, example, dtype=torch.bfloat16, verdicts=Verdicts())
-    assert "not fused" in caplog.text and torch.equal(run_network(network, example), expected)
+    assert "no fused convolutions" in caplog.text and torch.equal(run_network(network, example), expected)
+
+
+@torch.no_grad()
+def test_a_device_without_such_kernels_runs_the_blocks_as_they_were() -> None:
+    network = resnet()
+    example = torch.randn(1, 90, 80)
+    fold(network, example, verdicts=Verdicts())
+    expected = run_network(network, example)
+    fuse_relu(network, example, dtype=torch.bfloat16, verdicts=Verdicts())  # this torch has them for CUDA alone
+    assert torch.equal(run_network(network, example), expected)
 
 
 def test_other_networks_and_batch_norms_that_are_not_folded_are_left_alone(calls: list[int]) -> None:
-    for architecture in ("ResNet18", "SimAM_ResNet34_ASP"):
-        args = {"in_planes": 16} if architecture.startswith("SimAM") else {"feat_dim": 80, "pooling_func": "TSTP"}
-        network = seeded_network(architecture, args | {"embed_dim": 16}, {}, 0)
+    simam = seeded_network("SimAM_ResNet34_ASP", {"in_planes": 16, "embed_dim": 16}, {}, 0)
+    for network in (resnet(), simam):
         fuse_relu(network, torch.randn(1, 90, 80), dtype=torch.bfloat16, verdicts=Verdicts())
     assert not calls
 
@@ -85,3 +98,27 @@ def test_other_networks_and_batch_norms_that_are_not_folded_are_left_alone(calls
 def test_a_convolution_as_a_matrix_product_is_the_same(bias: bool) -> None:
     conv, inputs = nn.Conv2d(160, 24, 3, padding=1, bias=bias), torch.randn(3, 160, 10, 23)
     assert torch.allclose(convolve_by_product(conv, inputs), conv(inputs), atol=1e-5)
+
+
+@pytest.mark.parametrize("takes_longer", [True, False])
+@torch.no_grad()
+def test_wide_convolutions_become_products_only_where_cudnn_takes_far_longer(
+    takes_longer: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, example = resnet(), torch.randn(1, 90, 80)
+    expected, verdicts = run_network(network, example), Verdicts()
+    verdicts.of("fft", lambda: takes_longer)
+    avoid_fft(network, example, dtype=torch.float32, verdicts=verdicts)
+    unfold, unfolded = nn.functional.unfold, []
+    monkeypatch.setattr(nn.functional, "unfold", lambda *a, **k: unfolded.append(a) or unfold(*a, **k))
+    made = run_network(network, example)
+    assert len(unfolded) == (3 if takes_longer else 0)  # of the four in the two widest blocks, one has a stride
+    assert (made - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@torch.no_grad()
+def test_the_trial_of_wide_convolutions_leaves_a_processor_what_it_has() -> None:
+    network, example = resnet(), torch.randn(1, 90, 80)
+    expected = run_network(network, example)
+    avoid_fft(network, example, dtype=torch.float32, verdicts=Verdicts())
+    assert torch.equal(run_network(network, example), expected)

@@ -48,10 +48,35 @@ def test_padding_never_counts(name: str, filling: float) -> None:
         assert torch.allclose(together[row : row + 1, ..., : alone.shape[-1]], alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["mean", "variance", "group norm"])
 @torch.inference_mode()
-def test_sums_in_16_bits_do_not_overflow() -> None:
-    loud = torch.full((3, 4, 6, FRAMES), 3000.0, dtype=torch.float16)
-    assert (masked(FUNCTIONS["mean"], loud) == 3000).all() and (masked(FUNCTIONS["variance"], loud) == 0).all()
+def test_16_bits_neither_overflow_nor_lose_more_than_they_must(name: str, dtype: torch.dtype) -> None:
+    run = FUNCTIONS[name] if name != "group norm" else lambda x: functional.group_norm(x, 2)
+    noise = torch.randn(len(COUNTS), 4, 6, FRAMES, generator=torch.Generator().manual_seed(0))
+    loud = (noise * 150 + 300).to(dtype)  # whose squares and sums are over what fp16 holds
+    together, exact = masked(run, loud), masked(run, loud.float())
+    for row, count in enumerate(COUNTS):
+        ours, ideal = (
+            result[row, ..., :count] if name == "group norm" else result[row] for result in (together, exact)
+        )
+        assert (ours.float() - ideal).abs().max() < 2 * torch.finfo(dtype).eps * ideal.abs().max()
+
+
+@torch.inference_mode()
+def test_a_last_frame_that_a_layer_appends_counts_for_every_utterance() -> None:
+    inputs, prior = torch.randn(3, 4, FRAMES), torch.randn(3, 4, 1)
+    together = masked(lambda x: torch.cat((x, prior), 2).softmax(dim=2)[..., -1], inputs)
+    for row, count in enumerate(COUNTS):
+        alone = torch.cat((inputs[row, :, :count], prior[row]), 1).softmax(dim=1)[..., -1]
+        assert torch.allclose(together[row], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("run", [lambda x: x.var(-1, False), lambda x: torch.var(x, dim=-1, correction=0)])
+@torch.inference_mode()
+def test_what_the_masks_do_not_cover_is_refused(run: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    with pytest.raises(LengthsError, match="not masked with these arguments"):
+        masked(run, torch.randn(3, 4, FRAMES))
 
 
 @torch.inference_mode()

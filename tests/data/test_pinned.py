@@ -1,0 +1,61 @@
+"""Waveforms lie side by side in blocks of one size, each in a place of its own."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from balr.data.decoder_pool import DecoderPool
+from balr.data.pinned import PinnedBlocks
+from balr.data.read_ahead import ReadAhead
+from balr.shutdown import Stop
+
+
+@pytest.fixture
+def blocks(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Let torch pin memory without a GPU, and return the blocks that it pins."""
+    found, empty = [], torch.empty
+
+    def pin(samples: int, *, pin_memory: bool = False) -> torch.Tensor:
+        memory = empty(samples)
+        if pin_memory:
+            found.append(memory)
+        return memory
+
+    monkeypatch.setattr(torch, "empty", pin)
+    return found
+
+
+def test_waveforms_share_blocks_of_one_size_and_never_overlap(blocks: list[torch.Tensor]) -> None:
+    pinned = PinnedBlocks()
+    lengths = [1_000_000 + 7 * number for number in range(9)] + [0, 3]
+    waveforms = [pinned.empty(samples) for samples in lengths]
+    for number, waveform in enumerate(waveforms):
+        waveform.fill_(number)
+    assert [len(waveform) for waveform in waveforms] == lengths
+    assert all((waveform == number).all() for number, waveform in enumerate(waveforms))
+    assert len(blocks) == 3 and len({len(block) for block in blocks}) == 1
+
+
+def test_a_waveform_longer_than_a_block_is_not_pinned(blocks: list[torch.Tensor]) -> None:
+    assert len(PinnedBlocks().empty(30_000_000)) == 30_000_000 and not blocks
+
+
+def test_without_a_gpu_waveforms_lie_in_ordinary_memory() -> None:
+    assert torch.cuda.is_available() or not PinnedBlocks().empty(1000).is_pinned()
+
+
+def test_decoders_fill_the_memory_they_are_given(blocks: list[torch.Tensor]) -> None:
+    tasks = list(range(300_000, 300_008))
+    with DecoderPool(_ramp, processes=2, timeout_seconds=30.0, empty=PinnedBlocks().empty) as pool:
+        plan = [tuple(range(len(tasks)))]
+        ((_, found),) = pool.results(
+            plan, tasks, ahead=2, read_ahead=ReadAhead([], [0.0] * len(tasks), most_seconds=math.inf), stop=Stop()
+        )
+    assert all(np.array_equal(waveform, _ramp(samples)) for samples, waveform in zip(tasks, found, strict=True))
+    assert len(blocks) == 1
+
+
+def _ramp(samples: int) -> np.ndarray:
+    return np.arange(samples, dtype=np.float32) / samples
