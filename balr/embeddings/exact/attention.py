@@ -1,18 +1,13 @@
 """ReDimNet's attention in memory that grows with the length of the audio, not with its square."""
 
-import logging
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from balr.embeddings.exact.precision import relative_difference
+from balr.embeddings.exact.replacement import replace_forwards
 from balr.embeddings.exact.verdicts import Verdicts
-
-log = logging.getLogger(__name__)
-
-_LARGEST_RELATIVE_DIFFERENCE = 1e-5
 
 
 def attend_in_blocks(network: nn.Module, example: torch.Tensor, *, verdicts: Verdicts) -> None:
@@ -22,18 +17,8 @@ def attend_in_blocks(network: nn.Module, example: torch.Tensor, *, verdicts: Ver
     the embedding of the features `example` `(1, frames, mels)` changes, the layers are left as they were.
     """
     layers = [module for module in network.modules() if type(module).__name__ == "MultiHeadAttention"]
-    if not layers:
-        return
-
-    def replace() -> None:
-        for layer in layers:
-            vars(layer)["forward"] = partial(_attend, layer)
-
-    difference = verdicts.of_change("attention", network, example, replace, by=relative_difference)
-    log.debug("attention in blocks: relative difference %.1e", difference)
-    if not difference < _LARGEST_RELATIVE_DIFFERENCE:
-        for layer in layers:
-            del vars(layer)["forward"]
+    forwards = {layer: partial(_attend, layer) for layer in layers}
+    replace_forwards("attention in blocks", forwards, network, example, verdicts=verdicts)
 
 
 def _attend(layer: Any, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -5,22 +5,18 @@ more, and each reads and writes the whole tensor. And cuDNN's heuristics choose 
 is exact but takes ten times as long as a matrix product.
 """
 
-import logging
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from balr.embeddings.exact.precision import exact_kernels, relative_difference
+from balr.embeddings.exact.precision import exact_kernels
+from balr.embeddings.exact.replacement import replace_forwards
 from balr.embeddings.exact.verdicts import Verdicts
 
-log = logging.getLogger(__name__)
-
-_LARGEST_RELATIVE_DIFFERENCE = 1e-5
 _WIDEST_IN_FP32 = 128  # channels; wider layers are those for which cuDNN chose FFT
 _TRIAL_SHAPE = (16, 10, 88)  # utterances, bins, frames
 _CONVOLUTIONS = {"BasicBlock": 2, "Bottleneck": 3}
@@ -40,17 +36,13 @@ def fuse_relu(network: nn.Module, example: torch.Tensor, *, dtype: torch.dtype, 
     stem = network.get_submodule("conv1")
     assert isinstance(stem, nn.Conv2d)
 
-    def replace() -> None:
-        for block in blocks:
-            *first, last = _convolutions(block)
-            for conv in first:
-                vars(conv)["forward"] = partial(_relu_of_conv, conv)
-            vars(last)["forward"] = partial(_relu_of_sum, last)
-            vars(block)["forward"] = partial(_run, block)
-        vars(stem)["forward"] = partial(_relu_of_conv, stem)  # the network's ReLU after it changes nothing
-
-    modules = [stem, *blocks, *(conv for block in blocks for conv in _convolutions(block))]
-    _replace("fused convolutions", modules, replace, network=network, example=example, verdicts=verdicts)
+    # The network's own ReLU after its first convolution changes nothing then.
+    forwards: dict[nn.Module, Callable[..., torch.Tensor]] = {stem: partial(_relu_of_conv, stem)}
+    for block in blocks:
+        *first, last = _convolutions(block)
+        forwards |= {conv: partial(_relu_of_conv, conv) for conv in first}
+        forwards |= {last: partial(_relu_of_sum, last), block: partial(_run, block)}
+    replace_forwards("fused convolutions", forwards, network, example, verdicts=verdicts)
 
 
 def avoid_fft(network: nn.Module, example: torch.Tensor, *, dtype: torch.dtype, verdicts: Verdicts) -> None:
@@ -62,39 +54,12 @@ def avoid_fft(network: nn.Module, example: torch.Tensor, *, dtype: torch.dtype, 
     if dtype != torch.float32 or not convs:
         return
     with exact_kernels():
-        if not verdicts.of("fft", partial(_takes_far_longer, convs[0])):
-            return
-
-    def replace() -> None:
-        for conv in convs:
-            vars(conv)["forward"] = partial(convolve_by_product, conv)
-
-    _replace("convolutions as products", convs, replace, network=network, example=example, verdicts=verdicts)
-
-
-def _replace(
-    what: str,
-    modules: Sequence[nn.Module],
-    replace: Callable[[], None],
-    *,
-    network: nn.Module,
-    example: torch.Tensor,
-    verdicts: Verdicts,
-) -> None:
-    """Replace how modules run, and undo that if the embedding of the example changes or cuDNN has no such kernel."""
-    try:
-        with exact_kernels():
-            difference = verdicts.of_change(what, network, example, replace, by=relative_difference)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        log.debug("%s: %s", what, error)
-        difference = math.inf
-    log.debug("%s in %d modules, relative difference %.1e", what, len(modules), difference)
-    if not difference < _LARGEST_RELATIVE_DIFFERENCE:
-        log.warning("no %s: the output would change by %.1e", what, difference)
-        for module in modules:
-            del vars(module)["forward"]
+        takes_longer = verdicts.of("fft", partial(_takes_far_longer, convs[0]))
+    if takes_longer:
+        products: dict[nn.Module, Callable[..., torch.Tensor]] = {
+            conv: partial(convolve_by_product, conv) for conv in convs
+        }
+        replace_forwards("convolutions as products", products, network, example, verdicts=verdicts)
 
 
 def _may_take_fft(conv: nn.Conv2d) -> bool:

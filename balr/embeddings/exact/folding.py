@@ -49,7 +49,7 @@ def fold(network: nn.Module, example: torch.Tensor, *, verdicts: Verdicts) -> No
             network.set_submodule(name, module)
 
 
-def channels_last(network: nn.Module) -> nn.Module:
+def channels_last(network: nn.Module) -> None:
     """Store the weights of 2-d convolutions, in place, in torch's channels-last layout.
 
     It is the faster one on a CPU and, in 16 bits, on a GPU.
@@ -57,7 +57,6 @@ def channels_last(network: nn.Module) -> nn.Module:
     for parameter in network.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    return network
 
 
 def _find_pairs(network: nn.Module, example: torch.Tensor) -> list[tuple[str, str]]:

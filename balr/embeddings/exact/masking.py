@@ -1,7 +1,7 @@
 """Layers with global context in one pass over a padded batch: reductions over time leave out the padding.
 
-WeSpeaker's layers stay as they are; torch's functions give, while they run, what each utterance alone would get. It
-takes a few kernels for a layer where one run per length takes a few for each length, which keeps a GPU waiting.
+WeSpeaker's layers stay as they are; torch's functions give, while they run, what each utterance alone would get. A
+layer takes a few kernels, however many lengths a batch holds.
 """
 
 import math
