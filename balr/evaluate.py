@@ -1,7 +1,7 @@
 """`balr evaluate`: from a store of embeddings and a trial list to scores, metrics and thresholds."""
 
 import logging
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ from balr.atomic import write_csv
 from balr.config import EvaluationConfig
 from balr.errors import InputError
 from balr.evaluation import pairs, scoring
-from balr.evaluation.inspection import Inspection, Suspect, Utterances
+from balr.evaluation.inspection import Inspection, Suspect
 from balr.evaluation.inspection import inspect as inspect_utterances
-from balr.evaluation.judgement import CAUTION, Judgement, Scored, judge
+from balr.evaluation.judgement import CAUTION, Judgement, Scored, judge, tables
 from balr.evaluation.metrics import ScoreCounts, count_scores
 from balr.evaluation.results import write_results
 from balr.evaluation.source import Embeddings, read_embeddings
@@ -39,12 +39,11 @@ def evaluate(save_dir: Path, settings: EvaluationConfig) -> tuple[Judgement, Pat
     own = read_embeddings(save_dir)
     path = None if settings.trials is None else Path(settings.trials).expanduser()
     trials = _all_pairs(own, settings) if path is None else _listed(path, own, settings)
-    matrix = scoring.enrolled(own.matrix, trials, of_unit=settings.enrollment == "mean_of_unit")
-    names = [*own.ids, *(name for name, _ in trials.models)]
-    mean, cohort = _mean(own, settings.mean), _cohort(own, settings)
+    mean, names = _mean(own, settings.mean), [*own.ids, *(name for name, _ in trials.models)]
+    centred = scoring.enrolled(own.matrix, trials, of_unit=settings.enrollment == "mean_of_unit") - mean
     used = np.unique(np.concatenate([trials.enrollment, trials.test]))
-    scoring.refuse_unusable(matrix[used] if mean is None else matrix[used] - mean, [names[row] for row in used])
-    scores = scoring.score(matrix, trials, mean=mean, cohort=cohort)
+    scoring.refuse_unusable(centred[used], [names[row] for row in used])
+    scores = scoring.score(centred, trials, _cohort(own, settings, mean))
     scored = Scored(scores, trials.is_target, _speakers_of(trials, own))
     facts = _facts(own, trials, settings)
     counts = {} if path is not None else _session_counts(own, trials, scored, mean)
@@ -58,7 +57,7 @@ def evaluate(save_dir: Path, settings: EvaluationConfig) -> tuple[Judgement, Pat
 def inspect(save_dir: Path, *, mean: str = "self", out: Path | None = None) -> tuple[Inspection, Path]:
     """Look for suspicious utterances and speakers, write suspects.csv, and return what was found with its path."""
     own = read_embeddings(save_dir)
-    found = inspect_utterances(Utterances(own.ids, own.names, own.matrix, own.seconds), mean=_mean(own, mean))
+    found = inspect_utterances(own, mean=_mean(own, mean))
     path = (out or save_dir / "evaluation") / SUSPECTS
     rows = ({**asdict(one), "value": f"{one.value:.6g}"} for one in found.suspects)
     write_csv(path, [field.name for field in fields(Suspect)], rows)
@@ -81,19 +80,16 @@ def _all_pairs(own: Embeddings, settings: EvaluationConfig) -> Trials:
         return pairs.all_pairs(own.speakers)
     if settings.cohort:
         raise InputError(f"{own.folder}: all pairs of {len(own.ids):,} utterances with a cohort; give a trial list.")
-    return replace(pairs.sampled_pairs(own.speakers), source={"trials": "all pairs", "listed": "a sample"})
+    return pairs.sampled_pairs(own.speakers)
 
 
-def _session_counts(
-    own: Embeddings, trials: Trials, scored: Scored, mean: scoring.Matrix | None
-) -> dict[str, ScoreCounts]:
+def _session_counts(own: Embeddings, trials: Trials, scored: Scored, mean: scoring.Matrix) -> dict[str, ScoreCounts]:
     """Count all pairs where only a sample is listed; and pairs across sessions, where ids name sessions."""
     named = [pairs.session_of(id_) for id_ in own.ids]
     of_speaker = [f"{speaker}/{session}" for speaker, session in zip(own.speakers, named, strict=True)]
     sessions = pairs.numbered(of_speaker) if all(named) else None
     if "listed" in trials.source:
-        units = scoring.unit(own.matrix if mean is None else own.matrix - mean)
-        return pairs.pairs_by_histogram(units, own.speakers, sessions)
+        return pairs.pairs_by_histogram(scoring.unit(own.matrix - mean), own.speakers, sessions)
     if sessions is None:
         return {}
     across = (sessions[trials.enrollment] != sessions[trials.test]) | ~scored.is_target
@@ -102,10 +98,10 @@ def _session_counts(
     return {"across sessions": count_scores(scored.scores[across], scored.is_target[across])}
 
 
-def _mean(own: Embeddings, choice: str) -> scoring.Matrix | None:
+def _mean(own: Embeddings, choice: str) -> scoring.Matrix:
     if choice == "none":
-        return None
-    if choice == "self":
+        mean = np.zeros(own.matrix.shape[1], np.float32)
+    elif choice == "self":
         mean = own.mean
     elif Path(choice).expanduser().is_dir():
         other = read_embeddings(Path(choice).expanduser())
@@ -120,7 +116,7 @@ def _mean(own: Embeddings, choice: str) -> scoring.Matrix | None:
     return mean
 
 
-def _cohort(own: Embeddings, settings: EvaluationConfig) -> scoring.Cohort | None:
+def _cohort(own: Embeddings, settings: EvaluationConfig, mean: scoring.Matrix) -> scoring.Cohort | None:
     if settings.cohort is None:
         return None
     other = read_embeddings(Path(settings.cohort).expanduser())
@@ -140,17 +136,13 @@ def _cohort(own: Embeddings, settings: EvaluationConfig) -> scoring.Cohort | Non
     means = (sums / np.bincount(other.speakers)[:, None]).astype(np.float32)
     if settings.top_n > count:
         log.warning("the cohort has %d speakers, fewer than top_n=%d: all are used", count, settings.top_n)
-    return scoring.Cohort(means, min(settings.top_n, count))
+    return scoring.Cohort(means - mean, min(settings.top_n, count))
 
 
 def _refuse_another_model(own: Path, other: Path) -> None:
-    model, others = Record.of(own).model, Record.of(other).model
-    if (
-        model
-        and others
-        and (model.get("files"), model.get("settings")) != (others.get("files"), others.get("settings"))
-    ):
-        names = f"of {others.get('name')}, and {own} of {model.get('name')}"
+    record, model = Record.of(own), Record.of(other).model
+    if record.model and model and not record.is_of(model):
+        names = f"of {model.get('name')}, and {own} of {record.model.get('name')}"
         raise InputError(f"{other}: its embeddings are {names}, or their settings differ; embed both alike.")
 
 
@@ -194,5 +186,5 @@ def _facts(own: Embeddings, trials: Trials, settings: EvaluationConfig) -> dict[
 def as_text(judgement: Judgement, folder: Path) -> str:
     """Return what a person reads on a terminal."""
     heading = f"{judgement.targets:,} target and {judgement.nontargets:,} nontarget trials"
-    tables = [render(table) for table in judgement.tables()]
-    return "\n\n".join([heading, *tables, f"{CAUTION}\nresults  {relative(folder)}"])
+    shown = [render(rows, columns, left=columns[:1]) for columns, rows in tables(judgement.as_json())]
+    return "\n\n".join([heading, *shown, f"{CAUTION}\nresults  {relative(folder)}"])

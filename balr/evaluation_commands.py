@@ -5,7 +5,7 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -15,6 +15,7 @@ _SaveDir = Annotated[str, typer.Argument(metavar="SAVE_DIR", help="The folder of
 
 
 def evaluate(
+    context: typer.Context,
     save_dir: _SaveDir,
     trials: Annotated[
         str | None,
@@ -65,19 +66,8 @@ def evaluate(
     balr evaluate outputs/vox1 O.txt --mean outputs/vox2 --cohort outputs/vox2
     balr evaluate outputs/embeddings/voxceleb2-metadata/resnet34_lm --inspect
     """
-    given: dict[str, Any] = {
-        "trials": trials,
-        "mean": mean,
-        "cohort": cohort,
-        "top_n": top_n,
-        "enrollment_map": enrollment_map,
-        "enrollment": enrollment,
-        "allow_missing": allow_missing,
-        "bootstrap": bootstrap,
-        "scores": scores,
-        "out": out,
-    }
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    given = {name: value for name, value in context.params.items() if name not in ("save_dir", "inspect")}
     settings = EvaluationConfig(**{name: value for name, value in given.items() if value is not None})
 
     from balr.evaluate import as_text

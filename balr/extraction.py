@@ -6,7 +6,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from balr.composition import build
 from balr.config import RunConfig
@@ -57,13 +57,12 @@ def run(cfg: RunConfig, *, run_dir: Path, stop: Stop, job: str = "embedding") ->
             facts |= model.describe()
             files.model["settings"]["engine"] = facts.get("engine", "torch")
             files.begin(model.embedding_dim, corpus)
-        tally = Tally(todo=len(left), job=job, report_to=report_file(run_dir))
+        tally = _Follower(files, cfg, stop, todo=len(left), job=job, report_to=report_file(run_dir))
         with files.record.of_run({**facts, "hydra": str(run_dir.absolute()), **software(), **machine()}) as entry:
             try:
                 if model is not None:
-                    follower = _Follower(tally, files, stop if cfg.fail_fast else None)
                     rest = _reuse(part, files, model.embedding_dim, tally, entry, stop) if cfg.reuse_beside else part
-                    _embed(model, cfg, rest, follower, stop)
+                    _embed(model, cfg, rest, tally, stop)
                     entry.update(model.execution_facts())
                 files.close()
             except OutputError as error:
@@ -117,29 +116,23 @@ def _refuse_input_in(folder: Path, source: str) -> None:
         raise OutputError(f"{source}: lies in save_dir, whose lists are overwritten; choose another save_dir.")
 
 
-class _Follower:
+class _Follower(Tally):
     """Follow a model through a corpus: count, keep failures.csv, ask for a stop at the first failure where wanted."""
 
-    def __init__(self, tally: Tally, files: RunFolder | None, stop_at_failure: Stop | None) -> None:
-        self.tally = tally
+    def __init__(self, files: RunFolder | None, cfg: RunConfig, stop: Stop, **shown: Any) -> None:
+        super().__init__(**shown)
         self.files = files
         self._computed_again = frozenset() if files is None else files.completed  # with a batch that was cut short
-        self._stop_at_failure = stop_at_failure
-
-    def planned(self, audio_seconds: float, *, upsampled: int) -> None:
-        self.tally.planned(audio_seconds, upsampled=upsampled)
-
-    def under_way(self, audio_seconds: float) -> None:
-        self.tally.under_way(audio_seconds)
+        self._stop_at_failure = stop if cfg.fail_fast else None
 
     def embedded(self, utterance: Utterance, audio_seconds: float) -> None:
         if utterance.id not in self._computed_again:
-            self.tally.embedded(audio_seconds)
+            super().embedded(utterance, audio_seconds)
 
     def failed(self, failure: Failure) -> None:
         if failure.id in self._computed_again:
             return
-        self.tally.failed(failure)
+        super().failed(failure)
         if self.files is not None:
             self.files.failures.add(failure)
         if self._stop_at_failure is not None:
@@ -148,8 +141,8 @@ class _Follower:
 
 def _compute_only(cfg: RunConfig, corpus: Corpus, stop: Stop, job: str) -> Summary:
     log.info("%s in %s", utterances(len(corpus)), cfg.input)
-    tally = Tally(todo=len(_audible(corpus)), job=job)
-    _embed(_model(cfg), cfg, corpus, _Follower(tally, None, stop if cfg.fail_fast else None), stop)
+    tally = _Follower(None, cfg, stop, todo=len(_audible(corpus)), job=job)
+    _embed(_model(cfg), cfg, corpus, tally, stop)
     return _summary(cfg, corpus, tally, None)
 
 
@@ -168,7 +161,7 @@ def _embed(model: "EmbeddingsModel", cfg: RunConfig, corpus: Corpus, follower: _
     from balr.data.dataset import AudioDataset
 
     files = follower.files
-    with follower.tally:
+    with follower:
         model.extract_embeddings(
             AudioDataset.of(corpus),
             files is not None,

@@ -1,6 +1,5 @@
 """`balr report`: a page of one or several runs, and their figures for a paper."""
 
-import csv
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -16,14 +15,15 @@ from balr.config import EvaluationConfig
 from balr.errors import InputError, one_line
 from balr.evaluate import evaluate
 from balr.evaluation.figures import evaluation_figures
-from balr.evaluation.inspection import Inspection, Utterances, inspect
-from balr.evaluation.judgement import TITLES, percent
+from balr.evaluation.inspection import Inspection, inspect
+from balr.evaluation.judgement import CAUTION, TITLES, percent, tables
 from balr.evaluation.page import Section, big_numbers, page, table, write_figures
 from balr.evaluation.pictures import corpus_figures
 from balr.evaluation.results import CURVES, EVALUATION
 from balr.evaluation.scoring import unit
-from balr.evaluation.sections import decision_table, metrics_table, suspects, worst_errors
+from balr.evaluation.sections import suspects, worst_errors
 from balr.evaluation.source import Embeddings, read_embeddings
+from balr.runs.failures import FAILURES, read_failures
 from balr.runs.record import Record
 from balr.runs.summary import duration
 
@@ -49,6 +49,11 @@ class Run:
         """Return the entry of the last run that computed something and came to its end."""
         entries = [entry for entry in self.record.runs if {"checkpoint", "stage_seconds", "counts"} <= entry.keys()]
         return entries[-1] if entries else {}
+
+    @property
+    def model(self) -> str:
+        architecture = self.last.get("checkpoint", {}).get("architecture", "unknown")
+        return f"{self.record.model.get('name', 'unknown')} ({architecture})"
 
     def metric(self, name: str) -> float | None:
         value = self.evaluation.get("metrics", {}).get(name, {}).get("value")
@@ -80,7 +85,7 @@ def report(folders: Sequence[Path], out: Path, *, figures: Path | None = None) -
 def _read(folder: Path) -> Run:
     own = read_embeddings(folder)
     files = sorted(folder.glob(f"evaluation/*/{EVALUATION}"), key=lambda file: file.stat().st_mtime)
-    if not files and (own.speakers >= 0).all() and len(set(own.names)) < len(own.names):
+    if not files and (own.speakers >= 0).all() and 1 < len(set(own.names)) < len(own.names):
         files = [evaluate(folder, EvaluationConfig())[1] / EVALUATION]
     if not files:
         return Run(folder, own, Record.of(folder), {}, {})
@@ -94,8 +99,8 @@ def _read(folder: Path) -> Run:
 
 
 def _sections(run: Run, out: Path) -> list[Section]:
-    mean = run.own.mean if run.evaluation.get("mean", "self") != "none" else None
-    found = inspect(Utterances(run.own.ids, run.own.names, run.own.matrix, run.own.seconds), mean=mean)
+    mean = run.own.mean * (run.evaluation.get("mean", "self") != "none")
+    found = inspect(run.own, mean=mean)
     sections = [
         Section(
             f"<h2>{escape(run.name)}</h2>{_numbers(run, found)}"
@@ -106,7 +111,8 @@ def _sections(run: Run, out: Path) -> list[Section]:
         of, counts = run.evaluation, run.evaluation["trial_counts"]
         summary = f"{counts['targets']:,} target and {counts['nontargets']:,} nontarget trials: {of['trials']}."
         summary += f" Score: {of['score']}; mean subtracted: {of['mean']}."
-        html = f"<h2>Evaluation</h2><p>{escape(summary)}</p>{metrics_table(of)}{decision_table(of)}"
+        html = "".join(table(columns, rows, numbers=columns[1:]) for columns, rows in tables(of))
+        html = f"<h2>Evaluation</h2><p>{escape(summary)}</p>{html}<p>{CAUTION}</p>"
         sections.append(Section(html, tuple(evaluation_figures(dict(run.curves)))))
         sections.append(Section(f"<h3>Worst errors</h3>{worst_errors(run.curves, run.own)}"))
     html = f"<h2>Corpus</h2>{suspects(found)}"
@@ -115,26 +121,23 @@ def _sections(run: Run, out: Path) -> list[Section]:
 
 
 def _numbers(run: Run, found: Inspection) -> str:
-    counts = [(name, run.metric(name)) for name in ("eer", "min_dcf_0.01", "cllr")]
     numbers = [(f"{len(run.own.ids):,}", "embeddings")]
     speakers = len({name for name in run.own.names if name})
     numbers += [(f"{speakers:,}", "speakers")] if speakers else []
-    numbers += [
-        (percent(value) if name == "eer" else f"{value:.3f}", TITLES[name])
-        for name, value in counts
-        if value is not None
-    ]
+    for name in ("eer", "min_dcf_0.01", "cllr"):
+        if (value := run.metric(name)) is not None:
+            numbers.append((percent(value) if name == "eer" else f"{value:.3f}", TITLES[name]))
     if found.neighbour_accuracy is not None:
         numbers.append((percent(found.neighbour_accuracy), "nearest neighbour is of the same speaker"))
     if run.last:
         numbers.append((f"{run.last['x_real_time']:.0f} x", "real time"))
-    return big_numbers((name, value) for value, name in numbers)
+    return big_numbers(numbers)
 
 
 def _facts(run: Run) -> str:
     last, rows = run.last, []
     checkpoint = last.get("checkpoint", {})
-    rows.append(("model", f"{run.record.model.get('name', 'unknown')} ({checkpoint.get('architecture', 'unknown')})"))
+    rows.append(("model", run.model))
     if checkpoint:
         rows.append(("weights", f"sha256 {checkpoint['weights_sha256']}"))
         rows.append(("features", ", ".join(f"{name} {value}" for name, value in last["features"].items())))
@@ -144,18 +147,10 @@ def _facts(run: Run) -> str:
         seconds = ", ".join(f"{name.replace('_', ' ')} {value:.1f} s" for name, value in last["stage_seconds"].items())
         rows.append(("seconds by stage", f"{seconds}; threads added up"))
         versions = last["software"]["packages"]
-        rows.append(
-            (
-                "software",
-                ", ".join(f"{name} {versions[name]}" for name in ("balr", "torch", "torchaudio") if name in versions),
-            )
-        )
-    failures = run.folder / "failures.csv"
-    if failures.is_file():
-        with failures.open(encoding="utf-8", errors="replace", newline="") as file:
-            rows.append(("failures", f"{sum(1 for _ in csv.DictReader(file)):,}, listed in {failures.name}"))
-    else:
-        rows.append(("failures", "none"))
+        shown = [f"{name} {versions[name]}" for name in ("balr", "torch", "torchaudio") if name in versions]
+        rows.append(("software", ", ".join(shown)))
+    failed = sum(1 for _ in read_failures(run.folder))
+    rows.append(("failures", f"{failed:,}, listed in {FAILURES}" if failed else "none"))
     known = run.own.seconds[np.isfinite(run.own.seconds)]
     rows += [("audio", f"{duration(float(known.sum()))} in {len(known):,} utterances")] if len(known) else []
     return table(("", ""), rows)
@@ -165,13 +160,11 @@ def _comparison(runs: Sequence[Run]) -> str:
     rows = []
     for run in runs:
         eer, cost, last = run.metric("eer"), run.metric("min_dcf_0.01"), run.last
-        checkpoint = last.get("checkpoint", {})
-        agreement = _agreement(runs[0].own, run.own)
+        model, agreement = os.path.basename(run.model), _agreement(runs[0].own, run.own)
         rows.append(
             (
                 run.name,
-                os.path.basename(str(run.record.model.get("name", "unknown")))
-                + f" ({checkpoint.get('architecture', '')})",
+                model,
                 str(last.get("precision", "-")),
                 str(last.get("device", "-")),
                 "-" if eer is None else percent(eer),

@@ -18,7 +18,6 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.table import Table
 
 from balr.checkpoints import find_checkpoint
 from balr.errors import BalrError, CheckpointError
@@ -73,14 +72,10 @@ class SweepTable(Callback):
         for folder in sorted({result.shard_of for result in results if result.shard_of}):
             _merge(Path(folder))
         has_eer = any(result.eer is not None for result in results)
-        table = Table(box=None, padding=(0, 2, 0, 0))
-        for name in _COLUMNS:
-            if name != "EER" or has_eer:
-                table.add_column(name, justify="left" if name in ("job", "embeddings") else "right")
-        for result in results:
-            cells = zip(_COLUMNS, result.cells(), strict=True)
-            table.add_row(*(cell for name, cell in cells if name != "EER" or has_eer))
-        sys.stderr.write(f"{as_text(table)}\n")
+        shown = [number for number, name in enumerate(_COLUMNS) if name != "EER" or has_eer]
+        rows = [[result.cells()[number] for number in shown] for result in results]
+        table = as_text(rows, [_COLUMNS[number] for number in shown], left=("job", "embeddings"))
+        sys.stderr.write(f"{table}\n")
         judged = dict.fromkeys(result.evaluated_in for result in results if result.evaluated_in)
         if judged:
             _report([Path(folder) for folder in judged], Path(config.hydra.sweep.dir) / "report.html")

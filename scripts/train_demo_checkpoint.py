@@ -185,9 +185,8 @@ def score_all_pairs(checkpoint: Path, speech: Path) -> tuple[np.ndarray, float]:
     pairs = load_model(checkpoint, device="cpu").extract_embeddings(str(speech))
     trials = all_pairs(numbered([id_.partition("/")[0] for id_, _ in pairs]))
     embeddings = np.stack([embedding for _, embedding in pairs])
-    scores = score(embeddings, trials, mean=embeddings.mean(axis=0), cohort=None)
-    rates = error_rates(count_scores(scores, trials.is_target))
-    return scores, equal_error_rate(rates.miss, rates.false_alarm)
+    scores = score(embeddings - embeddings.mean(axis=0), trials)
+    return scores, equal_error_rate(error_rates(count_scores(scores, trials.is_target)))
 
 
 def main() -> None:

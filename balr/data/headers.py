@@ -54,7 +54,7 @@ def headers(
     Raises OutputError if the cache cannot be written.
     """
     stop = stop or Stop()
-    known = {} if cache is None else _read_cache(cache)
+    known = {} if cache is None else read_cache(cache)
     once = list(dict.fromkeys(files))
     states = dict(zip(once, _in_threads(_state, once), strict=True))
     new = [file for file, state in states.items() if state not in known]
@@ -138,7 +138,8 @@ def _state(path: Path) -> _State:
     return (str(path), str(status.st_size), str(status.st_mtime_ns))
 
 
-def _read_cache(path: Path) -> dict[_State, Header]:
+def read_cache(path: Path) -> dict[_State, Header]:
+    """Read the headers that a run kept; none where the file is damaged."""
     known = {}
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:

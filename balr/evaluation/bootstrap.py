@@ -22,13 +22,12 @@ def intervals(
     metrics: Callable[[ScoreCounts], dict[str, float]],
     *,
     draws: int,
-    seed: int = 0,
 ) -> dict[str, Interval]:
     """Return the 95% interval of each metric of trials with speakers `(trials, 2)`.
 
     Of over a million trials, a random million; nearby scores of many are taken as one.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     if len(scores) > _MOST_TRIALS:
         sample = _sampled(is_target, random)
         scores, is_target, speakers = scores[sample], is_target[sample], speakers[sample]
@@ -47,12 +46,8 @@ def intervals(
         if targets.any() and nontargets.any():
             for name, value in metrics(ScoreCounts(distinct[used], targets[used], nontargets[used])).items():
                 found.setdefault(name, []).append(value)
-    return {name: _central(values) for name, values in found.items()}
-
-
-def _central(values: list[float]) -> Interval:
-    low, high = np.quantile(values, (0.025, 0.975))
-    return float(low), float(high)
+    central = {name: np.quantile(values, (0.025, 0.975)) for name, values in found.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in central.items()}
 
 
 def _sampled(is_target: npt.NDArray[np.bool_], random: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from balr.errors import InputError
 from balr.evaluation.metrics import Array
 
 _FOLDS = 5
@@ -30,14 +29,11 @@ class Calibration:
 def fit(scores: Array, is_target: npt.NDArray[np.bool_]) -> Calibration:
     """Fit a calibration to scores `(trials,)`, both classes weighing the same.
 
-    N trials of a class support LRs of N + 1 at most (after Vergeer et al., Science & Justice 56, 2016). Raises
-    InputError where a class has no trial.
+    N trials of a class support LRs of N + 1 at most (after Vergeer et al., Science & Justice 56, 2016).
     """
     from sklearn.linear_model import LogisticRegression
 
     counts = int(is_target.sum()), int((~is_target).sum())
-    if not all(counts):
-        raise InputError("a calibration needs target and nontarget trials.")
     centre, spread = float(scores.mean()), float(scores.std()) or 1.0
     weights = np.where(is_target, 0.5 / counts[0], 0.5 / counts[1]) * len(scores)
     regression = LogisticRegression(C=_C).fit(((scores - centre) / spread)[:, None], is_target, weights)
@@ -47,23 +43,21 @@ def fit(scores: Array, is_target: npt.NDArray[np.bool_]) -> Calibration:
 
 
 def cross_validated(
-    scores: npt.NDArray[np.floating],
-    is_target: npt.NDArray[np.bool_],
-    speakers: npt.NDArray[np.int32],
-    *,
-    seed: int = 0,
+    scores: npt.NDArray[np.floating], is_target: npt.NDArray[np.bool_], speakers: npt.NDArray[np.int32]
 ) -> Array | None:
     """Return natural-log LRs `(trials,)`, each by a calibration fitted without either speaker of the trial.
 
     `speakers` `(trials, 2)` numbers those of both sides. None where there are too few speakers to leave some out.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     numbers = np.unique(speakers)
     folds = np.zeros(int(numbers.max()) + 1, np.int8)
     folds[random.permutation(numbers)] = np.arange(len(numbers)) % _FOLDS
     lower, upper = np.sort(folds[speakers], axis=1).T
     llrs = np.full(len(scores), np.nan)
-    sample = np.concatenate([_some(np.flatnonzero(is_target == kind), random) for kind in (True, False)])
+    sample = np.concatenate(
+        [random.permutation(np.flatnonzero(kind))[:_MOST_TRIALS] for kind in (is_target, ~is_target)]
+    )
     for one in range(_FOLDS):
         for other in range(one, _FOLDS):
             judged = np.flatnonzero((lower == one) & (upper == other))
@@ -74,7 +68,3 @@ def cross_validated(
                 return None
             llrs[judged] = fit(scores[fitted].astype(float), is_target[fitted])(scores[judged])
     return llrs
-
-
-def _some(trials: npt.NDArray[np.int64], random: np.random.Generator) -> npt.NDArray[np.int64]:
-    return random.choice(trials, _MOST_TRIALS, replace=False) if len(trials) > _MOST_TRIALS else trials

@@ -4,28 +4,28 @@ LRs are log10 here, as forensic reports have them. Curves end where the data end
 2021).
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from balr.evaluation.bootstrap import intervals
-from balr.evaluation.judgement import Judgement, Scored
-from balr.evaluation.metrics import Array, ScoreCounts, convex_hull, count_scores, error_rates
+from balr.evaluation.bootstrap import Interval
+from balr.evaluation.judgement import FALSE_ALARMS, Judgement, Scored
+from balr.evaluation.metrics import Array, ScoreCounts, cllr, convex_hull, count_scores, error_rates
 
 _POINTS = 300
 _BINS = 80
 _DECIMALS = 3  # of log10 LRs in plots
 _PRIORS = np.linspace(-3, 3, 61)
-_FALSE_ALARMS = np.geomspace(1e-4, 0.5, 25)
 _LOG10 = np.log(10)
 
 Curves = dict[str, Any]
 
 
-def curves(judgement: Judgement, scored: Scored, *, draws: int) -> Curves:
+def curves(judgement: Judgement, scored: Scored) -> Curves:
     """Return all curves of a judgement; those of LRs only where it has them."""
-    found = {"det": _det(judgement.counts), "det_interval": _det_interval(scored, draws)}
+    found = {"det": _det(judgement.counts), "det_interval": _det_interval(judgement.intervals)}
     found["histogram"] = _histogram(judgement.counts)
     if judgement.llrs is not None:
         lrs = judgement.llrs / _LOG10
@@ -36,28 +36,16 @@ def curves(judgement: Judgement, scored: Scored, *, draws: int) -> Curves:
 
 def _det(counts: ScoreCounts) -> Curves:
     rates = error_rates(counts)
-    inside = np.flatnonzero((rates.miss > 0) & (rates.false_alarm > 0))
+    inside = np.flatnonzero((rates.miss > 0) & (rates.miss < 1) & (rates.false_alarm > 0) & (rates.false_alarm < 1))
     kept = inside[_thinned(len(inside), rates.miss[inside] - rates.false_alarm[inside])]
     return {"miss": _listed(rates.miss[kept]), "false_alarm": _listed(rates.false_alarm[kept])}
 
 
-def _det_interval(scored: Scored, draws: int) -> Curves:
+def _det_interval(intervals: Mapping[str, Interval]) -> Curves:
     """Return the 95% interval of the miss rate at false-alarm rates that the trials can show."""
-    nontargets = int((~scored.is_target).sum())
-    asked = _FALSE_ALARMS[_FALSE_ALARMS * nontargets >= 1]
-
-    def misses(counts: ScoreCounts) -> dict[str, float]:
-        rates = error_rates(counts)
-        at = np.interp(asked, rates.false_alarm[::-1], rates.miss[::-1])
-        return {str(number): float(miss) for number, miss in enumerate(at)}
-
-    found = {}
-    if draws and len(asked):
-        found = intervals(scored.scores, scored.is_target, scored.speakers, misses, draws=draws)
-    if not found:
-        return {"false_alarm": [], "low": [], "high": []}
-    low, high = np.array([found[str(number)] for number in range(len(asked))]).T
-    return {"false_alarm": _listed(asked), "low": _listed(low), "high": _listed(high)}
+    found = {rate: intervals[f"det {rate}"] for rate in FALSE_ALARMS if f"det {rate}" in intervals}
+    low, high = np.array([*found.values()]).reshape(-1, 2).T
+    return {"false_alarm": _listed(np.array([*found])), "low": _listed(low), "high": _listed(high)}
 
 
 def _histogram(counts: ScoreCounts) -> Curves:
@@ -78,36 +66,25 @@ def _tippett(lrs: Array, is_target: npt.NDArray[np.bool_]) -> Curves:
 
 
 def _ece(counts: ScoreCounts) -> Curves:
-    """Return the empirical cross-entropy in bits over log10 prior odds (Ramos et al., Forensic Sci. Int. 2013)."""
-    shares, pools = convex_hull(counts)
-    with np.errstate(divide="ignore"):
-        pooled = ScoreCounts(np.log(shares) - np.log1p(-shares), pools.targets, pools.nontargets)
-    lines = {"lr": _cross_entropy(ScoreCounts(counts.scores * _LOG10, counts.targets, counts.nontargets))}
-    lines |= {"pav": _cross_entropy(pooled)}
-    none = ScoreCounts(np.zeros(1), np.ones(1), np.ones(1))
-    lines |= {"none": _cross_entropy(none)}
-    return {"prior": _listed(_PRIORS), **{name: _listed(line) for name, line in lines.items()}}
-
-
-def _cross_entropy(counts: ScoreCounts) -> Array:
-    found = []
-    for odds in _PRIORS * _LOG10:
-        prior = 1 / (1 + np.exp(-odds))
-        bits = np.logaddexp(0, -counts.scores - odds), np.logaddexp(0, counts.scores + odds)
-        terms = zip((prior, 1 - prior), bits, (counts.targets, counts.nontargets), strict=True)
-        found.append(sum(share * (bit[n > 0] @ n[n > 0]) / n.sum() for share, bit, n in terms) / np.log(2))
-    return np.array(found)
+    """Return the empirical cross-entropy in bits over log10 prior odds."""
+    llrs, pools = convex_hull(counts)
+    lines = {
+        "lr": (counts.scores * _LOG10, counts.targets, counts.nontargets),
+        "pav": (llrs, pools.targets, pools.nontargets),
+        "none": (np.zeros(1), np.ones(1), np.ones(1)),
+    }
+    found = {name: [cllr(*line, odds=odds) for odds in _PRIORS * _LOG10] for name, line in lines.items()}
+    return {"prior": _listed(_PRIORS), **{name: _listed(line) for name, line in found.items()}}
 
 
 def _pav(counts: ScoreCounts) -> Curves:
     """Return the LR after pooling adjacent violators over the LR before, where both classes are in a pool."""
-    shares, pools = convex_hull(counts)
-    both = (shares > 0) & (shares < 1)
+    llrs, pools = convex_hull(counts)
+    both = np.isfinite(llrs)
     ends = np.searchsorted(counts.scores, pools.scores)
     starts = np.concatenate([[0], ends[:-1] + 1])
-    after = (np.log(shares[both]) - np.log1p(-shares[both])) / _LOG10
-    first, last = counts.scores[starts[both]], counts.scores[ends[both]]
-    return {"before": _listed(np.ravel([first, last], "F")), "after": _listed(np.repeat(after, 2))}
+    first, last = counts.scores[starts[both]], pools.scores[both]
+    return {"before": _listed(np.ravel([first, last], "F")), "after": _listed(np.repeat(llrs[both] / _LOG10, 2))}
 
 
 def _thinned(count: int, position: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
@@ -119,5 +96,5 @@ def _thinned(count: int, position: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     return np.unique(np.clip(np.concatenate([evenly, ends - 1, count - ends]), 0, count - 1))
 
 
-def _listed(numbers: npt.NDArray[Any]) -> list[float]:
+def _listed(numbers: npt.NDArray[Any] | Sequence[float]) -> list[float]:
     return [float(f"{number:.6g}") for number in numbers]

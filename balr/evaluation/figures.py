@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from scipy.special import ndtri
 
 from balr.errors import ConfigError
@@ -17,9 +18,10 @@ except ImportError:
 _RATES = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 _PERCENT = "format(100 * cumulativeNormal(datum.value), '~g') + ' %'"
 _BLUE = "#2a78b5"
-_KINDS = alt.Scale(domain=["target", "nontarget"], range=[_BLUE, "#e07b39"])
+_KINDS = alt.Color("trials:N", scale=alt.Scale(domain=["target", "nontarget"], range=[_BLUE, "#e07b39"]))
+_SHARE = alt.Y("share:Q", stack=None, title="share of trials", axis=alt.Axis(format="%"))
+_SECONDS = alt.Tooltip("seconds:Q", format=".1f")
 _LEAST = 1e-4
-_SIZE = {"width": 380, "height": 300}
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,13 @@ class Figure:
     title: str
     caption: str
     chart: alt.Chart | alt.LayerChart
+    width: int = 380
+    height: int = 300
 
     def spec(self) -> dict[str, Any]:
         """Return the Vega-Lite specification."""
-        found: dict[str, Any] = self.chart.properties(background="transparent").to_dict()
+        size = {"width": self.width, "height": self.height}
+        found: dict[str, Any] = self.chart.properties(background="transparent", **size).to_dict()
         return found
 
 
@@ -45,6 +50,15 @@ def evaluation_figures(curves: Curves) -> list[Figure]:
     return figures
 
 
+def _rows(**columns: Any) -> list[dict[str, Any]]:
+    """Return the rows of columns of equal length."""
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def _chart(rows: list[dict[str, Any]], mark: Any, **settings: Any) -> Any:
+    return alt.Chart({"values": rows}, mark=alt.MarkDef(mark, **settings))
+
+
 def _probit(axis: str, values: list[float]) -> Any:
     low, high = max(_LEAST, min(values, default=0.01) * 0.7), min(0.95, max(values, default=0.5) * 1.2)
     ticks = [float(ndtri(rate)) for rate in _RATES if low <= rate <= high]
@@ -53,177 +67,123 @@ def _probit(axis: str, values: list[float]) -> Any:
 
 
 def _det(det: Curves, interval: Curves) -> Figure:
-    inside = [
-        (fa, miss) for fa, miss in zip(det["false_alarm"], det["miss"], strict=True) if 0 < fa < 1 and 0 < miss < 1
-    ]
-    rows = [
-        {"fa": float(ndtri(fa)), "miss": float(ndtri(miss)), "order": order} for order, (fa, miss) in enumerate(inside)
-    ]
-    band = [
-        {"fa": float(ndtri(fa)), "low": float(ndtri(max(low, _LEAST))), "high": float(ndtri(min(high, 1 - _LEAST)))}
-        for fa, low, high in zip(interval["false_alarm"], interval["low"], interval["high"], strict=True)
-    ]
-    x = alt.X("fa:Q", **_probit("false alarms", [fa for fa, _ in inside]))
-    y = _probit("misses", [miss for _, miss in inside])
-    line = _data(rows).mark_line(interpolate="step-after", color=_BLUE, clip=True)
-    area = _data(band).mark_area(opacity=0.2, color=_BLUE, clip=True)
-    chart = area.encode(x=x, y=alt.Y("low:Q", **y), y2="high:Q") + line.encode(
-        x=x, y=alt.Y("miss:Q", **y), order="order:Q"
+    x = alt.X("fa:Q", **_probit("false alarms", det["false_alarm"]))
+    y = _probit("misses", det["miss"])
+    fa, miss = (ndtri(det[name]).tolist() for name in ("false_alarm", "miss"))
+    at, low, high = (
+        ndtri(np.clip(interval[name], _LEAST, 1 - _LEAST)).tolist() for name in ("false_alarm", "low", "high")
     )
+    line = _chart(
+        _rows(fa=fa, miss=miss, order=range(len(fa))), "line", interpolate="step-after", color=_BLUE, clip=True
+    )
+    area = _chart(_rows(fa=at, low=low, high=high), "area", opacity=0.2, color=_BLUE, clip=True)
+    chart = area.encode(x=x, y=alt.Y("low:Q", **y), y2="high:Q")
+    chart += line.encode(x=x, y=alt.Y("miss:Q", **y), order="order:Q")
     caption = (
         "Misses over false alarms as the threshold moves, on probit axes; the band is the 95% interval by speaker "
-        "bootstrap."
     )
-    return Figure("det", "DET curve", caption, chart.properties(**_SIZE))
-
-
-def _data(rows: list[dict[str, Any]]) -> alt.Chart:
-    return alt.Chart({"values": rows})
+    return Figure("det", "DET curve", f"{caption}bootstrap.", chart)
 
 
 def _histogram(histogram: Curves) -> Figure:
     edges = histogram["edges"]
     rows = [
-        {"from": edges[number], "to": edges[number + 1], "share": share, "trials": kind}
+        row | {"trials": kind}
         for kind in ("nontarget", "target")
-        for number, share in enumerate(histogram[kind])
-        if share
+        for row in _rows(**{"from": edges[:-1], "to": edges[1:], "share": histogram[kind]})
+        if row["share"]
     ]
-    chart = (
-        _data(rows)
-        .mark_bar(opacity=0.6, binSpacing=0)
-        .encode(
-            x=alt.X("from:Q", bin="binned", title="score"),
-            x2="to:Q",
-            y=alt.Y("share:Q", stack=None, title="share of trials", axis=alt.Axis(format="%")),
-            color=alt.Color("trials:N", scale=_KINDS),
-        )
-    )
-    return Figure(
-        "scores", "Scores", "Scores of target and nontarget trials, each adding up to 100%.", chart.properties(**_SIZE)
-    )
+    bars = _chart(rows, "bar", opacity=0.6, binSpacing=0)
+    chart = bars.encode(x=alt.X("from:Q", bin="binned", title="score"), x2="to:Q", y=_SHARE, color=_KINDS)
+    return Figure("scores", "Scores", "Scores of target and nontarget trials, each adding up to 100%.", chart)
 
 
 def _tippett(tippett: Curves) -> Figure:
     rows = [
-        {"lr": lr, "share": share, "trials": kind, "order": order}
+        row | {"trials": kind, "order": order}
         for kind in ("target", "nontarget")
-        for order, (lr, share) in enumerate(zip(tippett[kind]["lr"], tippett[kind]["share"], strict=True))
+        for order, row in enumerate(_rows(**tippett[kind]))
     ]
-    chart = (
-        _data(rows)
-        .mark_line(interpolate="step-after")
-        .encode(
-            x=alt.X("lr:Q", title="log10 LR"),
-            y=alt.Y("share:Q", title="share of trials", axis=alt.Axis(format="%")),
-            color=alt.Color("trials:N", scale=_KINDS),
-            order="order:Q",
-        )
-    )
-    zero = _data([{"lr": 0}]).mark_rule(strokeDash=[4, 4], opacity=0.5).encode(x="lr:Q")
+    line = _chart(rows, "line", interpolate="step-after")
+    chart = line.encode(x=alt.X("lr:Q", title="log10 LR"), y=_SHARE, color=_KINDS, order="order:Q")
+    zero = _chart([{"lr": 0}], "rule", strokeDash=[4, 4], opacity=0.5).encode(x="lr:Q")
     caption = (
         "Share of target trials with an LR of at most x, and of nontarget trials with one of at least x; lines end "
         "where the data end."
     )
-    return Figure("tippett", "Tippett plot", caption, (chart + zero).properties(**_SIZE))
+    return Figure("tippett", "Tippett plot", caption, chart + zero)
 
 
 def _ece(ece: Curves) -> Figure:
     titles = {"lr": "LRs", "pav": "best calibration (PAV)", "none": "no LRs (LR = 1)"}
     rows = [
-        {"prior": prior, "bits": bits, "line": title}
-        for name, title in titles.items()
-        for prior, bits in zip(ece["prior"], ece[name], strict=True)
+        row | {"line": title} for name, title in titles.items() for row in _rows(prior=ece["prior"], bits=ece[name])
     ]
-    highest = 1.3 * max(ece["none"])
-    chart = (
-        _data(rows)
-        .mark_line(clip=True)
-        .encode(
-            x=alt.X("prior:Q", title="log10 prior odds"),
-            y=alt.Y("bits:Q", title="empirical cross-entropy, bits", scale=alt.Scale(domain=[0, highest])),
-            color=alt.Color("line:N", scale=alt.Scale(domain=list(titles.values())), title=None),
-            strokeDash=alt.StrokeDash("line:N", scale=alt.Scale(domain=list(titles.values())), title=None),
-        )
+    kinds: Any = {"scale": alt.Scale(domain=list(titles.values())), "title": None}
+    highest = alt.Scale(domain=[0, 1.3 * max(ece["none"])])
+    chart = _chart(rows, "line", clip=True).encode(
+        x=alt.X("prior:Q", title="log10 prior odds"),
+        y=alt.Y("bits:Q", title="empirical cross-entropy, bits", scale=highest),
+        color=alt.Color("line:N", **kinds),
+        strokeDash=alt.StrokeDash("line:N", **kinds),
     )
     caption = (
         "Cost of the LRs at every prior. The gap to the best calibration is the loss by calibration; above LR = 1 the "
         "LRs mislead."
     )
-    return Figure("ece", "ECE plot", caption, chart.properties(**_SIZE))
+    return Figure("ece", "ECE plot", caption, chart)
 
 
 def _pav(pav: Curves) -> Figure:
-    rows = [{"before": one, "after": other} for one, other in zip(pav["before"], pav["after"], strict=True)]
-    line = (
-        _data(rows)
-        .mark_line(point=True, color=_BLUE)
-        .encode(x=alt.X("before:Q", title="log10 LR"), y=alt.Y("after:Q", title="log10 LR after PAV"))
-    )
+    x, y = alt.X("before:Q", title="log10 LR"), alt.Y("after:Q", title="log10 LR after PAV")
+    line = _chart(_rows(**pav), "line", point=True, color=_BLUE).encode(x=x, y=y)
     ends = [min(pav["before"], default=-1), max(pav["before"], default=1)]
-    same = _data([{"before": end, "after": end} for end in ends])
-    rule = same.mark_line(strokeDash=[4, 4], color="gray").encode(x="before:Q", y="after:Q")
+    rule = _chart(_rows(before=ends, after=ends), "line", strokeDash=[4, 4], color="gray").encode(x=x, y=y)
     caption = (
         "LRs before and after the best monotonic calibration: on the diagonal they are well calibrated. Pools of one "
         "class have no finite LR."
     )
-    return Figure("pav", "PAV plot", caption, (rule + line).properties(**_SIZE))
+    return Figure("pav", "PAV plot", caption, rule + line)
 
 
 def similarity(names: list[str], cosines: list[list[float]], *, left_out: int) -> Figure:
     """Return the matrix of mean cosines between speakers `(speakers, speakers)`."""
     rows = [
-        {"one": names[row], "other": names[column], "cosine": round(value, 4)}
-        for row, values in enumerate(cosines)
-        for column, value in enumerate(values)
+        {"one": one, "other": other, "cosine": round(value, 4)}
+        for one, values in zip(names, cosines, strict=True)
+        for other, value in zip(names, values, strict=True)
     ]
     size = max(120, min(560, 22 * len(names)))
-    chart = (
-        _data(rows)
-        .mark_rect()
-        .encode(
-            x=alt.X("one:N", sort=names, title=None),
-            y=alt.Y("other:N", sort=names, title=None),
-            color=alt.Color("cosine:Q", scale=alt.Scale(scheme="viridis")),
-            tooltip=["one:N", "other:N", "cosine:Q"],
-        )
+    chart = _chart(rows, "rect").encode(
+        x=alt.X("one:N", sort=names, title=None),
+        y=alt.Y("other:N", sort=names, title=None),
+        color=alt.Color("cosine:Q", scale=alt.Scale(scheme="viridis")),
+        tooltip=["one:N", "other:N", "cosine:Q"],
     )
     more = f" The {left_out:,} speakers with fewer utterances are left out." if left_out else ""
     caption = f"Mean cosine between the utterances of two speakers, and on the diagonal of one.{more}"
-    return Figure("similarity", "Speakers", caption, chart.properties(width=size, height=size))
+    return Figure("similarity", "Speakers", caption, chart, size, size)
 
 
-def map_of(points: list[dict[str, Any]], method: str, *, left_out: int) -> Figure:
+def map_of(points: list[dict[str, Any]], *, left_out: int) -> Figure:
     """Return a map of utterances: `x`, `y`, `id`, `speaker`, `seconds` and perhaps the path of the `audio` of each."""
     few = len({point["speaker"] for point in points}) <= 20
-    chart = (
-        _data(points)
-        .mark_circle(size=60, opacity=0.8, cursor="pointer")
-        .encode(
-            x=alt.X("x:Q", axis=None),
-            y=alt.Y("y:Q", axis=None),
-            color=alt.Color("speaker:N", legend=alt.Legend() if few else None, scale=alt.Scale(scheme="tableau20")),
-            tooltip=["id:N", "speaker:N", alt.Tooltip("seconds:Q", format=".1f")],
-        )
+    chart = _chart(points, "circle", size=60, opacity=0.8, cursor="pointer").encode(
+        x=alt.X("x:Q", axis=None),
+        y=alt.Y("y:Q", axis=None),
+        color=alt.Color("speaker:N", legend=alt.Legend() if few else None, scale=alt.Scale(scheme="tableau20")),
+        tooltip=["id:N", "speaker:N", _SECONDS],
     )
     more = f" {left_out:,} utterances are left out." if left_out else ""
-    caption = (
-        f"{method} of the embeddings. Distances between groups mean little; hover for names, click to listen.{more}"
-    )
-    return Figure("map", "Map", caption, chart.properties(width=620, height=460))
+    caption = f"t-SNE of the embeddings. Distances between groups mean little; hover for names, click to listen.{more}"
+    return Figure("map", "Map", caption, chart, 620, 460)
 
 
 def norms(points: list[dict[str, Any]]) -> Figure:
     """Return the norm of embeddings over the duration of utterances."""
-    chart = (
-        _data(points)
-        .mark_circle(size=40, opacity=0.6, color=_BLUE)
-        .encode(
-            x=alt.X("seconds:Q", scale=alt.Scale(type="log", nice=False), title="duration, s"),
-            y=alt.Y("norm:Q", scale=alt.Scale(zero=False), title="norm after mean subtraction"),
-            tooltip=["id:N", "speaker:N", alt.Tooltip("seconds:Q", format=".1f"), alt.Tooltip("norm:Q", format=".3f")],
-        )
+    chart = _chart(points, "circle", size=40, opacity=0.6, color=_BLUE).encode(
+        x=alt.X("seconds:Q", scale=alt.Scale(type="log", nice=False), title="duration, s"),
+        y=alt.Y("norm:Q", scale=alt.Scale(zero=False), title="norm after mean subtraction"),
+        tooltip=["id:N", "speaker:N", _SECONDS, alt.Tooltip("norm:Q", format=".3f")],
     )
-    return Figure(
-        "norms", "Norm and duration", "Short or noisy utterances often have odd norms.", chart.properties(**_SIZE)
-    )
+    return Figure("norms", "Norm and duration", "Short or noisy utterances often have odd norms.", chart)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from balr.evaluation.pairs import numbered, session_of
 from balr.evaluation.scoring import Matrix, unit
+from balr.evaluation.source import Embeddings
 from balr.evaluation.trials import Indices
 
 _DUPLICATE = 0.9999
@@ -36,7 +37,7 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Hold what was found, worst first within a kind, and how many utterances were compared with all others.
+    """Hold what was found, worst first within a kind.
 
     `neighbour_accuracy`: the share whose nearest utterance of another session is of the same speaker, among those whose
     speaker has another session; None where there are none.
@@ -44,44 +45,31 @@ class Inspection:
 
     suspects: list[Suspect]
     neighbour_accuracy: float | None
-    queries: int
 
 
-@dataclass(frozen=True)
-class Utterances:
-    """Hold ids, speakers ("" unknown), embeddings `(utterances, dim)` and durations in seconds, NaN where unknown."""
-
-    ids: list[str]
-    speakers: list[str]
-    embeddings: Matrix
-    seconds: npt.NDArray[np.float64]
-
-
-def inspect(utterances: Utterances, *, mean: Matrix | None, seed: int = 0) -> Inspection:
+def inspect(own: Embeddings, *, mean: Matrix) -> Inspection:
     """Look for what is suspicious in a corpus; `mean` `(dim,)` is subtracted first."""
-    centred = utterances.embeddings if mean is None else utterances.embeddings - mean
+    centred = own.matrix - mean
     norms = np.linalg.norm(centred, axis=1)
     usable = np.isfinite(norms) & (norms > 0)
     units = np.where(usable[:, None], unit(np.where(usable[:, None], centred, 1.0)), 0.0).astype(np.float32)
-    speakers = numbered(utterances.speakers)
-    speakers[[not name for name in utterances.speakers]] = -1
-    sessions = numbered([session_of(id_) or id_ for id_ in utterances.ids])
-    nearest, cosine, elsewhere, queries = _neighbours(units, sessions, seed)
-    suspects = [*_duplicates(utterances, nearest, cosine, queries)]
+    speakers, sessions = own.speakers, numbered([session_of(id_) or id_ for id_ in own.ids])
+    nearest, cosine, elsewhere, queries = _neighbours(units, sessions)
+    suspects = [*_duplicates(own, nearest, cosine, queries)]
     has_rival = (speakers[queries] >= 0) & _has_other_session(speakers, sessions)[queries]
     accuracy = None
     if has_rival.any():
         accuracy = float((speakers[elsewhere[has_rival]] == speakers[queries[has_rival]]).mean())
     if (speakers >= 0).any():
-        suspects += _labels(utterances, units, speakers, sessions)
+        suspects += _labels(own, units, speakers, sessions)
     suspects += [
-        Suspect("embedding without a direction", utterances.ids[row], utterances.speakers[row], float(norms[row]))
+        Suspect("embedding without a direction", own.ids[row], own.names[row], float(norms[row]))
         for row in np.flatnonzero(~usable)
     ]
-    return Inspection([*suspects, *_odd(utterances, norms)], accuracy, len(queries))
+    return Inspection([*suspects, *_odd(own, norms)], accuracy)
 
 
-def _neighbours(units: Matrix, sessions: Indices, seed: int) -> tuple[Indices, Matrix, Indices, Indices]:
+def _neighbours(units: Matrix, sessions: Indices) -> tuple[Indices, Matrix, Indices, Indices]:
     """Return the nearest other utterance with its cosine, and the nearest of another session, of the queries.
 
     All are queries, or a random sample of very many.
@@ -89,7 +77,7 @@ def _neighbours(units: Matrix, sessions: Indices, seed: int) -> tuple[Indices, M
     count = len(units)
     queries = np.arange(count)
     if count > _MOST_QUERIES:
-        queries = np.sort(np.random.default_rng(seed).choice(count, _SAMPLED_QUERIES, replace=False))
+        queries = np.sort(np.random.default_rng(0).choice(count, _SAMPLED_QUERIES, replace=False))
     nearest, cosine = np.zeros(len(queries), np.int64), np.zeros(len(queries), np.float32)
     elsewhere = np.zeros(len(queries), np.int64)
     for start in range(0, len(queries), _ROWS):
@@ -111,7 +99,7 @@ def _has_other_session(speakers: Indices, sessions: Indices) -> npt.NDArray[np.b
     return several
 
 
-def _duplicates(utterances: Utterances, nearest: Indices, cosine: Matrix, queries: Indices) -> Iterator[Suspect]:
+def _duplicates(own: Embeddings, nearest: Indices, cosine: Matrix, queries: Indices) -> Iterator[Suspect]:
     seen = set()
     for place in np.argsort(-cosine, kind="stable"):
         if cosine[place] <= _DUPLICATE:
@@ -120,11 +108,11 @@ def _duplicates(utterances: Utterances, nearest: Indices, cosine: Matrix, querie
         if pair not in seen:
             seen.add(pair)
             one, other = pair
-            names = utterances.ids[one], utterances.speakers[one]
-            yield Suspect("duplicate", *names, float(cosine[place]), utterances.ids[other], utterances.speakers[other])
+            names = own.ids[one], own.names[one]
+            yield Suspect("duplicate", *names, float(cosine[place]), own.ids[other], own.names[other])
 
 
-def _labels(utterances: Utterances, units: Matrix, speakers: Indices, sessions: Indices) -> Iterator[Suspect]:
+def _labels(own: Embeddings, units: Matrix, speakers: Indices, sessions: Indices) -> Iterator[Suspect]:
     """Yield utterances nearer to another speaker's mean than to their own's, speakers alike, and the worst speakers."""
     known = np.flatnonzero(speakers >= 0)
     numbers, first, speaker = np.unique(speakers[known], return_index=True, return_inverse=True)
@@ -135,7 +123,7 @@ def _labels(utterances: Utterances, units: Matrix, speakers: Indices, sessions: 
     np.add.at(of_session, session.ravel(), units[known])
     rest = sums[speaker] - of_session[session.ravel()]
     lengths = np.linalg.norm(rest, axis=1)
-    own = np.einsum("ij,ij->i", units[known], rest) / np.maximum(lengths, 1e-9)
+    likeness = np.einsum("ij,ij->i", units[known], rest) / np.maximum(lengths, 1e-9)
     is_judged = np.bincount(groups[:, 0], minlength=len(numbers))[speaker] > 1
     means = unit(np.where(np.linalg.norm(sums, axis=1, keepdims=True) > 0, sums, 1.0))
     rival, rivals = np.full(len(known), -2.0, np.float32), np.zeros(len(known), np.int64)
@@ -144,23 +132,17 @@ def _labels(utterances: Utterances, units: Matrix, speakers: Indices, sessions: 
         cosines = units[known[part]] @ means.T
         cosines[np.arange(len(cosines)), speaker[part]] = -2
         rivals[part], rival[part] = cosines.argmax(axis=1), cosines.max(axis=1)
-    names = [utterances.speakers[row] for row in known[first]]
-    suspicion = np.where(is_judged, rival - own, -np.inf)
+    names = [own.names[row] for row in known[first]]
+    suspicion = np.where(is_judged, rival - likeness, -np.inf)
     for row in np.argsort(-suspicion, kind="stable"):
         if suspicion[row] <= 0:
             break
-        utterance = int(known[row])
-        yield Suspect(
-            "label error",
-            utterances.ids[utterance],
-            utterances.speakers[utterance],
-            float(suspicion[row]),
-            other_speaker=names[int(rivals[row])],
-        )
+        which, like = int(known[row]), names[int(rivals[row])]
+        yield Suspect("label error", own.ids[which], own.names[which], float(suspicion[row]), other_speaker=like)
     if not is_judged.any():
         return
-    yield from _speakers(names, means, np.median(own[is_judged]))
-    totals = np.bincount(speaker[is_judged], own[is_judged], len(numbers))
+    yield from _speakers(names, means, np.median(likeness[is_judged]))
+    totals = np.bincount(speaker[is_judged], likeness[is_judged], len(numbers))
     counts = np.bincount(speaker[is_judged], minlength=len(numbers))
     average = np.where(counts > 0, totals / np.maximum(counts, 1), np.inf)
     for number in np.argsort(average, kind="stable")[: min(_WORST_SPEAKERS, len(numbers) // 2)]:
@@ -177,8 +159,8 @@ def _speakers(names: list[str], means: Matrix, usual: float) -> Iterator[Suspect
             yield Suspect("speakers alike", "", names[start + int(row)], value, other_speaker=names[int(column)])
 
 
-def _odd(utterances: Utterances, norms: Matrix) -> Iterator[Suspect]:
-    for kind, values in (("odd norm", norms), ("odd duration", utterances.seconds)):
+def _odd(own: Embeddings, norms: Matrix) -> Iterator[Suspect]:
+    for kind, values in (("odd norm", norms), ("odd duration", own.seconds)):
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.log(values.astype(float))
         sound = np.isfinite(logs)
@@ -190,6 +172,6 @@ def _odd(utterances: Utterances, norms: Matrix) -> Iterator[Suspect]:
         for row in np.argsort(-distance, kind="stable"):
             if distance[row] <= _ODD:
                 break
-            yield Suspect(kind, utterances.ids[row], utterances.speakers[row], float(values[row]))
-    for row in np.flatnonzero(utterances.seconds < _SHORT_SECONDS):
-        yield Suspect("short", utterances.ids[row], utterances.speakers[row], float(utterances.seconds[row]))
+            yield Suspect(kind, own.ids[row], own.names[row], float(values[row]))
+    for row in np.flatnonzero(own.seconds < _SHORT_SECONDS):
+        yield Suspect("short", own.ids[row], own.names[row], float(own.seconds[row]))

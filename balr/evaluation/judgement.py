@@ -1,13 +1,12 @@
 """All metrics of a set of scored trials, with intervals, as a record that a file keeps and a person reads."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.table import Table
 
 from balr.evaluation.bootstrap import Interval, intervals
 from balr.evaluation.calibration import cross_validated
@@ -17,11 +16,9 @@ from balr.evaluation.metrics import (
     ScoreCounts,
     cllr,
     convex_hull,
-    convex_hull_eer,
     count_scores,
     equal_error_rate,
     error_rates,
-    min_cllr,
     min_dcf,
     operating_points,
 )
@@ -35,8 +32,9 @@ TITLES = {
     "min_cllr": "min Cllr",
     "cllr": "Cllr, calibrated on other speakers",
 }
-METRIC_COLUMNS = ("metric", "value", "95% interval")
-DECISION_COLUMNS = ("threshold for", "threshold", "miss", "95% interval", "false alarm", "95% interval")
+METRICS = ("metric", "value", "95% interval")
+DECISIONS = ("threshold for", "threshold", "miss", "95% interval", "false alarm", "95% interval")
+FALSE_ALARMS = np.geomspace(1e-4, 0.5, 25)  # of the band of the DET curve
 CAUTION = "Thresholds hold for this corpus, model, mean and normalisation, and for recordings as long as these."
 
 
@@ -69,31 +67,22 @@ class Judgement:
         """Return what evaluation.json holds; rates are fractions, intervals `[low, high]`."""
         metrics = {name: {"value": value, "interval": self.intervals.get(name)} for name, value in self.metrics.items()}
         points = [
-            {name: _finite(one) for name, one in asdict(point).items()}
+            asdict(point)
+            | {"threshold": point.threshold if math.isfinite(point.threshold) else None}
             | {f"{kind}_interval": self.intervals.get(f"{point.name}: {kind}") for kind in ("miss", "false_alarm")}
             for point in self.points
         ]
         counts = {"targets": self.targets, "nontargets": self.nontargets}
         return {**self.facts, "trial_counts": counts, "metrics": metrics, "decisions": points}
 
-    def tables(self) -> list[Table]:
-        """Return the tables of metrics and of thresholds."""
-        shown = self.as_json()
-        return [_table(METRIC_COLUMNS, metric_rows(shown)), _table(DECISION_COLUMNS, decision_rows(shown))]
 
-
-def metric_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Return the metrics in evaluation.json as cells of a table."""
-    rows: list[tuple[str, ...]] = []
+def tables(evaluation: Mapping[str, Any]) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+    """Return the columns and rows of two tables: the metrics in evaluation.json, and the thresholds."""
+    metrics = []
     for name, metric in evaluation["metrics"].items():
         written = percent if name.startswith("eer") else "{:.3f}".format
-        rows.append((TITLES[name], written(metric["value"]), _interval(metric["interval"], written)))
-    return rows
-
-
-def decision_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Return the thresholds in evaluation.json, and what they do, as cells of a table."""
-    rows = []
+        metrics.append((TITLES[name], written(metric["value"]), _interval(metric["interval"], written)))
+    decisions = []
     for point in evaluation["decisions"]:
         threshold = "reject all" if point["threshold"] is None else f"{point['threshold']:.4f}"
         rates = [
@@ -101,8 +90,8 @@ def decision_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
             for kind in ("miss", "false_alarm")
             for cell in (percent(point[kind]), _interval(point[f"{kind}_interval"], percent))
         ]
-        rows.append((point["name"], threshold, *rates))
-    return rows
+        decisions.append((point["name"], threshold, *rates))
+    return [(METRICS, metrics), (DECISIONS, decisions)]
 
 
 def judge(scored: Scored, *, counts: Mapping[str, ScoreCounts], draws: int, facts: Mapping[str, Any]) -> Judgement:
@@ -113,45 +102,43 @@ def judge(scored: Scored, *, counts: Mapping[str, ScoreCounts], draws: int, fact
     no number.
     """
     whole = counts["all"] if "all" in counts else count_scores(scored.scores, scored.is_target)
-    rates = error_rates(whole)
-    metrics = {"eer": equal_error_rate(rates.miss, rates.false_alarm)}
+    metrics, points = _of_counts(whole), operating_points(error_rates(whole))
     if "across sessions" in counts:
-        across = error_rates(counts["across sessions"])
-        metrics["eer_across_sessions"] = equal_error_rate(across.miss, across.false_alarm)
-    metrics |= _of_counts(whole)
-    points = operating_points(rates)
+        metrics["eer_across_sessions"] = equal_error_rate(error_rates(counts["across sessions"]))
     llrs = cross_validated(scored.scores, scored.is_target, scored.speakers)
+    shown = FALSE_ALARMS[FALSE_ALARMS * (~scored.is_target).sum() >= 1]
 
     def drawn(some: ScoreCounts) -> dict[str, float]:
-        at = error_rates(some)
-        found = {"eer": equal_error_rate(at.miss, at.false_alarm), **_of_counts(some)}
+        at, found = error_rates(some), _of_counts(some)
         for point in points:
             place = int(np.searchsorted(some.scores, point.threshold))
-            found[f"{point.name}: miss"] = float(at.miss[place])
-            found[f"{point.name}: false_alarm"] = float(at.false_alarm[place])
-        return found
+            found |= {f"{point.name}: miss": at.miss[place], f"{point.name}: false_alarm": at.false_alarm[place]}
+        misses = np.interp(shown, at.false_alarm[::-1], at.miss[::-1])
+        return found | {f"det {rate}": miss for rate, miss in zip(shown, misses, strict=True)}
 
-    spread = intervals(scored.scores, scored.is_target, scored.speakers, drawn, draws=draws) if draws else {}
+    spread = intervals(scored.scores, scored.is_target, scored.speakers, drawn, draws=draws)
     if llrs is not None:
-        metrics["cllr"] = cllr(llrs, scored.is_target.astype(float), (~scored.is_target).astype(float))
-    if llrs is not None and draws:
-
-        def cost(some: ScoreCounts) -> dict[str, float]:
-            return {"cllr": cllr(some.scores, some.targets, some.nontargets)}
-
-        spread |= intervals(llrs, scored.is_target, scored.speakers, cost, draws=draws)
+        metrics["cllr"] = cllr(llrs, scored.is_target, ~scored.is_target)
+        spread |= intervals(
+            llrs,
+            scored.is_target,
+            scored.speakers,
+            lambda some: {"cllr": cllr(some.scores, some.targets, some.nontargets)},
+            draws=draws,
+        )
+    metrics = {name: metrics[name] for name in TITLES if name in metrics}
     targets, nontargets = int(whole.targets.sum()), int(whole.nontargets.sum())
     return Judgement(targets, nontargets, metrics, points, spread, whole, llrs, facts)
 
 
 def _of_counts(counts: ScoreCounts) -> dict[str, float]:
-    rates = error_rates(counts)
-    shares, pools = convex_hull(counts)
+    rates, (llrs, pools) = error_rates(counts), convex_hull(counts)
     return {
-        "eer_convex_hull": convex_hull_eer(pools),
+        "eer": equal_error_rate(rates),
+        "eer_convex_hull": equal_error_rate(error_rates(pools)),
         "min_dcf_0.01": min_dcf(rates, 0.01),
         "min_dcf_0.05": min_dcf(rates, 0.05),
-        "min_cllr": min_cllr(shares, pools),
+        "min_cllr": cllr(llrs, pools.targets, pools.nontargets),
     }
 
 
@@ -162,16 +149,3 @@ def percent(rate: float) -> str:
 
 def _interval(interval: Interval | None, written: Callable[[float], str]) -> str:
     return "-" if interval is None else " to ".join(map(written, interval))
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _table(columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left")
-    for row in rows:
-        table.add_row(*row)
-    return table

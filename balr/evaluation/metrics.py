@@ -5,6 +5,7 @@ is that or more. A score counts with any weight, so that histograms and bootstra
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -69,15 +70,16 @@ def error_rates(counts: ScoreCounts) -> ErrorRates:
     return ErrorRates(
         np.append(counts.scores, np.inf),
         np.concatenate([[0.0], rejected_targets / rejected_targets[-1]]),
-        np.concatenate([[1.0], 1.0 - rejected_nontargets / rejected_nontargets[-1]]),
+        np.concatenate([[1.0], (rejected_nontargets[-1] - rejected_nontargets) / rejected_nontargets[-1]]),
     )
 
 
-def equal_error_rate(miss: Array, false_alarm: Array) -> float:
+def equal_error_rate(rates: ErrorRates) -> float:
     """Return where miss and false-alarm rates cross, interpolated linearly between points.
 
     Without ties this is what WeSpeaker's `compute_eer` gives.
     """
+    miss, false_alarm = rates.miss, rates.false_alarm
     above = int(np.argmax(miss >= false_alarm))
     gap_above, gap_below = miss[above] - false_alarm[above], miss[above - 1] - false_alarm[above - 1]
     share = gap_above / (gap_above - gap_below)
@@ -85,10 +87,10 @@ def equal_error_rate(miss: Array, false_alarm: Array) -> float:
 
 
 def convex_hull(counts: ScoreCounts) -> tuple[Array, ScoreCounts]:
-    """Pool adjacent violators: return the share of targets in each pool `(pools,)`, and the counts of the pools.
+    """Pool adjacent violators: return the natural-log LR of each pool `(pools,)`, and the counts of the pools.
 
-    The score of a pool is its highest. All targets together weigh as much as all nontargets, so that a share is a
-    posterior at a prior of one half.
+    The score of a pool is its highest. The EER of the pools is that on the convex hull of the ROC (ROCCH-EER; Brümmer,
+    PhD thesis, 2010), never above the EER.
     """
     from sklearn.isotonic import isotonic_regression
 
@@ -100,13 +102,8 @@ def convex_hull(counts: ScoreCounts) -> tuple[Array, ScoreCounts]:
     pools = ScoreCounts(
         counts.scores[ends], np.add.reduceat(counts.targets, starts), np.add.reduceat(counts.nontargets, starts)
     )
-    return shares[ends], pools
-
-
-def convex_hull_eer(pools: ScoreCounts) -> float:
-    """Return the EER on the convex hull of the ROC (ROCCH-EER; Brümmer, PhD thesis, 2010), never above the EER."""
-    hull = error_rates(pools)
-    return equal_error_rate(hull.miss, hull.false_alarm)
+    with np.errstate(divide="ignore"):  # pools of one class
+        return np.log(shares[ends]) - np.log1p(-shares[ends]), pools
 
 
 def detection_cost(rates: ErrorRates, prior: float) -> Array:
@@ -122,19 +119,15 @@ def min_dcf(rates: ErrorRates, prior: float) -> float:
     return float(detection_cost(rates, prior).min())
 
 
-def cllr(llrs: Array, targets: Array, nontargets: Array) -> float:
-    """Return the cost of natural-log likelihood ratios `(scores,)`, each counted as given; 1 is no information.
+def cllr(llrs: Array, targets: npt.NDArray[Any], nontargets: npt.NDArray[Any], *, odds: float = 0.0) -> float:
+    """Return the cost in bits of natural-log LRs `(scores,)`, each counted as given; 1 is no information.
 
-    Brümmer and du Preez, Computer Speech & Language 20, 2006.
+    Brümmer and du Preez, Computer Speech & Language 20, 2006. At other prior `odds`, as a logarithm, this is the
+    empirical cross-entropy (Ramos et al., Forensic Sci. Int. 2013).
     """
-    of_targets = np.logaddexp(0.0, -llrs) @ targets / targets.sum()
-    return float((of_targets + np.logaddexp(0.0, llrs) @ nontargets / nontargets.sum()) / (2 * np.log(2)))
-
-
-def min_cllr(shares: Array, pools: ScoreCounts) -> float:
-    """Return the Cllr after the best monotonic calibration of all, that of the convex hull."""
-    both = ((shares, pools.targets), (1 - shares, pools.nontargets))
-    return float(sum(-np.log2(share[n > 0]) @ n[n > 0] / n.sum() for share, n in both) / 2)
+    prior = 1 / (1 + np.exp(-odds))
+    sides = ((prior, -llrs - odds, targets), (1 - prior, llrs + odds, nontargets))
+    return float(sum(share * np.logaddexp(0.0, x[n > 0]) @ n[n > 0] / n.sum() for share, x, n in sides) / np.log(2))
 
 
 def operating_points(rates: ErrorRates) -> list[OperatingPoint]:

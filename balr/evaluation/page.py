@@ -15,7 +15,6 @@ from balr.atomic import whole_file
 from balr.evaluation.figures import Figure
 
 _WIDE = ("similarity", "map")
-_EXPORTS = "window.vegaEmbed = vegaEmbed;"
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,8 @@ class Section:
 
 def page(title: str, sections: Iterable[Section]) -> str:
     """Return the page."""
+    import vl_convert
+
     body = [f"<h1>{escape(title)}</h1>"]
     specs: list[tuple[str, dict[str, Any]]] = []
     for section in sections:
@@ -44,7 +45,10 @@ def page(title: str, sections: Iterable[Section]) -> str:
         body.append(f'<div class="figures">{"".join(drawn)}</div>' if drawn else "")
     text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     return Template(text).substitute(
-        title=escape(title), body="\n".join(body), library=_library(), figures=_for_script(json.dumps(specs))
+        title=escape(title),
+        body="\n".join(body),
+        library=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"),
+        figures=json.dumps(specs).replace("<", "\\u003c"),  # which keeps it from ending the script
     )
 
 
@@ -70,7 +74,7 @@ class Html(str):
 
 def big_numbers(numbers: Iterable[tuple[str, str]]) -> str:
     """Return numbers to see at a glance, each with what it is."""
-    cards = (f'<div class="number"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value in numbers)
+    cards = (f'<div class="number"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for value, name in numbers)
     return f'<div class="numbers">{"".join(cards)}</div>'
 
 
@@ -91,14 +95,3 @@ def write_figures(figures: Iterable[Figure], folder: Path, *, prefix: str = "") 
             with whole_file(written[-1]) as file:
                 file.write(content)
     return written
-
-
-def _library() -> str:
-    import vl_convert
-
-    return str(vl_convert.javascript_bundle(_EXPORTS)).replace("</script", "<\\/script")
-
-
-def _for_script(text: str) -> str:
-    """Keep JSON from ending the script that it stands in."""
-    return text.replace("<", "\\u003c")

@@ -20,9 +20,9 @@ def all_pairs(speakers: Indices) -> Trials:
     return Trials(first, second, speakers[first] == speakers[second], source={"trials": "all pairs"})
 
 
-def sampled_pairs(speakers: Indices, *, seed: int = 0) -> Trials:
+def sampled_pairs(speakers: Indices) -> Trials:
     """Return a random half million of pairs of each class at most, drawn with replacement, each once."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     order = np.argsort(speakers, kind="stable")
     _, starts, counts = np.unique(speakers[order], return_index=True, return_counts=True)
     share = counts * (counts - 1) / max(1, (counts * (counts - 1)).sum())
@@ -33,33 +33,8 @@ def sampled_pairs(speakers: Indices, *, seed: int = 0) -> Trials:
     others = random.integers(len(speakers), size=(_SAMPLED, 2))
     others = others[speakers[others[:, 0]] != speakers[others[:, 1]]]
     pairs = np.unique(np.sort(np.concatenate([targets, others]), axis=1), axis=0)
-    return Trials(pairs[:, 0], pairs[:, 1], speakers[pairs[:, 0]] == speakers[pairs[:, 1]])
-
-
-def pair_counts(embeddings: npt.NDArray[np.float32], groups: Indices) -> npt.NDArray[np.int64]:
-    """Count the cosines of all pairs within each group, in bins `(bins,)` over [-1, 1].
-
-    `embeddings` `(utterances, dim)` are of unit length; one group for all gives all pairs.
-    """
-    import torch  # its histogram is twice as fast as numpy's
-
-    total = np.zeros(_BINS)
-
-    def count(cosines: torch.Tensor) -> None:
-        if cosines.numel():
-            total[:] += cosines.clamp(-1.0, 1.0).histc(_BINS, -1.0, 1.0).numpy()
-
-    order = np.argsort(groups, kind="stable")
-    _, starts = np.unique(groups[order], return_index=True)
-    for start, end in zip(starts, (*starts[1:], len(order)), strict=True):
-        members = torch.from_numpy(embeddings[order[start:end]])
-        for row in range(0, len(members), _ROWS):
-            block = members[row : row + _ROWS]
-            is_above = torch.ones(len(block), len(block), dtype=torch.bool).triu(1)
-            count((block @ block.T)[is_above])
-            for column in range(row + _ROWS, len(members), _COLUMNS):
-                count(block @ members[column : column + _COLUMNS].T)
-    return total.astype(np.int64)
+    source = {"trials": "all pairs", "listed": "a sample"}
+    return Trials(pairs[:, 0], pairs[:, 1], speakers[pairs[:, 0]] == speakers[pairs[:, 1]], source=source)
 
 
 def pairs_by_histogram(
@@ -67,21 +42,29 @@ def pairs_by_histogram(
 ) -> dict[str, ScoreCounts]:
     """Return the counts of the cosines of all pairs, exact to a bin of 2 / 65,536; and of those across sessions.
 
-    Time grows with the square of the number of utterances.
+    `embeddings` `(utterances, dim)` are of unit length; sessions are parts of speakers. Time grows with the square of
+    the number of utterances.
     """
-    everything = pair_counts(embeddings, np.zeros(len(speakers), np.int64))
-    targets = pair_counts(embeddings, speakers)
+    import torch  # its histogram is twice as fast as numpy's
+
+    units = torch.from_numpy(embeddings)
+    groups = [None, *(torch.from_numpy(one) for one in (speakers, sessions) if one is not None)]
+    totals = np.zeros((len(groups), _BINS))
+    for row in range(0, len(units), _ROWS):
+        for column in range(row, len(units), _COLUMNS):
+            rows, columns = slice(row, row + _ROWS), slice(column, column + _COLUMNS)
+            cosines = (units[rows] @ units[columns].T).clamp(-1.0, 1.0)
+            if column == row:
+                cosines[:, : len(cosines)] += 3 * torch.ones(len(cosines), len(cosines)).tril()  # out of range
+            for number, group in enumerate(groups):
+                some = cosines if group is None else cosines[group[rows, None] == group[columns]]
+                totals[number] += some.histc(_BINS, -1.0, 1.0).numpy()
+    everything, targets = totals[:2]
     centres = (np.arange(_BINS) + 0.5) * 2 / _BINS - 1
-    found = {"all": _counts(centres, targets, everything - targets)}
-    if sessions is not None:
-        across = targets - pair_counts(embeddings, sessions)
-        if across.any():
-            found["across sessions"] = _counts(centres, across, everything - targets)
+    found = {"all": checked(ScoreCounts(centres, targets, everything - targets))}
+    if sessions is not None and (across := targets - totals[2]).any():
+        found["across sessions"] = checked(ScoreCounts(centres, across, everything - targets))
     return found
-
-
-def _counts(scores: npt.NDArray[np.float64], targets: Indices, nontargets: Indices) -> ScoreCounts:
-    return checked(ScoreCounts(scores, targets.astype(float), nontargets.astype(float)))
 
 
 def numbered(names: Sequence[str]) -> Indices:

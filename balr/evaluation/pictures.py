@@ -18,14 +18,13 @@ from balr.evaluation.source import Embeddings
 
 _MOST_SPEAKERS = 40
 _MOST_POINTS = 2_000
-_FEWEST_FOR_NEIGHBOURS = 12
 _SNIPPET_SECONDS = 3.0
 _SNIPPET_HZ = 16_000
 
 
-def corpus_figures(own: Embeddings, mean: Matrix | None, folder: Path) -> list[Figure]:
+def corpus_figures(own: Embeddings, mean: Matrix, folder: Path) -> list[Figure]:
     """Return the figures of a corpus; paths of audio are relative to the `folder` of the page."""
-    centred = own.matrix if mean is None else own.matrix - mean
+    centred = own.matrix - mean
     lengths = np.linalg.norm(centred, axis=1)
     sound = np.flatnonzero(np.isfinite(lengths) & (lengths > 0))
     if len(sound) < 3:
@@ -51,9 +50,8 @@ def snippet(own: Embeddings, row: int) -> str:
     from balr.data.audio import load_waveform
     from balr.stores.reading import utterance_of
 
-    cells = {
-        name: "" if (cell := own.table[name][row].as_py()) is None else str(cell) for name in own.table.column_names
-    }
+    [found] = own.table.slice(row, 1).to_pylist()
+    cells = {name: "" if cell is None else str(cell) for name, cell in found.items()}
     cells |= {"id": own.ids[row], "audio": own.audio[row], "speaker": own.names[row], "embedding": ""}
     utterance = utterance_of(own.folder, cells)
     if utterance.audio is None or not utterance.audio.is_file():
@@ -79,16 +77,10 @@ def _names(own: Embeddings, row: int) -> dict[str, Any]:
 
 
 def _map(own: Embeddings, units: Matrix, rows: npt.NDArray[np.int64], folder: Path, *, left_out: int) -> Figure:
-    if len(units) < _FEWEST_FOR_NEIGHBOURS:
-        method = "PCA"
-        left, scales, _ = np.linalg.svd(units - units.mean(axis=0), full_matrices=False)
-        places = (left * scales)[:, :2]
-    else:
-        from sklearn.manifold import TSNE
+    from sklearn.manifold import TSNE
 
-        method = "t-SNE"
-        perplexity = min(30.0, (len(units) - 1) / 4)
-        places = TSNE(2, perplexity=perplexity, metric="cosine", init="random", random_state=0).fit_transform(units)
+    perplexity = min(30.0, (len(units) - 1) / 4)
+    places = TSNE(2, perplexity=perplexity, metric="cosine", init="random", random_state=0).fit_transform(units)
     points = []
     for row, (x, y) in zip(rows, places, strict=True):
         point = {**_names(own, int(row)), "x": round(float(x), 3), "y": round(float(y), 3)}
@@ -98,7 +90,7 @@ def _map(own: Embeddings, units: Matrix, rows: npt.NDArray[np.int64], folder: Pa
             if name in own.table.column_names and (cell := own.table[name][int(row)].as_py()) not in (None, ""):
                 point[name] = float(cell)
         points.append(point)
-    return map_of(points, method, left_out=left_out)
+    return map_of(points, left_out=left_out)
 
 
 def _similarity(own: Embeddings, units: Matrix, rows: npt.NDArray[np.int64]) -> Figure:
@@ -110,6 +102,5 @@ def _similarity(own: Embeddings, units: Matrix, rows: npt.NDArray[np.int64]) -> 
     sizes = np.array([(names == speaker).sum() for speaker in chosen], float)
     cosines = (sums @ sums.T) / np.outer(sizes, sizes)
     own_pairs = np.maximum(sizes * (sizes - 1), 1)
-    np.fill_diagonal(cosines, np.where(sizes > 1, ((sums**2).sum(axis=1) - sizes) / own_pairs, np.nan))
-    listed = [[1.0 if np.isnan(value) else float(value) for value in line] for line in cosines]
-    return similarity(chosen.tolist(), listed, left_out=len(speakers) - len(chosen))
+    np.fill_diagonal(cosines, np.where(sizes > 1, ((sums**2).sum(axis=1) - sizes) / own_pairs, 1.0))
+    return similarity(chosen.tolist(), cosines.tolist(), left_out=len(speakers) - len(chosen))

@@ -24,7 +24,7 @@ def write_results(
     out: Path, judgement: Judgement, scored: Scored, trials: Trials, names: list[str], settings: EvaluationConfig
 ) -> None:
     """Write the numbers of an evaluation, the curves of its page, and the scores of its trials. Raises OutputError."""
-    lines = curves(judgement, scored, draws=settings.bootstrap) | {"worst": _worst(scored, trials, names)}
+    lines = curves(judgement, scored) | {"worst": _worst(scored, trials, names)}
     for name, content in ((EVALUATION, judgement.as_json()), (CURVES, lines)):
         with whole_file(out / name) as file:
             indent = 2 if name == EVALUATION else None
@@ -62,8 +62,7 @@ def _worst(scored: Scored, trials: Trials, names: list[str]) -> list[dict[str, A
     for kind, sign in ((True, 1), (False, -1)):
         rows = np.flatnonzero(trials.is_target == kind)
         keys = sign * scored.scores[rows]
-        least = rows[np.argpartition(keys, min(_WORST, len(keys)) - 1)[:_WORST]]
-        for row in least[np.argsort(sign * scored.scores[least], kind="stable")]:
+        for row in rows[np.argsort(keys, kind="stable")[:_WORST]]:
             enrollment, test = names[trials.enrollment[row]], names[trials.test[row]]
             score = float(scored.scores[row])
             found.append({"enrollment": enrollment, "test": test, "label": int(kind), "score": score})

@@ -19,9 +19,9 @@ Matrix = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Cohort:
-    """Hold one embedding for each speaker of a cohort `(speakers, dim)`, as they are stored, and how many are used."""
+    """Hold one embedding for each speaker of a cohort `(speakers, dim)`, less the mean, and how many are used."""
 
-    embeddings: Matrix
+    centred: Matrix
     top_n: int
 
 
@@ -54,43 +54,34 @@ def unit(embeddings: Matrix) -> Matrix:
 
 def cosines(units: Matrix, enrollment: Indices, test: Indices) -> Matrix:
     """Return the inner product of each trial `(trials,)` of embeddings of unit length `(utterances, dim)`."""
-    rows, columns = np.unique(enrollment), np.unique(test)
     scores = np.empty(len(enrollment), np.float32)
-    if len(rows) * len(columns) > _DENSE * len(enrollment):
-        for start in range(0, len(scores), _TRIALS):
-            part = slice(start, start + _TRIALS)
-            scores[part] = np.einsum("ij,ij->i", units[enrollment[part]], units[test[part]])
-        return scores
-    place = np.empty(len(units), np.int64)
-    place[columns] = np.arange(len(columns))
-    tested = units[columns].T
     order = np.argsort(enrollment, kind="stable")
-    ends = np.searchsorted(enrollment[order], rows, side="right")
-    for start in range(0, len(rows), _ROWS):
-        chosen = rows[start : start + _ROWS]
-        of_block = order[ends[start - 1] if start else 0 : ends[start + len(chosen) - 1]]
-        block = units[chosen] @ tested
-        scores[of_block] = block[np.searchsorted(chosen, enrollment[of_block]), place[test[of_block]]]
+    for start in range(0, len(order), _TRIALS):
+        part = order[start : start + _TRIALS]
+        rows, row = np.unique(enrollment[part], return_inverse=True)
+        columns, column = np.unique(test[part], return_inverse=True)
+        if len(rows) * len(columns) > _DENSE * len(part):
+            scores[part] = np.einsum("ij,ij->i", units[enrollment[part]], units[test[part]])
+        else:
+            scores[part] = (units[rows] @ units[columns].T)[row, column]
     return scores
 
 
-def score(embeddings: Matrix, trials: Trials, *, mean: Matrix | None, cohort: Cohort | None) -> Matrix:
-    """Return the score of each trial `(trials,)`: the cosine after mean subtraction, with a cohort after AS-norm.
+def score(centred: Matrix, trials: Trials, cohort: Cohort | None = None) -> Matrix:
+    """Return the score of each trial `(trials,)`: the cosine, with a cohort after AS-norm.
 
-    `embeddings` `(utterances + models, dim)`, `mean` `(dim,)`. AS-norm: each side's score is normalised by mean and
-    standard deviation of its own `top_n` highest cosines with the cohort, and the two are averaged (adaptive S-norm 1;
-    Matějka et al., Interspeech 2017).
+    `centred` `(utterances + models, dim)`: embeddings after mean subtraction. AS-norm: each side's score is normalised
+    by mean and standard deviation of its own `top_n` highest cosines with the cohort, and the two are averaged
+    (adaptive S-norm 1; Matějka et al., Interspeech 2017).
     """
-    centred = embeddings if mean is None else embeddings - mean
     used = np.unique(np.concatenate([trials.enrollment, trials.test]))
     units = np.zeros_like(centred)
     units[used] = unit(centred[used])
     scores = cosines(units, trials.enrollment, trials.test)
     if cohort is None:
         return scores
-    others = unit(cohort.embeddings if mean is None else cohort.embeddings - mean)
     means, deviations = np.zeros(len(units), np.float32), np.ones(len(units), np.float32)
-    means[used], deviations[used] = _highest(units[used], others, cohort.top_n)
+    means[used], deviations[used] = _highest(units[used], unit(cohort.centred), cohort.top_n)
     sides = [(scores - means[side]) / deviations[side] for side in (trials.enrollment, trials.test)]
     return np.asarray((sides[0] + sides[1]) / 2, np.float32)
 

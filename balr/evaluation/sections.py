@@ -5,22 +5,11 @@ from html import escape
 from typing import Any
 
 from balr.evaluation.inspection import Inspection
-from balr.evaluation.judgement import CAUTION, DECISION_COLUMNS, METRIC_COLUMNS, decision_rows, metric_rows
 from balr.evaluation.page import Html, table
 from balr.evaluation.pictures import snippet
 from balr.evaluation.source import Embeddings
 
 _SHOWN = 30
-
-
-def metrics_table(evaluation: Mapping[str, Any]) -> str:
-    """Return the metrics of an evaluation."""
-    return table(METRIC_COLUMNS, metric_rows(evaluation), numbers=METRIC_COLUMNS[1:])
-
-
-def decision_table(evaluation: Mapping[str, Any]) -> str:
-    """Return the thresholds of an evaluation, and what they do."""
-    return table(DECISION_COLUMNS, decision_rows(evaluation), numbers=DECISION_COLUMNS[1:]) + f"<p>{CAUTION}</p>"
 
 
 def worst_errors(curves: Mapping[str, Any], own: Embeddings) -> str:
@@ -33,12 +22,9 @@ def worst_errors(curves: Mapping[str, Any], own: Embeddings) -> str:
         kind = "target" if error["label"] else "nontarget"
         rows.append((kind, f"{error['score']:.4f}", sides[0], sounds[0], sides[1], sounds[1]))
     columns = ("trial", "score", "enrollment", "", "test", "")
-    text = (
-        "<p>Target trials of lowest and nontarget trials of highest score, with up to three seconds of each side.</p>"
-    )
-    return (
-        f"{text}<details><summary>Show {len(rows)} trials</summary>{table(columns, rows, numbers=('score',))}</details>"
-    )
+    text = "Target trials of lowest and nontarget trials of highest score, with up to three seconds of each side."
+    shown = table(columns, rows, numbers=("score",))
+    return f"<p>{text}</p><details><summary>Show {len(rows)} trials</summary>{shown}</details>"
 
 
 def suspects(found: Inspection) -> str:

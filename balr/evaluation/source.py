@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pyarrow import csv
 
+from balr.data.headers import read_cache
 from balr.evaluation.pairs import numbered
 from balr.evaluation.scoring import Matrix
 from balr.evaluation.trials import Indices
@@ -43,8 +43,7 @@ class Embeddings:
     @cached_property
     def audio(self) -> list[str]:
         """Return the path of the audio of each utterance, "" where unknown."""
-        name = next((name for name in ("audio", "audio_path") if name in self.table.column_names), None)
-        return [""] * len(self.ids) if name is None else [path or "" for path in self.table[name].to_pylist()]
+        return [path or "" for path in self.table["audio"].to_pylist()]
 
     @cached_property
     def seconds(self) -> npt.NDArray[np.float64]:
@@ -53,10 +52,9 @@ class Embeddings:
         columns = self._numbers("start"), self._numbers("end")
         for name in ("duration_seconds", "duration"):
             found = np.where(np.isnan(found), self._numbers(name), found)
-        known: dict[str, float] = {}
+        known: dict[str, float | None] = {}
         for file in sorted(self.folder.glob("durations*.csv")):
-            rows = csv.read_csv(file, convert_options=csv.ConvertOptions(include_columns=["audio", "seconds"]))
-            known |= dict(zip(rows["audio"].to_pylist(), rows["seconds"].to_pylist(), strict=True))
+            known |= {state[0]: header.seconds for state, header in read_cache(file).items()}
         of_file = np.array([known.get(path) or np.nan for path in self.audio])
         part = np.where(np.isnan(columns[1]), of_file, columns[1]) - np.nan_to_num(columns[0])
         return np.where(np.isnan(found), part, found)
@@ -73,8 +71,8 @@ def read_embeddings(folder: Path) -> Embeddings:
     Raises InputError where the folder holds no embeddings, or a damaged one.
     """
     ids, matrix, table = load_embeddings(folder)
-    names = table["speaker"].to_pylist() if "speaker" in table.column_names else []
+    names = [name or "" for name in table["speaker"].to_pylist()]
     if not any(names) and all("/" in id_ for id_ in ids):
         log.info("%s lists no speakers: the first folder of each id is taken as its speaker", folder)
         names = [id_.partition("/")[0] for id_ in ids]
-    return Embeddings(folder, ids, matrix, [name or "" for name in names] or [""] * len(ids), table)
+    return Embeddings(folder, ids, matrix, names, table)

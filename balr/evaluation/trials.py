@@ -99,11 +99,11 @@ class Lookup:
     def refuse_missing(self, path: Path, *, allow_unknown: bool) -> None:
         """Raise InputError where ids were not found, or fit several embeddings."""
         unknown = [] if allow_unknown else self.unknown
-        for what, names in (("have no embedding", unknown), ("fit several embeddings", self.ambiguous)):
-            if names:
-                shown = ", ".join(sorted(names)[:_SHOWN])
+        for what, found in (("have no embedding", unknown), ("fit several embeddings", self.ambiguous)):
+            if names := sorted(set(found)):
+                shown = ", ".join(names[:_SHOWN])
                 more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-                hint = "; --allow-missing leaves their trials out" if names is unknown else ""
+                hint = "; --allow-missing leaves their trials out" if found is unknown else ""
                 raise InputError(f"{path}: {len(names):,} ids {what}: {shown}{more}{hint}.")
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from balr.errors import one_line
-from balr.records import Failure
+from balr.records import Failure, Utterance
 from balr.runs.summary import duration, utterances
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Tally:
             self._under_way_seconds += audio_seconds
         self._show()
 
-    def embedded(self, audio_seconds: float) -> None:
+    def embedded(self, _: Utterance, audio_seconds: float) -> None:
         """Count an embedding."""
         self.embedded_count += 1
         self.audio_seconds += audio_seconds

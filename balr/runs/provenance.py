@@ -45,7 +45,7 @@ def corpus_facts(corpus: Corpus, source: str) -> dict[str, Any]:
 
 def software() -> dict[str, Any]:
     """Return the versions of Python and of what decides numbers, and the commit of a checkout of balr."""
-    return {"software": {"python": platform.python_version(), "packages": _versions(), "git": _git()}}
+    return {"software": {"python": platform.python_version(), "packages": _versions(), "git": _commit()}}
 
 
 def machine() -> dict[str, Any]:
@@ -65,25 +65,30 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _git() -> dict[str, Any] | None:
-    checkout, git = Path(__file__).resolve().parents[1], shutil.which("git")
+def _commit() -> str | None:
+    """Return the commit of a checkout of balr, with `-dirty` where its files were changed."""
+    checkout, git = Path(__file__).resolve().parents[2], shutil.which("git")
     if git is None or not (checkout / ".git").exists():
         return None
-    here = (git, "--no-optional-locks", "-C", str(checkout))
-    commit = _output(*here, "rev-parse", "HEAD")
-    changed = _output(*here, "status", "--porcelain", "--untracked-files=no")
-    return None if commit is None or changed is None else {"commit": commit, "changed": bool(changed)}
-
-
-def _output(*command: str) -> str | None:
+    command = (
+        git,
+        "--no-optional-locks",
+        "-C",
+        checkout,
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
-        settings = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
         done = subprocess.run(  # noqa: S603
-            command, capture_output=True, text=True, timeout=_GIT_SECONDS, check=True, env=settings
+            command, capture_output=True, text=True, check=False, env=environment, timeout=_GIT_SECONDS
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return done.stdout.strip() or None
 
 
 def _processor() -> str:

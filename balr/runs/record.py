@@ -131,7 +131,7 @@ class Record:
 
     def is_of(self, model: Facts) -> bool:
         """Return whether the embeddings are of this model, wherever its files are."""
-        return all(self.model.get(name) == model[name] for name in ("files", "settings"))
+        return all(self.model.get(name) == model.get(name) for name in ("files", "settings"))
 
     @contextmanager
     def of_run(self, facts: Facts) -> Iterator[Facts]:

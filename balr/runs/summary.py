@@ -1,6 +1,7 @@
 """What became of a run, added up: the summary on the terminal and the counts in run.json."""
 
 import io
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,10 +71,7 @@ class Summary:
         if self.lists is not None:
             rows += [("list", relative(self.lists[0]))]
             rows += [("failures", relative(self.lists[1]))] if self.failed else []
-        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-        for row in rows:
-            table.add_row(*row)
-        return as_text(table)
+        return as_text(rows)
 
 
 def utterances(count: int) -> str:
@@ -93,8 +91,13 @@ def relative(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def as_text(table: Table) -> str:
-    """Render a table as plain lines."""
+def as_text(rows: Iterable[Sequence[str]], columns: Sequence[str] = (), *, left: Collection[str] = ()) -> str:
+    """Render a table as plain lines; named columns are set to the right, but for those in `left`."""
+    table = Table(show_header=bool(columns), box=None, padding=(0, 2, 0, 0))
+    for name in columns:
+        table.add_column(name, justify="left" if name in left else "right")
+    for row in rows:
+        table.add_row(*row)
     text = io.StringIO()
     Console(file=text, width=1000, no_color=True, markup=False, emoji=False, highlight=False).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from balr.data.corpus import Corpus
 from balr.errors import OutputError, one_line
@@ -27,7 +26,6 @@ from balr.stores.places import embedding_file
 from balr.stores.reading import is_store, stored
 
 Kind = Literal["missing", "extra", "broken", "unreadable", "contradiction", "unfinished"]
-_FORGOTTEN: Collection[Kind] = ("missing", "extra", "broken", "contradiction")
 
 
 @dataclass(frozen=True)
@@ -55,17 +53,13 @@ class Verdict:
 
     def as_text(self, *, most_of_a_kind: int | None = None) -> str:
         """Render the counts, then all findings, or the first few of each kind."""
-        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-        table.add_row(f"in {METADATA}", f"{self.listed:,}")
-        table.add_row("  whole", f"{self.whole:,}")
+        rows = [(f"in {METADATA}", f"{self.listed:,}"), ("  whole", f"{self.whole:,}")]
         if self.norms:
             least, median, most = (f"{norm:.3g}" for norm in self.norms)
-            table.add_row("  each of", f"{self.embedding_dim} numbers, norm {least} to {most}, median {median}")
-        table.add_row(f"in {FAILURES}", f"{self.failed:,}")
-        if self.utterances is not None:
-            table.add_row("in the corpus", f"{self.utterances:,}")
-        table.add_row("last run", self.last_run)
-        lines = [as_text(table)]
+            rows += [("  each of", f"{self.embedding_dim} numbers, norm {least} to {most}, median {median}")]
+        rows += [(f"in {FAILURES}", f"{self.failed:,}")]
+        rows += [] if self.utterances is None else [("in the corpus", f"{self.utterances:,}")]
+        lines = [as_text([*rows, ("last run", self.last_run)])]
         counts = Counter(finding.kind for finding in self.findings)
         for kind, count in counts.items():
             findings = [finding for finding in self.findings if finding.kind == kind][:most_of_a_kind]
@@ -116,7 +110,7 @@ def forget(folder: Path, verdict: Verdict) -> int:
     """
     if any(finding.what == RUN and not finding.in_manifest for finding in verdict.findings):
         raise OutputError(f"{folder / RUN}: does not fit the embeddings; force=true embeds all again.")
-    ids = {one.what for one in verdict.findings if one.in_manifest and one.kind in _FORGOTTEN}
+    ids = {one.what for one in verdict.findings if one.in_manifest and one.kind != "unreadable"}
     if not ids:
         return 0
     with locked(folder):

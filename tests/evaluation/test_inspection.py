@@ -3,17 +3,23 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import rows, run_command
 from evaluation.scored import speaker_embeddings, write_store
 
-from balr.evaluation.inspection import Inspection, Utterances, inspect
+from balr.evaluation.inspection import Inspection, inspect
+from balr.evaluation.source import Embeddings
 
 NO_SECONDS = np.full(48, np.nan)
 
 
-def looked_at(ids: list[str], matrix: np.ndarray, seconds: np.ndarray = NO_SECONDS) -> Inspection:
-    return inspect(Utterances(ids, [id_.split("/")[0] for id_ in ids], matrix, seconds), mean=matrix.mean(axis=0))
+def looked_at(
+    ids: list[str], matrix: np.ndarray, seconds: np.ndarray = NO_SECONDS, speakers: list[str] | None = None
+) -> Inspection:
+    names = [id_.split("/")[0] for id_ in ids] if speakers is None else speakers
+    table = pa.table({"audio": ids, "duration": pa.array(seconds)})
+    return inspect(Embeddings(Path(), ids, matrix, names, table), mean=matrix.mean(axis=0))
 
 
 def found(inspection: Inspection, kind: str) -> list[str]:
@@ -71,7 +77,7 @@ def test_short_and_odd_recordings_are_listed() -> None:
 
 def test_a_corpus_without_speakers_is_searched_for_duplicates_alone() -> None:
     ids, matrix = speaker_embeddings()
-    inspection = inspect(Utterances(ids, [""] * len(ids), matrix, NO_SECONDS), mean=None)
+    inspection = looked_at(ids, matrix, speakers=[""] * len(ids))
     assert inspection.neighbour_accuracy is None
     assert not {"label error", "speakers alike"} & {one.kind for one in inspection.suspects}
 

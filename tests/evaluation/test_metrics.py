@@ -11,14 +11,13 @@ from sklearn.metrics import roc_curve
 from balr.errors import InputError
 from balr.evaluation.calibration import cross_validated, fit
 from balr.evaluation.metrics import (
+    ScoreCounts,
     cllr,
     convex_hull,
-    convex_hull_eer,
     count_scores,
     detection_cost,
     equal_error_rate,
     error_rates,
-    min_cllr,
     min_dcf,
     operating_points,
 )
@@ -27,8 +26,12 @@ SEEDS = range(10)
 
 
 def eer_of(scores: np.ndarray, is_target: np.ndarray) -> float:
-    rates = error_rates(count_scores(scores, is_target))
-    return equal_error_rate(rates.miss, rates.false_alarm)
+    return equal_error_rate(error_rates(count_scores(scores, is_target)))
+
+
+def min_cllr(counts: ScoreCounts) -> float:
+    llrs, pools = convex_hull(counts)
+    return cllr(llrs, pools.targets, pools.nontargets)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -56,9 +59,7 @@ def test_ties_count_as_one_point_in_any_order(trials: list[tuple[int, bool]], ra
     for one in (trials, shuffled):
         scores, labels = np.array([score for score, _ in one], float), np.array([label for _, label in one])
         rates = error_rates(count_scores(scores, labels))
-        found.append(
-            (eer_of(scores, labels), min_dcf(rates, 0.01), min_cllr(*convex_hull(count_scores(scores, labels))))
-        )
+        found.append((eer_of(scores, labels), min_dcf(rates, 0.01), min_cllr(count_scores(scores, labels))))
         for threshold, miss, false_alarm in zip(rates.thresholds, rates.miss, rates.false_alarm, strict=True):
             assert miss == pytest.approx((scores[labels] < threshold).mean())
             assert false_alarm == pytest.approx((scores[~labels] >= threshold).mean())
@@ -82,18 +83,18 @@ def test_half_of_all_tied_gives_a_quarter_of_errors_where_others_give_none_to_ha
 def test_the_convex_hull_is_below_the_curve_and_its_eer_is_the_worst_bayes_error(seed: int) -> None:
     counts = count_scores(*gaussian_scores(seed, targets=40, nontargets=300, decimals=1))
     rates = error_rates(counts)
-    hull_eer = convex_hull_eer(convex_hull(counts)[1])
+    hull_eer = equal_error_rate(error_rates(convex_hull(counts)[1]))
     # Brümmer: the EER on the hull is the largest Bayes error over all priors.
     priors = np.linspace(0, 1, 4_001)
     errors = [(prior * rates.miss + (1 - prior) * rates.false_alarm).min() for prior in priors]
     assert hull_eer == pytest.approx(max(errors), abs=2e-3)
-    assert hull_eer <= equal_error_rate(rates.miss, rates.false_alarm) + 1e-12
+    assert hull_eer <= equal_error_rate(rates) + 1e-12
 
 
 def test_min_cllr_is_the_cllr_after_isotonic_regression_and_below_that_of_any_line() -> None:
     scores, is_target = gaussian_scores(0)
     counts = count_scores(scores, is_target)
-    least = min_cllr(*convex_hull(counts))
+    least = min_cllr(counts)
     for slope in (0.5, 1.0, 2.0):
         for offset in (-4.0, -2.0, 0.0):
             llrs = slope * counts.scores + offset
@@ -119,6 +120,13 @@ def test_operating_points_keep_their_promise() -> None:
     assert detection_cost(rates, 0.01).min() == pytest.approx(
         (0.01 * points["minDCF p=0.01"].miss + 0.99 * points["minDCF p=0.01"].false_alarm) / 0.01
     )
+
+
+def test_one_percent_of_a_thousand_is_ten() -> None:
+    scores = np.concatenate([[2.0], np.linspace(0, 1, 1_000)])
+    points = operating_points(error_rates(count_scores(scores, np.arange(1_001) < 1)))
+    shown = {point.name: point.false_alarm for point in points}
+    assert (shown["false alarms 1%"], shown["false alarms 0.1%"]) == (0.01, 0.001)
 
 
 def test_scores_that_are_no_numbers_or_of_one_class_are_refused() -> None:

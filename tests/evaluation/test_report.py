@@ -39,7 +39,8 @@ def write_corpus(folder: Path, *, speakers: int = 5, each: int = 4, seed: int = 
     store = FilesStore(StoredCorpus(folder, utterances, folder.parent, embedding_dim=matrix.shape[1]), format="npy")
     store.write([Embedded(one, row, 2.0) for one, row in zip(utterances, matrix, strict=True)])
     store.close()
-    evaluate(folder, EvaluationConfig(bootstrap=10))
+    if speakers > 1:
+        evaluate(folder, EvaluationConfig(bootstrap=10))
     return folder
 
 
@@ -118,6 +119,13 @@ def test_a_run_without_speakers_has_a_page_without_an_evaluation(tmp_path: Path)
     store.close()
     text = report([folder], tmp_path / "report.html")[0].read_text()
     assert "<h2>Evaluation</h2>" not in text and ">Map<" in text
+
+
+def test_a_run_of_one_speaker_and_one_with_damaged_durations_have_a_page(tmp_path: Path) -> None:
+    one, damaged = write_corpus(tmp_path / "one", speakers=1), write_corpus(tmp_path / "damaged")
+    (damaged / "durations.csv").write_text("no,columns\nof,ours\n")
+    for folder in (one, damaged):
+        assert ">Map<" in report([folder], folder / "report.html")[0].read_text()
 
 
 def test_a_run_that_was_killed_and_one_with_failures_have_a_page(tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ def test_cosine_and_as_norm_are_those_of_the_recipe(top_n: int) -> None:
     _, others = speaker_embeddings(speakers=20, each=1, seed=5)
     mean, trials = others.mean(axis=0), some_trials(200, len(matrix))
     centred, cohort = matrix.astype(float) - mean, list(others.astype(float) - mean)
-    plain = score(matrix, trials, mean=mean, cohort=None)
-    normed = score(matrix, trials, mean=mean, cohort=Cohort(others, top_n))
+    plain = score(matrix - mean, trials)
+    normed = score(matrix - mean, trials, Cohort(others - mean, top_n))
     for number, (one, other) in enumerate(zip(trials.enrollment, trials.test, strict=True)):
         assert plain[number] == pytest.approx(cosine(centred[one], centred[other]), abs=1e-5)
         assert normed[number] == pytest.approx(as_norm(centred[one], centred[other], cohort, top_n), abs=1e-3)
@@ -58,7 +58,7 @@ def test_a_model_is_the_mean_of_its_utterances_as_they_are_or_of_unit_length() -
     assert plain[-1] == pytest.approx(matrix[1:4].mean(axis=0))
     lengths = np.linalg.norm(matrix[1:4], axis=1, keepdims=True)
     assert enrolled(matrix, trials, of_unit=True)[-1] == pytest.approx((matrix[1:4] / lengths).mean(axis=0))
-    assert score(plain, trials, mean=None, cohort=None)[0] == pytest.approx(cosine(plain[-1], plain[0]))
+    assert score(plain, trials)[0] == pytest.approx(cosine(plain[-1], plain[0]))
 
 
 def test_embeddings_without_a_direction_are_named() -> None:

@@ -58,6 +58,8 @@ def test_all_unknown_ids_are_listed_before_anything_is_scored(tmp_path: Path) ->
         read_trials(path, IDS)
     trials = read_trials(path, IDS, allow_missing=True)
     assert len(trials) == 1 and trials.source["left_out"] == 2
+    with pytest.raises(InputError, match="1 ids have no embedding: nope;"):
+        read_trials(written(tmp_path, "0 s0/a nope\n0 nope s1/a\n"), IDS)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +127,15 @@ def test_the_histogram_of_all_pairs_counts_what_the_list_has() -> None:
         for threshold in (-0.5, 0.0, 0.4):
             there = (scores[trials.is_target & kept] < threshold).sum()
             assert abs(counts.targets[counts.scores < threshold].sum() - there) <= 20
+
+
+def test_the_histogram_counts_each_pair_once_however_products_are_rounded() -> None:
+    random = np.random.default_rng(0)
+    speakers = np.arange(160) % 32
+    units = random.normal(size=(32, 256))[speakers] + random.normal(size=(160, 256))
+    units = (units / np.linalg.norm(units, axis=1, keepdims=True)).astype(np.float32)
+    counts = pairs_by_histogram(units, speakers, None)["all"]
+    assert (counts.targets.sum(), counts.nontargets.sum()) == (32 * 10, 160 * 159 // 2 - 32 * 10)
 
 
 def test_sampled_pairs_are_pairs_of_the_corpus_each_once() -> None:

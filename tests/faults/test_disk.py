@@ -15,6 +15,7 @@ from conftest import Command, embeddings, rows, speechlike, write_wav
 
 from balr import load_embeddings
 from balr.main import main
+from balr.records import Utterance
 from balr.runs.progress import Tally
 from balr.stores.commit_log import CommitLog
 from balr.stores.embedding_files import decode, read_content
@@ -124,8 +125,8 @@ def test_a_log_that_finds_no_room_stops_no_run(
 ) -> None:
     counted = Tally.embedded
 
-    def embedded(self: Tally, audio_seconds: float) -> None:
-        counted(self, audio_seconds)
+    def embedded(self: Tally, utterance: Utterance, audio_seconds: float) -> None:
+        counted(self, utterance, audio_seconds)
         with suppress(OSError):
             (small_disk / "full").write_bytes(bytes(1 << 20))
         logging.getLogger("balr").info("a long line: %s", "x" * 10_000)

@@ -16,6 +16,8 @@ from balr.records import Failure, Utterance
 from balr.runs.progress import SweepBars, Tally
 from balr.runs.summary import duration, utterances
 
+ONE = Utterance("one", None)
+
 
 class Noting:
     """Note how much of long utterances is done."""
@@ -55,10 +57,10 @@ def test_what_was_shown_of_an_utterance_is_not_added_again_when_it_is_done() -> 
         shown = [tally.shown_seconds]
         for report in (
             lambda: tally.under_way(10.0),
-            lambda: tally.embedded(2.0),
+            lambda: tally.embedded(ONE, 2.0),
             lambda: tally.under_way(10.0),
-            lambda: tally.embedded(20.0),
-            lambda: tally.embedded(8.0),
+            lambda: tally.embedded(ONE, 20.0),
+            lambda: tally.embedded(ONE, 8.0),
         ):
             report()
             shown.append(tally.shown_seconds)
@@ -90,7 +92,7 @@ def test_a_sweep_draws_a_bar_for_each_job_that_reports(tmp_path: Path, monkeypat
         tally = Tally(todo=2, job=name, report_to=tmp_path / str(number) / "progress.json")
         with tally:
             tally.planned(4.0, upsampled=0)
-            tally.embedded(2.0)
+            tally.embedded(ONE, 2.0)
     wait_until(lambda: all(f"{name} " in screen.getvalue() for name in ("corpus/one", "corpus/two")))
     bars.stop()
     assert screen.getvalue().count("1/2") >= 2

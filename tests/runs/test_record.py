@@ -1,6 +1,7 @@
 """run.json tells of every run what it was given, what computed, what became of it and how it ended."""
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ def test_a_run_is_recorded_with_all_that_decided_its_numbers(
     assert run["precision"] == "fp32" and run["device"].startswith("cpu")
     assert run["batching"]["concurrent_batches"] == 1 and run["batching"]["batches"] == 6
     assert run["software"]["packages"]["torch"] == torch.__version__.partition("+")[0]
+    checkout = Path(__file__).parents[2]
+    if (checkout / ".git").exists():
+        command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+        head = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        assert run["software"]["git"].removesuffix("-dirty") == head
     assert run["machine"]["cores"] >= 1 and run["started"] <= run["ended"]
     assert run["counts"] == {
         "total": 6,
