@@ -21,13 +21,7 @@ from balr.errors import CheckpointError, one_line
 
 _MODULES: dict[str, tuple[str, ...]] = {
     "tdnn": ("XVEC",),
-    "ecapa_tdnn": (
-        "ECAPA_TDNN",
-        "ECAPA_TDNN_c512",
-        "ECAPA_TDNN_c1024",
-        "ECAPA_TDNN_GLOB_c512",
-        "ECAPA_TDNN_GLOB_c1024",
-    ),
+    "ecapa_tdnn": tuple(f"ECAPA_TDNN{kind}" for kind in ("", "_c512", "_c1024", "_GLOB_c512", "_GLOB_c1024")),
     "resnet": tuple(f"ResNet{depth}" for depth in (18, 34, 50, 101, 152, 221, 293)),
     "repvgg": tuple(
         f"REPVGG_{size}"
@@ -63,13 +57,17 @@ _GLOBAL_CONTEXT = {
 def build_network(architecture: str, model_args: Mapping[str, Any]) -> torch.nn.Module:
     """Construct the network of a WeSpeaker architecture, in evaluation mode, with WeSpeaker's own class.
 
-    Raises CheckpointError if the architecture is unknown or does not accept the arguments.
+    It takes features `(batch, frames, mels)`. Raises CheckpointError if the architecture is unknown or does not accept
+    the arguments.
     """
     if architecture not in ARCHITECTURES:
         near = get_close_matches(architecture, ARCHITECTURES, n=3, cutoff=0.7)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise CheckpointError(f"unknown architecture {architecture!r}.{hint} Known: {', '.join(ARCHITECTURES)}.")
-    return _construct(f"models.{ARCHITECTURES[architecture]}", architecture, model_args, "model_args")
+    network = _construct(f"models.{ARCHITECTURES[architecture]}", architecture, model_args, "model_args")
+    if ARCHITECTURES[architecture] == "redimnet2":  # takes (batch, mels, frames)
+        network.register_forward_pre_hook(lambda _, inputs: (inputs[0].mT.contiguous(),))
+    return network
 
 
 def run_network(network: torch.nn.Module, features: torch.Tensor) -> torch.Tensor:

@@ -146,7 +146,6 @@ class EmbeddingsModel(ABC):
         threads = min(loading.concurrent_batches, max(1, len(plan.batches)))
         processes = min(loading.num_workers, plan.count)
         read_ahead = plan.read_ahead(dataset, most_seconds=config.max_ahead_seconds)
-        postponed: list[Decoded] = []
         settings: dict[str, Any] = {"processes": processes, "timeout_seconds": config.decode_timeout_seconds}
         if self.device.type == "cuda":
             settings["empty"] = PinnedBlocks().empty
@@ -164,12 +163,11 @@ class EmbeddingsModel(ABC):
             )
             run_pipeline(
                 self._waiting_for(batches),
-                partial(self._embed_and_release, config=config, read_ahead=read_ahead, postponed=postponed),
+                partial(self._embed_and_release, config=config, read_ahead=read_ahead),
                 delivery.deliver,
                 threads=threads,
                 is_urgent=lambda outcome: isinstance(outcome, Failure),
                 prepare=partial(prepare_thread, self.device),
-                at_the_end=lambda: (self._embed_batch(batch, config)[0] for batch in postponed),
                 stop=stop,
             )
 
@@ -182,23 +180,15 @@ class EmbeddingsModel(ABC):
             yield batch
             del batch  # free its memory before the next one is decoded
 
-    def _embed_and_release(
-        self, batch: Decoded, *, config: DataConfig, read_ahead: ReadAhead, postponed: list[Decoded]
-    ) -> list[Outcome]:
-        """Embed a batch among others; what has no room on the device is put off until nothing else is computed."""
+    def _embed_and_release(self, batch: Decoded, *, config: DataConfig, read_ahead: ReadAhead) -> list[Outcome]:
         try:
-            outcomes, without_room = self._embed_batch(batch, config, others_run=True)
-            postponed += without_room
-            return outcomes
+            return self._embed_batch(batch, config)
         finally:
             read_ahead.release(batch.ids)
 
-    def _embed_batch(
-        self, batch: Decoded, config: DataConfig, *, others_run: bool = False
-    ) -> tuple[list[Outcome], list[Decoded]]:
-        """Return what becomes of each utterance, and those without room on the device while `others_run`."""
+    def _embed_batch(self, batch: Decoded, config: DataConfig) -> list[Outcome]:
+        """Return what becomes of each utterance."""
         outcomes: list[Outcome] = list(batch.failures)
-        without_room: list[Decoded] = []
         try:
             waveforms = batch.waveforms(self.device)
         except torch.OutOfMemoryError:
@@ -206,13 +196,11 @@ class EmbeddingsModel(ABC):
         results = self._embed_or_report(waveforms, config)
         for utterance, waveform, result in zip(batch.utterances, waveforms, results, strict=True):
             error = result if isinstance(result, Exception) else find_flaw(result, waveform)
-            if isinstance(error, torch.OutOfMemoryError) and others_run:
-                without_room.append(Decoded((utterance,), (waveform.cpu(),)))
-            elif error is not None:
+            if error is not None:
                 outcomes.append(Failure.of(utterance, "embed", error))
             elif not isinstance(result, Exception):
                 outcomes.append(Embedded(utterance, result, waveform.numel() / self.sample_rate_hz))
-        return outcomes, without_room
+        return outcomes
 
     def _embed_or_report(self, waveforms: Sequence[torch.Tensor], config: DataConfig) -> list[Embedding | Exception]:
         """Embed a batch; where that fails, by halves, so that it costs only the utterance that it is due to."""

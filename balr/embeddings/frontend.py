@@ -16,27 +16,20 @@ from balr.errors import CheckpointError, ConfigError
 
 @dataclass(frozen=True)
 class Frontend:
-    """Hold how features are computed: `compute` turns waveforms `(samples,)` into features on the same device.
+    """Hold how features are computed: `compute` turns waveforms `(samples,)` into features `(frames, mels)`, each.
 
-    With `time_dim` 1 the features of an utterance are `(frames, mels)`, with 2 `(mels, frames)`; it is the dimension of
-    the frames in a batch. `settings` is for the record of a run.
+    They are on the same device. `settings` is for the record of a run.
     """
 
     compute: Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
     sample_rate_hz: int
     mels: int
     frames_per_second: float
-    time_dim: int
     settings: Mapping[str, Any]
 
-    def count_frames(self, features: torch.Tensor) -> int:
-        """Return the number of frames of the features of one utterance."""
-        return features.shape[self.time_dim - 1]
-
     def noise(self, frames: int) -> torch.Tensor:
-        """Return random features of one utterance, the same for each number of frames."""
-        shape = (frames, self.mels) if self.time_dim == 1 else (self.mels, frames)
-        return torch.randn(shape, generator=torch.Generator().manual_seed(frames))
+        """Return random features `(frames, mels)`, the same for each number of frames."""
+        return torch.randn(frames, self.mels, generator=torch.Generator().manual_seed(frames))
 
 
 def build_with_frontend(config: CheckpointConfig, overrides: FeaturesConfig) -> tuple[torch.nn.Module, Frontend]:
@@ -56,7 +49,6 @@ def build_with_frontend(config: CheckpointConfig, overrides: FeaturesConfig) -> 
         sample_rate_hz=settings.sample_rate_hz,
         mels=settings.num_mel_bins,
         frames_per_second=1000 / settings.frame_shift_ms,
-        time_dim=1,
         settings=asdict(settings),
     )
     return network, frontend
@@ -83,9 +75,9 @@ def _with_tfmel(config: CheckpointConfig, overrides: FeaturesConfig) -> tuple[to
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"wespeaker\.frontend\.tfmel")
 
     def compute(waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return [tfmel(waveform.unsqueeze(0))[0][0] for waveform in waveforms]
+        return [tfmel(waveform.unsqueeze(0))[0][0].T for waveform in waveforms]
 
-    return network, Frontend(compute, sample_rate_hz, mels, sample_rate_hz / hop, time_dim=2, settings=tfmel_args)
+    return network, Frontend(compute, sample_rate_hz, mels, sample_rate_hz / hop, tfmel_args)
 
 
 def _sized(config: CheckpointConfig, mels: int) -> Mapping[str, Any]:

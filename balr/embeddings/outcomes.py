@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 
 from balr.embeddings.stage_timer import StageTimer
 from balr.errors import UtteranceError, one_line
@@ -89,12 +89,10 @@ class BarObserver:
     def __init__(self) -> None:
         console = Console(stderr=True)
         self._bar = Progress(console=console, disable=not (console.is_terminal or console.is_jupyter))
-        self._task: TaskID | None = None
+        self._task = self._bar.add_task("embedding", total=0.0)
 
     def planned(self, audio_seconds: float, *, upsampled: int) -> None:
         log.debug("%.0f s of audio to embed, %d utterances upsampled", audio_seconds, upsampled)
-        if self._task is None:
-            self._task = self._bar.add_task("embedding", total=0.0)
         self._bar.update(self._task, total=(self._bar.tasks[0].total or 0.0) + audio_seconds)
 
     def under_way(self, audio_seconds: float) -> None:
@@ -102,9 +100,8 @@ class BarObserver:
 
     def embedded(self, utterance: Utterance, audio_seconds: float) -> None:
         log.debug("%s: embedded, %.1f s", utterance.id, audio_seconds)
-        if self._task is not None:
-            self._bar.start()  # not before the first result: a thread must not run while workers are forked
-            self._bar.advance(self._task, audio_seconds)
+        self._bar.start()  # not before the first result: a thread must not run while workers are forked
+        self._bar.advance(self._task, audio_seconds)
 
     def failed(self, failure: Failure) -> None:
         log.warning("%s: %s", one_line(failure.id), failure.reason)

@@ -85,14 +85,12 @@ def run_pipeline(
     threads: int,
     is_urgent: Callable[[_Outcome], bool],
     prepare: Callable[[], None],
-    at_the_end: Callable[[], Iterable[Sequence[_Outcome]]],
     stop: Stop,
 ) -> None:
     """Embed batches in several threads and deliver what becomes of them in one, in the order in which they are done.
 
     What `is_urgent` is delivered at once, other outcomes a few together. `prepare` is called first in each thread that
-    computes. `at_the_end` gives what can only be computed when all of these rest. Raises the first error of any thread,
-    when what could be saved is saved.
+    computes. Raises the first error of any thread, when what could be saved is saved.
     """
     work = _Threads(embed, deliver, is_urgent, stop)
     computing = [threading.Thread(target=work.compute, args=(prepare,), name=f"embed-{n}") for n in range(threads)]
@@ -111,11 +109,6 @@ def run_pipeline(
         work.todo.put(None)
     for thread in computing:
         thread.join()
-    try:
-        for outcomes in at_the_end() if not stop.is_set() else ():
-            work.done.put(outcomes)
-    except BaseException as error:
-        work.fail(error)
     work.done.put(None)
     saving.join()
     if work.errors:

@@ -15,26 +15,21 @@ class StageTimer:
     def __init__(self) -> None:
         self._seconds: dict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
-        self._nested = threading.local()
         self._on_gpu: deque[tuple[str, torch.cuda.Event, torch.cuda.Event]] = deque()
 
     @contextmanager
     def timed(self, stage: str, device: torch.device | None = None) -> Iterator[None]:
-        """Time a block without the stages nested in it. A block that raises does not count."""
+        """Time a block. One that raises does not count."""
         if device is None or device.type != "cuda":
-            outer, self._nested.seconds = getattr(self._nested, "seconds", 0.0), 0.0
             started = time.perf_counter()
-            try:
-                yield
-                with self._lock:
-                    self._seconds[stage] += time.perf_counter() - started - self._nested.seconds
-            finally:
-                self._nested.seconds = outer + time.perf_counter() - started
+            yield
+            with self._lock:
+                self._seconds[stage] += time.perf_counter() - started
             return
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
+        start.record(torch.cuda.current_stream(device))
         yield
-        end.record()
+        end.record(torch.cuda.current_stream(device))
         with self._lock:
             self._on_gpu.append((stage, start, end))
             self._collect()

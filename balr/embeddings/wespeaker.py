@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from copy import deepcopy
-from functools import partial
+from functools import cached_property, partial
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from balr.embeddings.exact.attention import attend_in_blocks
 from balr.embeddings.exact.chunking import ChunkedNetwork, longest_whole, make_chunked
 from balr.embeddings.exact.cudnn import avoid_fft, fuse_relu
 from balr.embeddings.exact.folding import channels_last, fold
-from balr.embeddings.exact.lengths import rows_by_length
 from balr.embeddings.exact.openvino import check_engine, compiled
 from balr.embeddings.exact.padding import RaggedNetwork, by_group
 from balr.embeddings.exact.pointwise import run_pointwise_in_onednn
@@ -38,9 +37,8 @@ from balr.embeddings.exact.probe import (
 )
 from balr.embeddings.exact.verdicts import Verdicts
 from balr.embeddings.frontend import build_with_frontend
-from balr.embeddings.once import computed_once
 from balr.embeddings.weights import load_weights, read_config
-from balr.errors import CheckpointError, UtteranceError
+from balr.errors import CheckpointError, ConfigError, UtteranceError
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +97,8 @@ class WespeakerModel(EmbeddingsModel):
         self._forward_fp32: Run = partial(run_network, self._network)
         self._forward: Run = self._compiled or self._forward_fp32
         if dtype != torch.float32:
-            self._lower(dtype, example)
-        self._ragged = RaggedNetwork(self._network, time_dim=self._frontend.time_dim)
+            self._lower(dtype)
+        self._ragged = RaggedNetwork(self._network)
         self._budget = AudioBudget()
         log.info("%s from %s on %s", self.architecture, self.files.source, self.device)
 
@@ -148,7 +146,7 @@ class WespeakerModel(EmbeddingsModel):
 
     def _embed_features(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """Embed the features `(frames, mels)` of each utterance to `(batch, dim)`, in as few batches as are exact."""
-        frames = [self._frontend.count_frames(one) for one in features]
+        frames = list(map(len, features))
         short = [row for row, count in enumerate(frames) if count < self._fewest_frames]
         if short and len(short) < len(frames):
             rest = [row for row, count in enumerate(frames) if count >= self._fewest_frames]
@@ -156,10 +154,10 @@ class WespeakerModel(EmbeddingsModel):
         if not short and len(features) > 1 and self.takes_ragged_batches:
             return by_group(features, group_by_length(frames), self._ragged)
         run = self._forward_fp32 if short else self._forward
-        groups = list(rows_by_length(frames).values())
+        groups = [[row for row, count in enumerate(frames) if count == each] for each in dict.fromkeys(frames)]
         return by_group(features, groups, lambda group: run(torch.stack(list(group))))
 
-    @computed_once
+    @cached_property
     def takes_ragged_batches(self) -> bool:
         """Return whether a batch may hold different lengths, which is tried once, on noise on this device."""
         if self._compiled is not None:
@@ -192,11 +190,12 @@ class WespeakerModel(EmbeddingsModel):
             facts["batching"] |= {"batches_left_to_torch": self._compiled.left_to_torch}
         return facts
 
-    @computed_once
+    @cached_property
     def shortest_seconds(self) -> float:
         """Find the shortest audio that this network can embed."""
-        embed = embedder(self._forward_fp32, self._frontend, self.device)
-        seconds: float = self._verdicts.of("shortest", lambda: shortest_seconds(embed, self.sample_rate_hz))
+        find = partial(shortest_seconds, embedder(self._forward_fp32, self._frontend, self.device), self.sample_rate_hz)
+        # Where nothing shorter than the longest can be embedded, memory may have been short.
+        seconds: float = self._verdicts.of("shortest", find, is_final=lambda found: found < LONGEST_SHORTEST_SECONDS)
         return seconds
 
     def _load(self, features: FeaturesConfig) -> torch.nn.Module:
@@ -214,19 +213,24 @@ class WespeakerModel(EmbeddingsModel):
         }
         return network
 
-    def _lower(self, dtype: torch.dtype, example: torch.Tensor) -> None:
+    def _lower(self, dtype: torch.dtype) -> None:
         """Convert the network to 16 bits, and keep a copy in fp32 if there is audio that is too short for them."""
         self._forward_fp32 = partial(run_network, deepcopy(self._network))
-        lower_trunk(self._network, dtype, example, verdicts=self._verdicts)
+        lower_trunk(self._network, dtype)
         lowered, exact = (embedder(run, self._frontend, self.device) for run in (self._forward, self._forward_fp32))
         find = partial(shortest_near, lowered, exact, self.sample_rate_hz, shortest=self.shortest_seconds)
-        near: float = self._verdicts.of("shortest in 16 bits", find)
+        try:
+            near: float = self._verdicts.of("shortest in 16 bits", find)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ConfigError(f"precision: {self.architecture} does not run in {dtype}: {error}; use fp32.") from error
         if self._compiled is not None:
             self._compiled.left_to_torch = 0
         log.info("16 bits from %.3f s of audio on", near)
         if near > self.shortest_seconds:
             noise = white_noise(near, self.sample_rate_hz).to(self.device)
-            (self._fewest_frames,) = map(self._frontend.count_frames, self._frontend.compute([noise]))
+            (self._fewest_frames,) = map(len, self._frontend.compute([noise]))
         else:
             self._forward_fp32 = self._forward
         self._shortest_in_16_bits = round(near, 3)
@@ -241,9 +245,7 @@ class WespeakerModel(EmbeddingsModel):
                 f"data.max_whole_seconds={max_whole_seconds:g} here; cut the file, or raise that where memory allows"
             )
 
-    @computed_once
+    @cached_property
     def _chunked(self) -> ChunkedNetwork | None:
-        if self._frontend.time_dim != 1:
-            return None
         with torch.inference_mode(), exact_kernels():
             return make_chunked(self._network, self._frontend.mels, verdicts=self._verdicts)

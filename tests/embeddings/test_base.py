@@ -187,18 +187,6 @@ def test_embeddings_are_saved_while_another_takes_long(
     assert len(list((tmp_path / "out").iterdir())) == 3
 
 
-def test_an_utterance_without_room_is_tried_again_when_nothing_else_runs(dataset: AudioDataset) -> None:
-    class Crowded(Statistics):
-        def embed(self, waveforms: Sequence[torch.Tensor], **limits: float | None) -> torch.Tensor:
-            if max(waveform.numel() for waveform in waveforms) > 20_000 and len(self.batches) < 5:
-                self.batches.append([])
-                raise torch.OutOfMemoryError("another one holds it")
-            return super().embed(waveforms, **limits)
-
-    pairs = Crowded().extract_embeddings(dataset, False, config(batch_size=1))
-    assert [id_ for id_, _ in pairs] == [f"{number}.wav" for number in range(8) if number != 5]
-
-
 @pytest.mark.parametrize(("threads", "batches"), [(1, 1), (2, 2), (12, 12), (32, 32), (33, 16), (48, 24), (128, 32)])
 def test_concurrent_batches_leave_hardly_a_thread_idle(
     monkeypatch: pytest.MonkeyPatch, threads: int, batches: int

@@ -40,9 +40,7 @@ class Work:
             raise OutputError("the disk is full")
         self.delivered += squares
 
-    def run(
-        self, numbers: Iterator[int], *, threads: int = 3, stop: Stop | None = None, last: Sequence[int] = ()
-    ) -> None:
+    def run(self, numbers: Iterator[int], *, threads: int = 3, stop: Stop | None = None) -> None:
         run_pipeline(
             numbers,
             self.embed,
@@ -50,16 +48,14 @@ class Work:
             threads=threads,
             is_urgent=lambda square: square == self.urgent,
             prepare=lambda: None,
-            at_the_end=lambda: ([number] for number in last),
             stop=stop or Stop(),
         )
 
 
-def test_every_batch_is_delivered_once_by_one_thread_and_what_had_no_room_at_the_end() -> None:
+def test_every_batch_is_delivered_once_by_one_thread() -> None:
     work = Work()
-    work.run(iter(range(200)), last=(-1, -2))
-    assert sorted(work.delivered[:-2]) == [number * number for number in range(200)]
-    assert work.delivered[-2:] == [-1, -2] and len(work.savers) == 1
+    work.run(iter(range(200)))
+    assert sorted(work.delivered) == [number * number for number in range(200)] and len(work.savers) == 1
 
 
 def test_a_set_flag_ends_it_and_all_that_was_computed_is_delivered() -> None:
@@ -71,7 +67,7 @@ def test_a_set_flag_ends_it_and_all_that_was_computed_is_delivered() -> None:
                 stop.set()
             yield number
 
-    work.run(numbers(), stop=stop, last=(-1,))
+    work.run(numbers(), stop=stop)
     assert len(work.embedded) < 30
     assert sorted(work.delivered) == sorted(number * number for number in work.embedded)
 

@@ -19,7 +19,6 @@ from balr.embeddings.exact.verdicts import Verdicts
 
 _WIDEST_IN_FP32 = 128  # channels; wider layers are those for which cuDNN chose FFT
 _TRIAL_SHAPE = (16, 10, 88)  # utterances, bins, frames
-_CONVOLUTIONS = {"BasicBlock": 2, "Bottleneck": 3}
 
 
 def fuse_relu(network: nn.Module, example: torch.Tensor, *, dtype: torch.dtype, verdicts: Verdicts) -> None:
@@ -37,7 +36,7 @@ def fuse_relu(network: nn.Module, example: torch.Tensor, *, dtype: torch.dtype, 
     assert isinstance(stem, nn.Conv2d)
 
     # The network's own ReLU after its first convolution changes nothing then.
-    forwards: dict[nn.Module, Callable[..., torch.Tensor]] = {stem: partial(_relu_of_conv, stem)}
+    forwards: dict[Any, Callable[..., torch.Tensor]] = {stem: partial(_relu_of_conv, stem)}
     for block in blocks:
         *first, last = _convolutions(block)
         forwards |= {conv: partial(_relu_of_conv, conv) for conv in first}
@@ -56,9 +55,7 @@ def avoid_fft(network: nn.Module, example: torch.Tensor, *, dtype: torch.dtype, 
     with exact_kernels():
         takes_longer = verdicts.of("fft", partial(_takes_far_longer, convs[0]))
     if takes_longer:
-        products: dict[nn.Module, Callable[..., torch.Tensor]] = {
-            conv: partial(convolve_by_product, conv) for conv in convs
-        }
+        products = {conv: partial(convolve_by_product, conv) for conv in convs}
         replace_forwards("convolutions as products", products, network, example, verdicts=verdicts)
 
 
@@ -96,14 +93,13 @@ def convolve_by_product(conv: nn.Conv2d, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def _is_folded_block(module: nn.Module) -> bool:
-    if type(module).__module__ != "wespeaker.models.resnet" or type(module).__name__ not in _CONVOLUTIONS:
-        return False
-    norms = [getattr(module, f"bn{number}") for number in range(1, 1 + _CONVOLUTIONS[type(module).__name__])]
-    return all(isinstance(norm, nn.Identity) for norm in norms)
+    is_block = type(module).__name__ in ("BasicBlock", "Bottleneck")
+    is_folded = not any(isinstance(layer, nn.BatchNorm2d) for layer in module.children())
+    return is_block and is_folded and type(module).__module__ == "wespeaker.models.resnet"
 
 
 def _convolutions(block: nn.Module) -> list[nn.Conv2d]:
-    return [getattr(block, f"conv{number}") for number in range(1, 1 + _CONVOLUTIONS[type(block).__name__])]
+    return [layer for layer in block.children() if isinstance(layer, nn.Conv2d)]
 
 
 def _run(block: Any, inputs: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """The length of each utterance of a padded batch at each layer of a network."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -57,14 +56,6 @@ class BatchLengths:
             counts = torch.tensor(self.lengths(frames)).to(self.device, non_blocking=True)
             self.masks[frames] = Mask(torch.arange(frames, device=self.device) >= counts[:, None], counts.float())
         return self.masks[frames]
-
-
-def rows_by_length(lengths: Sequence[int]) -> dict[int, list[int]]:
-    """Group rows by their length."""
-    rows: dict[int, list[int]] = {}
-    for row, length in enumerate(lengths):
-        rows.setdefault(length, []).append(row)
-    return rows
 
 
 def kernel_span(conv: nn.Module) -> Span:

@@ -141,7 +141,7 @@ def _group_norm(
     return normal.to(inputs.dtype)
 
 
-def _attention(
+def _scaled_dot_product_attention(
     mask: Mask, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **settings: Any
 ) -> torch.Tensor | None:
     padding = mask.of(key.transpose(-1, -2), -1)
@@ -154,13 +154,7 @@ def _dims(inputs: torch.Tensor, dim: Any) -> list[int]:
     return sorted(each % inputs.ndim for each in (dim if isinstance(dim, tuple | list) else (dim,)))
 
 
-_MASKED: dict[str, Callable[..., torch.Tensor | None]] = {
-    "mean": _mean,
-    "sum": _sum,
-    "var": _var,
-    "softmax": _softmax,
-    "avg_pool1d": _avg_pool1d,
-    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
-    "group_norm": _group_norm,
-    "scaled_dot_product_attention": _attention,
-}
+_FUNCTIONS: tuple[Callable[..., torch.Tensor | None], ...] = (
+    *(_mean, _sum, _var, _softmax, _avg_pool1d, _adaptive_avg_pool2d, _group_norm, _scaled_dot_product_attention),
+)
+_MASKED = {function.__name__[1:]: function for function in _FUNCTIONS}

@@ -35,19 +35,11 @@ _MOST_CHANNELS = 2048  # in one convolution of kernel size 1
 
 
 def check_engine(engine: str, device: torch.device) -> None:
-    """Raise ConfigError if an engine does not exist, is not installed or does not run on the device."""
+    """Raise ConfigError if an engine does not exist or does not run on the device."""
     if engine not in ("auto", "torch", "openvino"):
         raise ConfigError(f"embeddings.model.engine={engine}: must be auto, torch or openvino.")
-    if engine != "openvino":
-        return
-    if device.type != "cpu":
+    if engine == "openvino" and device.type != "cpu":
         raise ConfigError(f"embeddings.model.engine=openvino: runs on a CPU, and device is {device}.")
-    try:
-        import onnx
-        import openvino
-    except ImportError as error:
-        raise ConfigError("embeddings.model.engine=openvino: not installed: pip install openvino onnx.") from error
-    log.debug("OpenVINO %s, ONNX %s", openvino.__version__, onnx.__version__)
 
 
 def compiled(
@@ -68,9 +60,8 @@ def compiled(
     try:
         check_engine("openvino", device)
         requests = resolve_loading(DataConfig(), device).concurrent_batches
-        sizes = {"mels": frontend.mels, "time_dim": frontend.time_dim, "requests": requests}
-        return CompiledNetwork(network, **sizes, dtype=dtype, verdicts=verdicts)
-    except ConfigError as error:
+        return CompiledNetwork(network, mels=frontend.mels, dtype=dtype, requests=requests, verdicts=verdicts)
+    except (ConfigError, ImportError) as error:
         if engine != "auto":
             raise
         log.info("torch computes: %s", error)
@@ -80,13 +71,10 @@ def compiled(
 class CompiledNetwork:
     """Run batches of one length through a compiled network; what OpenVINO refuses runs in torch.
 
-    `time_dim` is the dimension of the frames in a batch of features. `left_to_torch` counts the batches that ran in
-    torch.
+    `left_to_torch` counts the batches that ran in torch.
     """
 
-    def __init__(
-        self, network: nn.Module, *, mels: int, time_dim: int, dtype: torch.dtype, requests: int, verdicts: Verdicts
-    ) -> None:
+    def __init__(self, network: nn.Module, *, mels: int, dtype: torch.dtype, requests: int, verdicts: Verdicts) -> None:
         """Compile a network in evaluation mode for features of any batch size and number of frames.
 
         `requests` batches may run at a time. Raises ConfigError if OpenVINO cannot run the network, or moves its
@@ -96,7 +84,6 @@ class CompiledNetwork:
 
         self._network = network
         self._mels = mels
-        self._time_dim = time_dim
         self.left_to_torch = 0
         self._idle: SimpleQueue[Any] = SimpleQueue()
         try:
@@ -108,7 +95,7 @@ class CompiledNetwork:
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             }
             with TemporaryDirectory() as folder:
-                _export(network, Path(folder) / "network.onnx", mels, time_dim)
+                _export(network, Path(folder) / "network.onnx", mels)
                 graph = core.read_model(Path(folder) / "network.onnx")
             program = core.compile_model(graph, "CPU", hints)
             for _ in range(requests):  # now, as creating one waits for the inference of another
@@ -117,7 +104,7 @@ class CompiledNetwork:
             raise ConfigError(f"embeddings.model.engine=openvino: cannot run this network: {error}") from error
         for frames in reversed(_PROBE_FRAMES):  # the first call in one thread: two at once may wait for ever
             with suppress(RuntimeError):
-                self._infer(_noise(frames, mels, time_dim))
+                self._infer(_noise(frames, mels))
                 break
         moved, cosine, _ = verdicts.of("openvino", self._compare, is_final=lambda found: found[-1])
         log.info("compiled by OpenVINO; embeddings of noise move by %.1e", moved)
@@ -132,7 +119,7 @@ class CompiledNetwork:
             return self._infer(features)
         except RuntimeError as error:
             self.left_to_torch += 1
-            log.debug("a batch of %d frames runs in torch: %s", features.shape[self._time_dim], error)
+            log.debug("a batch of %d frames runs in torch: %s", features.shape[1], error)
             return run_network(self._network, features)
 
     def _infer(self, features: torch.Tensor) -> torch.Tensor:
@@ -152,7 +139,7 @@ class CompiledNetwork:
         """
         found = []
         for frames in _PROBE_FRAMES:
-            noise = _noise(frames, self._mels, self._time_dim)
+            noise = _noise(frames, self._mels)
             reference = run_network(self._network, noise)
             try:
                 embeddings = self._infer(noise)
@@ -175,16 +162,16 @@ class _LastOutput(nn.Module):
         return run_network(self.network, features)
 
 
-def _export(network: nn.Module, path: Path, mels: int, time_dim: int) -> None:
+def _export(network: nn.Module, path: Path, mels: int) -> None:
     """Write a network as ONNX, which OpenVINO reads without its own converter, which collects usage data."""
     with warnings.catch_warnings(), _rewritten_layers(network):
         warnings.simplefilter("ignore")  # tracing fixes some lengths, which the comparison checks; a newer exporter
         torch.onnx.export(
             _LastOutput(network).eval(),
-            (_noise(_PROBE_FRAMES[0], mels, time_dim),),
+            (_noise(_PROBE_FRAMES[0], mels),),
             path,
             input_names=["features"],
-            dynamic_axes={"features": {0: "batch", time_dim: "frames"}},
+            dynamic_axes={"features": {0: "batch", 1: "frames"}},
             dynamo=False,
         )
 
@@ -239,6 +226,5 @@ def _segment_means(features: torch.Tensor) -> torch.Tensor:
     return means.expand(-1, -1, -1, _SEGMENT_FRAMES).reshape(batch, channels, -1)[..., :frames]
 
 
-def _noise(frames: int, mels: int, time_dim: int) -> torch.Tensor:
-    shape = (2, frames, mels) if time_dim == 1 else (2, mels, frames)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(frames))
+def _noise(frames: int, mels: int) -> torch.Tensor:
+    return torch.randn(2, frames, mels, generator=torch.Generator().manual_seed(frames))

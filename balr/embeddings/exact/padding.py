@@ -8,8 +8,7 @@ global context (pooling, squeeze and excitation, attention) leave the padding ou
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -43,15 +42,10 @@ def by_group(
 
 
 class RaggedNetwork:
-    """Run a network on batches of different lengths. Threads may share it.
+    """Run a network on batches of different lengths. Threads may share it."""
 
-    `time_dim` is the dimension of the frames in a batch of features: 1 for `(batch, frames, mels)`, 2 for
-    `(batch, mels, frames)`.
-    """
-
-    def __init__(self, network: nn.Module, *, time_dim: int) -> None:
+    def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self.time_dim = time_dim
         # ReDimNet2 cuts off the last frames of an utterance down to a multiple of this.
         self._frame_multiple = int(getattr(getattr(network, "backbone", None), "time_stride", 1))
         self._aligned_to = self._frame_multiple
@@ -69,18 +63,21 @@ class RaggedNetwork:
 
     def __call__(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the embeddings `(batch, dim)` of features `(frames, mels)`, each as if it were alone."""
-        cut = [self._whole_strides(one) for one in features] if self._frame_multiple > 1 else features
-        lengths = tuple(one.shape[self.time_dim - 1] for one in cut)
+        cut = [self._whole_strides(one) for one in features]
+        lengths = tuple(map(len, cut))
         frames = padded_frames(max(lengths)) if len(cut) > 1 else lengths[0]
         frames = -(-frames // self._aligned_to) * self._aligned_to
         if min(lengths) == frames:
             return run_network(self.network, torch.stack(list(cut)))
-        return self.run_padded(self._padded(cut, frames, 0.0), lengths)
+        return self.run_padded(_padded(cut, frames, 0.0), lengths)
 
     def run_padded(self, padded: torch.Tensor, lengths: Lengths) -> torch.Tensor:
         """Return the embeddings `(batch, dim)` of padded features `(batch, frames, mels)`; the padding is ignored."""
-        with self._in_batch(BatchLengths({padded.shape[self.time_dim]: lengths}, padded.device)):
+        self._thread.batch = BatchLengths({padded.shape[1]: lengths}, padded.device)
+        try:
             return run_network(self.network, padded)
+        finally:
+            del self._thread.batch
 
     def is_exact(self, example: Callable[[int], torch.Tensor], device: torch.device, *, verdicts: Verdicts) -> bool:
         """Return whether a batch of different lengths keeps each embedding, by a trial whose verdict is kept.
@@ -102,10 +99,10 @@ class RaggedNetwork:
         finite: fast convolutions mix neighbouring frames and subtract them again, which a NaN would not survive.
         """
         features = [self._whole_strides(example(frames).to(device)) for frames in _PROBE_FRAMES]
-        lengths = tuple(one.shape[self.time_dim - 1] for one in features)
+        lengths = tuple(map(len, features))
         alone = torch.cat([run_network(self.network, one.unsqueeze(0)) for one in features]).float()
         try:
-            together = self.run_padded(self._padded(features, max(lengths) + 24, _PROBE_FILLING), lengths).float()
+            together = self.run_padded(_padded(features, max(lengths) + 24, _PROBE_FILLING), lengths).float()
         except (LengthsError, RuntimeError, IndexError) as error:
             log.debug("a ragged batch failed: %s", error)
             return float("inf")
@@ -113,29 +110,11 @@ class RaggedNetwork:
         return float(relative.max().nan_to_num(float("inf")))
 
     def _whole_strides(self, features: torch.Tensor) -> torch.Tensor:
-        frames = features.shape[self.time_dim - 1]
-        return features.narrow(self.time_dim - 1, 0, frames // self._frame_multiple * self._frame_multiple)
-
-    def _padded(self, features: Sequence[torch.Tensor], frames: int, filling: float) -> torch.Tensor:
-        """Return a batch of features with `frames` frames each, `(batch, frames, mels)` or `(batch, mels, frames)`."""
-        axis = self.time_dim - 1
-        padded = nn.utils.rnn.pad_sequence(
-            [one.movedim(axis, 0) for one in features], batch_first=True, padding_value=filling
-        )
-        padded = nn.functional.pad(padded, (0, 0, 0, frames - padded.shape[1]), value=filling)
-        return padded.movedim(1, self.time_dim)
+        return features[: len(features) // self._frame_multiple * self._frame_multiple]
 
     @property
     def _batch(self) -> BatchLengths | None:
         return getattr(self._thread, "batch", None)
-
-    @contextmanager
-    def _in_batch(self, batch: BatchLengths) -> Iterator[None]:
-        self._thread.batch = batch
-        try:
-            yield
-        finally:
-            del self._thread.batch
 
     def _clear_tails(self, span: Span, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         """Set, in place, the padding that the kernel can read from within an utterance to zero."""
@@ -156,3 +135,9 @@ class RaggedNetwork:
                 return masked(inputs, **settings)
 
         return run
+
+
+def _padded(features: Sequence[torch.Tensor], frames: int, filling: float) -> torch.Tensor:
+    """Return a batch of features `(batch, frames, mels)` with so many frames each."""
+    padded = nn.utils.rnn.pad_sequence(list(features), batch_first=True, padding_value=filling)
+    return nn.functional.pad(padded, (0, 0, 0, frames - padded.shape[1]), value=filling)

@@ -2,14 +2,12 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-from balr.embeddings.architectures import find_pooling, run_network
-from balr.embeddings.exact.verdicts import Verdicts
+from balr.embeddings.architectures import find_pooling
 from balr.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -51,33 +49,25 @@ def exact_kernels() -> Iterator[None]:
         yield
 
 
-def lower_trunk(network: nn.Module, dtype: torch.dtype, example: torch.Tensor, *, verdicts: Verdicts) -> None:
+def lower_trunk(network: nn.Module, dtype: torch.dtype) -> None:
     """Convert, in place, the layers before the pooling to 16 bits, but for the statistics of batch norms.
 
-    Raises ConfigError if the network cannot run like that, or if the embedding of the features `example`
-    `(1, frames, mels)` moves too far from that in fp32.
+    Raises ConfigError if a network is known not to run like that.
     """
     if dtype == torch.float16 and any(type(module).__name__ == "SimAMBasicBlock" for module in network.modules()):
         raise ConfigError("precision=fp16: SimAM sums squares over all frames and overflows fp16; use bf16 or fp32.")
     pooling = find_pooling(network)
     if pooling is None:
         raise ConfigError(f"precision: {type(network).__name__} has no pooling layer that balr knows; use fp32.")
-    kept = {module for part in _find_head(network, pooling, example) for module in part.modules()}
-
-    def lower() -> None:
-        for module in network.modules():
-            if module not in kept and not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-                for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-                    if tensor.is_floating_point():
-                        tensor.data = tensor.data.to(dtype)
-        network.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype),))
-        pooling.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
-
-    try:
-        cosine = verdicts.of_change("lowered", network, example, lower, by=least_cosine)
-    except RuntimeError as error:
-        raise ConfigError(f"precision: {type(network).__name__} does not run in {dtype}: {error}; use fp32.") from error
-    refuse_far(cosine, "precision")
+    modules = list(network.modules())  # WeSpeaker's networks have them in the order in which they run
+    kept = {module for part in modules[modules.index(pooling) :] for module in part.modules()}
+    for module in modules:
+        if module not in kept and not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                if tensor.is_floating_point():
+                    tensor.data = tensor.data.to(dtype)
+    network.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype),))
+    pooling.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
 
 
 def relative_difference(embeddings: torch.Tensor, reference: torch.Tensor) -> float:
@@ -95,18 +85,3 @@ def refuse_far(cosine: float, option: str) -> None:
     log.info("16 bits: cosine to fp32 %.6f on noise", cosine)
     if not cosine > LEAST_COSINE:
         raise ConfigError(f"{option}: the cosine of 16-bit embeddings of noise to fp32 is {cosine:.5f}; use fp32.")
-
-
-def _find_head(network: nn.Module, pooling: nn.Module, example: torch.Tensor) -> list[nn.Module]:
-    """Return the pooling, the modules that run after it, and the front end that some networks carry along."""
-    head = [module for name, module in network.named_children() if name == "frontend"]
-
-    def record(module: nn.Module, _: Any) -> None:
-        if module is pooling or pooling in head:
-            head.append(module)
-
-    with ExitStack() as hooks, torch.inference_mode():
-        for module in network.modules():
-            hooks.callback(module.register_forward_pre_hook(record).remove)
-        run_network(network, example)
-    return head

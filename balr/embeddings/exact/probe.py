@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from balr.embeddings.exact.precision import LEAST_COSINE, exact_kernels
+from balr.embeddings.exact.precision import LEAST_COSINE, exact_kernels, least_cosine, refuse_far
 from balr.embeddings.frontend import Frontend
-from balr.errors import ConfigError, UtteranceError
+from balr.errors import UtteranceError
 
 LONGEST_SHORTEST_SECONDS = 1.0
 EXAMPLE_SECONDS = 0.7
@@ -59,15 +59,12 @@ def shortest_near(lowered: Embed, exact: Embed, sample_rate_hz: int, *, shortest
         cut = [noise[: round(seconds * sample_rate_hz)] for noise in noises]
         if silence:
             cut += [_silent_at_the_end(noise, sample_rate_hz) for noise in cut[1:]]
-        return float(torch.nn.functional.cosine_similarity(lowered(cut).float(), exact(cut).float()).min())
+        return least_cosine(lowered(cut), exact(cut))
 
     near = max(EXAMPLE_SECONDS, shortest)
     if not cosine(near, silence=True) > _LEAST_COSINE_OF_NOISE:
         near = _LONGEST_SECONDS
-        if not (reached := cosine(near, silence=False)) > LEAST_COSINE:
-            raise ConfigError(
-                f"precision: the cosine of 16-bit embeddings of {near:g} s of noise to fp32 is {reached:.5f}; use fp32."
-            )
+        refuse_far(cosine(near, silence=False), "precision")
     while near > shortest:
         shorter = max(near / _STEP, shortest)
         if not cosine(shorter, silence=True) > _LEAST_COSINE_OF_NOISE:

@@ -12,13 +12,13 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
 from platformdirs import user_cache_path
 
 from balr.atomic import whole_file
-from balr.embeddings.architectures import run_network
 from balr.embeddings.devices import device_name
 from balr.errors import OutputError
 
@@ -31,6 +31,7 @@ class Verdicts:
     def __init__(self, facts: Mapping[str, Any] | None = None, *, device: torch.device | None = None) -> None:
         self._path: Path | None = None
         self._known: dict[str, Any] = {}
+        self._lock = RLock()
         if facts is not None:
             key = json.dumps({**facts, **_machine(device or torch.device("cpu"))}, sort_keys=True, default=str)
             name = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
@@ -43,46 +44,20 @@ class Verdicts:
     ) -> Any:
         """Return what a check found when it ran first; `find` runs it, and returns what JSON can hold.
 
-        What is not `is_final` is not kept: infinity is for a check that could not run, as without memory.
+        One thread runs it while others wait. What is not `is_final` is not kept: infinity is for a check that could not
+        run, as without memory.
         """
         check = f"{check}, {torch.get_num_threads()} threads"
-        if check in self._known:
-            return self._known[check]
-        found = find()
-        if is_final(found):
-            self._known[check] = found
-            if self._path is not None:
-                with suppress(OutputError), whole_file(self._path) as file:  # without a cache, checks run each time
-                    file.write(json.dumps(self._known).encode())
-        return found
-
-    def of_change(
-        self,
-        check: str,
-        network: torch.nn.Module,
-        example: torch.Tensor,
-        change: Callable[[], None],
-        *,
-        by: Callable[[torch.Tensor, torch.Tensor], float],
-    ) -> float:
-        """Change a network, and return how far that moves its embedding of the features `example` `(1, frames, mels)`.
-
-        `by` compares embeddings `(batch, dim)` after and before.
-        """
-        is_changed = False
-
-        def compare() -> float:
-            nonlocal is_changed
-            before = run_network(network, example)
-            change()
-            is_changed = True
-            return by(run_network(network, example), before)
-
-        with torch.no_grad():
-            moved: float = self.of(check, compare)
-            if not is_changed:
-                change()
-        return moved
+        with self._lock:
+            if check in self._known:
+                return self._known[check]
+            found = find()
+            if is_final(found):
+                self._known[check] = found
+                if self._path is not None:
+                    with suppress(OutputError), whole_file(self._path) as file:  # without a cache, checks run each time
+                        file.write(json.dumps(self._known).encode())
+            return found
 
 
 def _machine(device: torch.device) -> dict[str, Any]:

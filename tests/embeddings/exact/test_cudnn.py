@@ -58,7 +58,7 @@ def test_a_resnet_in_fused_convolutions_gives_the_same_embeddings(
     fold(network, features[0].unsqueeze(0), verdicts=Verdicts())
     fuse_relu(network, features[0].unsqueeze(0), dtype=dtype, verdicts=Verdicts())
     calls.clear()
-    together = RaggedNetwork(network, time_dim=1)(features)
+    together = RaggedNetwork(network)(features)
     assert len(calls) == convolutions
     assert (together - expected).abs().max() < 1e-5 * expected.abs().max()
 

@@ -49,13 +49,12 @@ POOLINGS = ("ASTP", "MHASTP", "MQMHASTP", "TAP", "TSDP")
 
 def network_and_features(architecture: str, args: dict[str, Any]) -> tuple[RaggedNetwork, list[torch.Tensor]]:
     network = seeded_network(architecture, {**args, "embed_dim": 24}, {}, 3)
-    mels_first = architecture.startswith("ReDimNet2")
     mels = args.get("feat_dim", 80)
     generator = torch.Generator().manual_seed(4)
-    features = [torch.randn((mels, n) if mels_first else (n, mels), generator=generator) for n in LENGTHS]
+    features = [torch.randn(n, mels, generator=generator) for n in LENGTHS]
     with torch.inference_mode():
         attend_in_blocks(network, features[0].unsqueeze(0), verdicts=Verdicts())
-    return RaggedNetwork(network, time_dim=2 if mels_first else 1), features
+    return RaggedNetwork(network), features
 
 
 def alone(network: nn.Module, features: list[torch.Tensor]) -> torch.Tensor:
@@ -116,14 +115,14 @@ class _Leaky(nn.Module):
 @torch.inference_mode()
 def test_the_trial_finds_a_layer_that_lengths_do_not_reach() -> None:
     torch.manual_seed(0)
-    leaky = RaggedNetwork(_Leaky(lambda x: x - x.mean(dim=2, keepdim=True)), time_dim=1)
+    leaky = RaggedNetwork(_Leaky(lambda x: x - x.mean(dim=2, keepdim=True)))
     assert leaky.difference_from_alone(lambda frames: torch.randn(frames, 80), torch.device("cpu")) > 1e-2
     untracked = _Leaky(lambda x: nn.functional.conv1d(x[..., ::2], torch.ones(8, 8, 1)))
     untracked.second = nn.Conv1d(8, 8, 3)
     untracked.layer = lambda x: untracked.second(x[..., ::2])
-    assert RaggedNetwork(untracked, time_dim=1).difference_from_alone(
-        lambda n: torch.randn(n, 80), torch.device("cpu")
-    ) == float("inf")
+    assert RaggedNetwork(untracked).difference_from_alone(lambda n: torch.randn(n, 80), torch.device("cpu")) == float(
+        "inf"
+    )
 
 
 @torch.inference_mode()

@@ -1,5 +1,7 @@
 """Reduced precision: a trunk in 16 bits, near the fp32 embedding, only where the device is made for it."""
 
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +9,12 @@ import pytest
 import torch
 from conftest import Command, needs_bf16, speechlike
 from reference import cosine
+from torch import nn
 from untrained_checkpoint import seeded_network, write_checkpoint
 
 from balr.embeddings.architectures import run_network
 from balr.embeddings.exact.precision import LEAST_COSINE, checked_precision, lower_trunk
-from balr.embeddings.exact.verdicts import Verdicts
+from balr.embeddings.exact.probe import shortest_near
 from balr.embeddings.fbank import FbankSettings, fbank
 from balr.embeddings.wespeaker import WespeakerModel
 from balr.errors import ConfigError
@@ -128,19 +131,27 @@ def test_a_bf16_trunk_stays_near_the_fp32_embedding(
             assert cosine(ours, theirs) > least
 
 
-@needs_bf16
+@torch.inference_mode()
 def test_a_network_that_16_bits_would_move_is_refused() -> None:
     network = seeded_network("ResNet18", {**STATISTICS, "embed_dim": 8}, {}, 0)
-    original = network.layer1.forward
-    network.layer1.forward = lambda x: original(x) + 300.0 * (x.dtype == torch.bfloat16)
+    exact = deepcopy(network)
+    lower_trunk(network, torch.bfloat16)
+    assert next(network.parameters()).dtype == torch.bfloat16 and network.seg_1.weight.dtype == torch.float32
+
+    def embed(network: nn.Module, waveforms: list[torch.Tensor]) -> torch.Tensor:
+        return run_network(network, torch.stack(waveforms).reshape(len(waveforms), -1, 80))
+
+    assert shortest_near(partial(embed, network), partial(embed, exact), 16_000, shortest=0.1) < 2.8
+    layer = network.layer1.forward
+    network.layer1.forward = lambda x: layer(x) + 300.0
     with pytest.raises(ConfigError, match="precision: the cosine of 16-bit embeddings of noise to fp32 is"):
-        lower_trunk(network, torch.bfloat16, torch.randn(1, 100, 80), verdicts=Verdicts())
+        shortest_near(partial(embed, network), partial(embed, exact), 16_000, shortest=0.1)
 
 
 def test_fp16_is_refused_for_sums_that_it_cannot_hold() -> None:
     network = seeded_network("SimAM_ResNet34_ASP", {"in_planes": 16, "embed_dim": 8}, {}, 0)
     with pytest.raises(ConfigError, match="SimAM sums squares over all frames"):
-        lower_trunk(network, torch.float16, torch.randn(1, 100, 80), verdicts=Verdicts())
+        lower_trunk(network, torch.float16)
 
 
 def test_a_device_without_the_units_refuses_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

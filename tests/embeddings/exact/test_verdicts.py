@@ -1,15 +1,18 @@
 """What checks of a network found is kept for the same checkpoint, settings and machine, and for nothing else."""
 
 import math
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import get_ident
 
 import pytest
 import torch
 from conftest import TINY, speechlike
 from untrained_checkpoint import write_checkpoint
 
-from balr.embeddings.exact.precision import relative_difference
+from balr.embeddings.exact.replacement import replace_forwards
 from balr.embeddings.exact.verdicts import Verdicts
 from balr.embeddings.wespeaker import WespeakerModel
 
@@ -72,16 +75,42 @@ def test_without_a_cache_folder_checks_run_each_time(tmp_path: Path) -> None:
     assert [Verdicts(FACTS).of("dim", lambda number=number: number) for number in (1, 2)] == [1, 2]
 
 
-@torch.inference_mode()
-def test_a_change_is_made_whether_or_not_its_verdict_is_known() -> None:
+@pytest.mark.parametrize(("factor", "kept"), [(1.0, True), (2.0, False)])
+def test_a_change_is_kept_or_not_whether_or_not_its_verdict_is_known(factor: float, kept: bool) -> None:
     example = torch.ones(1, 4)
     for _ in range(2):
-        network = torch.nn.Linear(4, 1, bias=False)
-        network.weight.fill_(1.0)
-        moved = Verdicts(FACTS).of_change(
-            "doubled", network, example, lambda network=network: network.weight.mul_(2.0), by=relative_difference
-        )
-        assert moved == 1.0 and network(example).item() == 8.0
+        network = torch.nn.Linear(4, 1)
+        forwards = {network: lambda inputs, network=network: factor * (inputs @ network.weight.mT + network.bias)}
+        replace_forwards("scaled", forwards, network, example, verdicts=Verdicts(FACTS))
+        assert ("forward" in vars(network)) == kept
+
+
+def test_a_change_that_cannot_run_is_undone_and_one_without_memory_is_tried_by_the_next_load() -> None:
+    def refuse(inputs: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("not here")
+
+    def grow(inputs: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    network, example = torch.nn.Linear(4, 1), torch.ones(1, 4)
+    replace_forwards("refused", {network: refuse}, network, example, verdicts=Verdicts(FACTS))
+    with pytest.raises(torch.OutOfMemoryError):
+        replace_forwards("grown", {network: grow}, network, example, verdicts=Verdicts(FACTS))
+    assert "forward" not in vars(network)
+    assert {Verdicts(FACTS).of(name, lambda: "tried again") for name in ("refused", "grown")} == {"tried again"}
+
+
+def test_one_thread_runs_a_check_and_the_others_wait() -> None:
+    verdicts, ran_in = Verdicts(), []
+
+    def check() -> int:
+        ran_in.append(get_ident())
+        time.sleep(0.1)
+        return 7
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda _: verdicts.of("slow", check), range(8))) == [7] * 8
+    assert len(ran_in) == 1
 
 
 def test_a_model_that_is_loaded_again_runs_no_checks_and_gives_the_same_embeddings(
