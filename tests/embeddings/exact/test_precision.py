@@ -133,17 +133,17 @@ def test_a_bf16_trunk_stays_near_the_fp32_embedding(
 
 @torch.inference_mode()
 def test_a_network_that_16_bits_would_move_is_refused() -> None:
-    network = seeded_network("ResNet18", {**STATISTICS, "embed_dim": 8}, {}, 0)
+    network = seeded_network("XVEC", {"feat_dim": 80, "hid_dim": 16, "stats_dim": 16, "embed_dim": 8}, {}, 0)
     exact = deepcopy(network)
     lower_trunk(network, torch.bfloat16)
     assert next(network.parameters()).dtype == torch.bfloat16 and network.seg_1.weight.dtype == torch.float32
 
     def embed(network: nn.Module, waveforms: list[torch.Tensor]) -> torch.Tensor:
-        return run_network(network, torch.stack(waveforms).reshape(len(waveforms), -1, 80))
+        return run_network(network, torch.stack(waveforms).unfold(1, 80, 80))
 
     assert shortest_near(partial(embed, network), partial(embed, exact), 16_000, shortest=0.1) < 2.8
-    layer = network.layer1.forward
-    network.layer1.forward = lambda x: layer(x) + 300.0
+    layer = network.seg_2.forward
+    network.seg_2.forward = lambda x: layer(x.flip(1))
     with pytest.raises(ConfigError, match="precision: the cosine of 16-bit embeddings of noise to fp32 is"):
         shortest_near(partial(embed, network), partial(embed, exact), 16_000, shortest=0.1)
 
