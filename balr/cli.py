@@ -1,5 +1,6 @@
 """`balr …` for the shell: flags become Hydra overrides and go to the same main as `python -m balr.main`."""
 
+import io
 import logging
 import os
 import sys
@@ -23,7 +24,6 @@ _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # typer does not 
 
 app = typer.Typer(
     help="Speaker embeddings of a whole corpus with published WeSpeaker models.",
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -45,8 +45,10 @@ def main() -> None:
 def run_command() -> int:
     """Run the `balr` command and return its exit code; an error is one line and exit code 2."""
     open_missing_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return app(standalone_mode=False) or 0
+        return app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0
     except OSError as error:
         if error.filename is None:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -55,9 +57,9 @@ def run_command() -> int:
     except BalrError as error:
         message = str(error)
     except _USAGE_ERROR as error:
-        if len(sys.argv) == 1:  # its message is the help
-            return app(["--help"], standalone_mode=False) or 0
         message = suggest(error, sys.argv[1:])
+    except Exception as error:
+        message = f"unexpected {type(error).__name__}: {one_line(error)}"
     sys.stderr.write(f"ERROR {message}\n")
     return 2
 

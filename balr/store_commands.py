@@ -1,6 +1,5 @@
 """`balr verify`, `balr merge` and `balr export`: the commands that work on the embeddings of earlier runs."""
 
-import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -44,8 +43,6 @@ def verify(
 
     folder = Path(save_dir).expanduser()
     formats = split_commas(audio_formats) or AUDIO_FORMATS
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         found = Corpus.from_path(corpus, root_dir=root_dir, audio_formats=formats) if corpus else None
         verdict = checks.verify(folder, found)

@@ -1,5 +1,6 @@
 """`balr …`: flags become overrides that mean just what was typed."""
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -208,3 +209,30 @@ def test_overrides_are_completed_in_the_shell(typed: str, offered: list[str]) ->
 
 def test_an_override_that_is_longer_than_any_name_of_a_file_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert forwarded(monkeypatch, "extract", f"input={'x' * 300}") == [f"input={'x' * 300}"]
+
+
+def test_every_command_prints_names_that_are_not_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="utf-8"))
+    monkeypatch.setattr(sys, "argv", ["balr", "models"])
+    monkeypatch.setattr(cli, "published_table", lambda: os.fsdecode(b"caf\xe9"))
+    assert cli.run_command() == 0
+    sys.stdout.flush()
+    assert printed.getvalue() == b"caf\\udce9\n"
+
+
+def test_an_unexpected_error_of_a_command_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, one_error_line: Callable[[], str]
+) -> None:
+    def surprise(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a bug\non two lines")
+
+    monkeypatch.setattr("balr.export.export", surprise)
+    monkeypatch.setattr(sys, "argv", ["balr", "export", "here", "there", "--to", "files"])
+    assert cli.run_command() == 2
+    assert one_error_line() == "ERROR unexpected ZeroDivisionError: a bug on two lines"
+
+
+def test_a_bare_command_shows_its_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["balr"])
+    assert cli.run_command() == 0 and "Usage: " in capsys.readouterr().out
