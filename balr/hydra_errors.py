@@ -4,44 +4,60 @@ import os
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
-from itertools import pairwise
+from textwrap import shorten
+from typing import NoReturn
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from balr.config import config_dir, known_keys
-from balr.errors import ConfigError, one_line
+from balr.errors import BalrError, ConfigError, one_line
 
-FLAGS_WITH_VALUE = frozenset(
-    {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info"}
-)
-FLAGS = FLAGS_WITH_VALUE | frozenset(
-    {"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "-i"}
-    | {"--shell-completion", "-sc", "--experimental-rerun"}
-)
 _EXTRAS = {"hydra/launcher/ray": "ray", "hydra/launcher/submitit_slurm": "slurm", "hydra/sweeper/optuna": "optuna"}
-_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
-def refuse_odd_arguments(flags: Sequence[str], overrides: Sequence[str]) -> None:
-    """Refuse arguments that Hydra would reject without a clear reason, or unpickle. Raises ConfigError.
+def checked_arguments(argv: Sequence[str]) -> list[str]:
+    """Return arguments as Hydra wants them, its flags, which may stand anywhere, before the overrides.
 
-    Raises Hydra's own error where an override cannot be parsed.
+    Raises ConfigError for what Hydra would reject without a clear reason, or unpickle, and Hydra's own error where an
+    override cannot be parsed.
     """
-    for flag, value in pairwise([*flags, ""]):
-        name, _, joined = flag.partition("=")
-        if flag.startswith("-") and name not in FLAGS:
-            raise ConfigError(f"{flag}: no such flag; --hydra-help shows all.")
-        if name in ("--cfg", "-c") and (joined or value) not in ("job", "hydra", "all"):
-            raise ConfigError(f"{name} {joined or value}: job, hydra or all is expected.")
-        if name == "--info" and (what := joined or value) and what not in _INFO:
-            raise ConfigError(f"--info {what}: one of {', '.join(_INFO)} is expected, as in --info=defaults.")
-        if name == "--experimental-rerun":
-            raise ConfigError("--experimental-rerun: refused, as it unpickles a file.")
-        folder = os.path.expanduser(joined or value)
-        if name in ("--config-dir", "-cd") and not os.path.isdir(folder):
-            raise ConfigError(f"--config-dir {joined or value}: no such folder.")
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]
+    given, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        _refuse(f"{unknown[0]}: no such flag")
+    if given.experimental_rerun:
+        raise ConfigError("--experimental-rerun: refused, as it unpickles a file.")
+    flags, overrides = vars(given), vars(given).pop("overrides")
+    if given.config_dir is not None:
+        flags["config_dir"] = os.path.expanduser(given.config_dir)
+        if not os.path.isdir(flags["config_dir"]):
+            raise ConfigError(f"--config-dir {given.config_dir}: no such folder.")
+    _refuse_odd_overrides(overrides)
+    words = {f"--{name.replace('_', '-')}": value for name, value in flags.items() if value not in (None, False)}
+    return [*(flag if value is True else f"{flag}={value}" for flag, value in words.items()), *overrides]
+
+
+def is_flag(word: str) -> bool:
+    """Return whether a word is a flag of Hydra's."""
+    return any(word in action.option_strings for action in get_args_parser()._actions)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ConfigError(f"{message}; --hydra-help shows all.")
+
+
+def _refuse_odd_overrides(overrides: Sequence[str]) -> None:
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     groups = {override.key_or_group for override in parsed}
     for override in parsed:
@@ -92,7 +108,8 @@ def explain(error: Exception) -> str:
         where = error.filename or "what is printed, or config and log of this run"
         way_out = "hydra.run.dir=DIR puts config and log of a run elsewhere, in a sweep hydra.sweep.dir=DIR"
         return f"{where}: {error.strerror or error}; {way_out}."
-    return one_line(error)
+    is_known = isinstance(error, BalrError | HydraException | OmegaConfBaseException | YAMLError)
+    return one_line(error) if is_known else shorten(f"{type(error).__name__}: {one_line(error)}", 400)
 
 
 def _missing_config(error: MissingConfigException, file: str) -> str:

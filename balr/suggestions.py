@@ -62,9 +62,9 @@ def suggest(error: Exception, argv: Sequence[str]) -> str:
 
 
 def _suggest_key(option: str, argv: Sequence[str]) -> str | None:
-    from balr.hydra_errors import FLAGS
+    from balr.hydra_errors import is_flag
 
-    if option in FLAGS:
+    if is_flag(option):
         return f"{option}: a flag of Hydra's, and no option here; python -m balr.main {option} takes it."
     key = option.lstrip("-").replace("-", "_")
     key = next((group for group in _GROUPS if group.rpartition("/")[2] == key), key)

@@ -47,6 +47,15 @@ def test_a_model_of_one_s_own_is_as_good_as_those_that_ship(
     assert balr(*command, "-m", "precision=fp32") == 0
 
 
+def test_a_folder_may_be_below_one_s_home(
+    config_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(config_dir.parent))
+    for flag in (["--config-dir=~/conf"], ["--config-dir", "~/conf"]):
+        assert main(["input=x", *flag, "embeddings/model=mine", "--cfg", "job"]) == 0
+        assert "window_type: povey" in capsys.readouterr().out
+
+
 def test_a_folder_that_is_not_there_is_blamed_itself(one_error_line: Callable[[], str]) -> None:
     assert main(["input=x", "--config-dir", "nope", "embeddings/model=mine"]) == 2
     assert "--config-dir nope: no such folder" in one_error_line()

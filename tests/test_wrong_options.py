@@ -153,4 +153,11 @@ def test_a_wrong_type_is_refused_before_a_configuration_is_shown(one_error_line:
 
 def test_a_flag_that_takes_an_override_for_its_value_says_what_it_takes(one_error_line: OneLine) -> None:
     assert main(["--info", "input=x"]) == 2
-    assert "--info input=x: one of all, config, defaults" in one_error_line()
+    assert "--info/-i: invalid choice: 'input=x' (choose from" in one_error_line()
+
+
+@pytest.mark.parametrize("argv", [["input=x", "--foo", "device=cpu"], ["--foo", "input=x"], ["-q"]])
+def test_a_flag_that_is_none_is_named(one_error_line: OneLine, argv: list[str]) -> None:
+    assert main(argv) == 2
+    flag = next(word for word in argv if word.startswith("-"))
+    assert f"{flag}: no such flag; --hydra-help shows all." in one_error_line()
