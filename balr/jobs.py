@@ -56,11 +56,6 @@ class JobResult:
             return self.eer
         return 1 / self.x_real_time if self.x_real_time else math.inf
 
-    def write(self, run_dir: Path) -> None:
-        """Leave the result where the sweep looks for it. Raises OutputError."""
-        with whole_file(run_dir / RESULT) as file:
-            file.write(json.dumps(asdict(self)).encode())
-
     def cells(self) -> tuple[str, ...]:
         """Return the row of the table."""
         if self.embedded is None or self.failed is None:
@@ -86,7 +81,8 @@ def run_job(cfg: DictConfig) -> float:
     if above not in (None, os.getppid()):  # a launcher's process would wait for more work, and none will come
         os._exit(result.exit_code)
     if is_of_sweep and (stop.exit_code is None or is_elsewhere):
-        result.write(_run_dir())
+        with whole_file(_run_dir() / RESULT) as file:
+            file.write(json.dumps(asdict(result)).encode())
     elif result.exit_code:
         raise SystemExit(result.exit_code)
     if is_elsewhere and stop.number is not None and multiprocessing.parent_process() is None:

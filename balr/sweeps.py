@@ -68,7 +68,8 @@ class SweepTable(Callback):
         """Put together what shards left, then read the results of the jobs and print them."""
         self._at_the_end.close()
         files = Path(config.hydra.sweep.dir).rglob(RESULT)
-        results = [JobResult(**json.loads(file.read_text(encoding="utf-8"))) for file in sorted(files, key=_number)]
+        in_order = sorted(files, key=lambda file: (len(file.parent.name), file.parent.name))  # by their numbers
+        results = [JobResult(**json.loads(file.read_text(encoding="utf-8"))) for file in in_order]
         for folder in sorted({result.shard_of for result in results if result.shard_of}):
             _merge(Path(folder))
         has_eer = any(result.eer is not None for result in results)
@@ -97,7 +98,7 @@ def fetch_models(sweep: DictConfig) -> None:
     with suppress(HydraException, OmegaConfBaseException):
         given = OverridesParser.create(loader).parse_overrides([*params, *sweep.hydra.overrides.task])
         chosen = [one for one in given if not one.is_sweep_override() or one.key_or_group.startswith(about_models)]
-        for job in product(*map(_choices, chosen)):
+        for job in product(*{one.get_key_element(): _choices(one) for one in chosen}.values()):  # the last of each key
             model = loader.load_sweep_config(sweep, list(job)).embeddings.model
             folder = Path(model.model_dir or "").expanduser()
             is_local = model.model_dir and folder.is_dir() and any(folder.iterdir())
@@ -129,8 +130,3 @@ def _report(folders: list[Path], page: Path) -> None:
         sys.stderr.write(f"page     {page}\n")
     except BalrError as error:
         sys.stderr.write(f"WARNING no page was written: {error}\n")
-
-
-def _number(file: Path) -> tuple[int, str]:
-    name = file.parent.name
-    return (int(name) if name.isdecimal() else 0, name)

@@ -15,6 +15,7 @@ from conftest import alive_in_group, run_command, speechlike, write_wav
 from fake_hub import FakeHub
 
 from balr import load_embeddings
+from balr.checkpoints import published_checkpoints
 from balr.errors import CheckpointError
 from balr.launchers import end_as_stopped
 from balr.main import main
@@ -64,6 +65,20 @@ def test_every_model_that_a_sweep_names_is_fetched_once(
         assert main(["-m", f"input={corpus}", "hydra/launcher=joblib_cpu", *models]) == 2
         assert [name for name, _ in asked] == expected
         assert capsys.readouterr().err == "ERROR them/last: no such repository.\n"
+
+
+def test_models_of_an_experiment_that_the_command_replaces_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def begin(*_: object) -> None:
+        raise SystemExit(3)
+
+    monkeypatch.setattr("balr.sweeps.find_checkpoint", lambda model_repo, **_: asked.append(model_repo))
+    monkeypatch.setattr("balr.sweeps.SweepBars", begin)
+    models = ["+experiment=compare_models", "embeddings/model=campplus_lm,resnet293_lm"]
+    assert main(["-m", "input=x", "hydra/launcher=joblib_cpu", *models]) == 3
+    names = {checkpoint.name: repo for repo, checkpoint in published_checkpoints().items()}
+    assert asked == [names["campplus_lm"], names["resnet293_lm"]]
 
 
 @pytest.mark.parametrize(
