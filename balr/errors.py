@@ -1,13 +1,6 @@
-"""What can go wrong, drawn as a tree. A message is one line: what, where, what to do.
+"""What can go wrong: BalrError stops the command, UtteranceError and PlaceError only become a Failure of one utterance.
 
-BalrError             stops the command; the line is shown, never a traceback
-├── ConfigError       an option, an override, a yaml file
-├── InputError        the corpus: a csv, a folder, a wav.scp
-├── CheckpointError   the model's files
-├── OutputError       the place where results go
-│   ├── LockedError   another run works there
-│   └── PlaceError    the path of one result; becomes a Failure and the run goes on
-└── UtteranceError    one utterance; becomes a Failure and the run goes on
+A message is one line: what, where, what to do.
 """
 
 import os

@@ -19,20 +19,10 @@ _NAMES = ("SIGINT", "SIGTERM", *_TIME_LIMIT)
 _PR_SET_PDEATHSIG = 1
 
 
-class Stop:
+class Stop(threading.Event):
     """Hold whether, and by which signal, a run is asked to end. `set` asks for it without a signal."""
 
-    def __init__(self) -> None:
-        self._event = threading.Event()
-        self.number: int | None = None
-
-    def set(self) -> None:
-        """Ask the run to end after the batches that are being computed."""
-        self._event.set()
-
-    def is_set(self) -> bool:
-        """Return whether the run is to end."""
-        return self._event.is_set()
+    number: int | None = None
 
     @property
     def signal_name(self) -> str | None:
@@ -51,7 +41,7 @@ class Stop:
         if self.number is not None:
             os._exit(128 + number)
         self.number = number
-        self._event.set()
+        self.set()
 
 
 @contextmanager
