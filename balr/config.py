@@ -191,13 +191,20 @@ def legal_feature(name: str, value: object) -> str | None:
 
 def config_dir() -> Path:
     """Return the absolute path of the config tree: inside the package (wheel) or beside it (checkout)."""
-    package = Path(__file__).resolve().parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
+    return _shipped("conf", "conf")
 
 
 def demo_checkpoint() -> Path:
     """Return the folder of the checkpoint that ships with balr: inside the package (wheel) or beside it (checkout)."""
+    return _shipped("demo_checkpoint", "resources/demo/checkpoint")
+
+
+def groups() -> list[str]:
+    """Return the groups of the config tree, of which one config is chosen by its name."""
+    root = config_dir()
+    return sorted({path.parent.relative_to(root).as_posix() for path in root.glob("*/**/*.yaml")})
+
+
+def _shipped(inside: str, beside: str) -> Path:
     package = Path(__file__).resolve().parent
-    inside = package / "demo_checkpoint"
-    return inside if inside.is_dir() else package.parent / "resources" / "demo" / "checkpoint"
+    return package / inside if (package / inside).is_dir() else package.parent / beside

@@ -19,7 +19,7 @@ from hydra.errors import (
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from balr.config import config_dir, known_keys
+from balr.config import config_dir, groups, known_keys
 from balr.errors import BalrError, ConfigError, one_line
 
 _EXTRAS = {"hydra/launcher/ray": "ray", "hydra/launcher/submitit_slurm": "slurm", "hydra/sweeper/optuna": "optuna"}
@@ -71,18 +71,13 @@ def _refuse_no_name(override: Override) -> None:
     group, typed, root = override.key_or_group, override.input_line or "", config_dir()
     if re.fullmatch(r"[\w.]+", group) and not list((root / group).glob("*.yaml")):
         wanted = group.replace(".", "/")
-        meant = [f"{one}={typed.partition('=')[2] or 'NAME'}" for one in _groups() if _is_meant(one, wanted)]
+        meant = [f"{one}={typed.partition('=')[2] or 'NAME'}" for one in groups() if _is_meant(one, wanted)]
         if meant:
             raise ConfigError(f"{typed}: a config is chosen by its group; did you mean {' or '.join(meant)}?")
     names = sorted(path.stem for path in (root / group).glob("[!_]*.yaml")) if ".." not in group else []
     is_name = override.is_delete() or override.is_sweep_override() or isinstance(override.value(), str)
     if names and not is_name:
         raise ConfigError(f"{typed}: a config is chosen by its name; there are {', '.join(names)}.")
-
-
-def _groups() -> list[str]:
-    root = config_dir()
-    return sorted({path.parent.relative_to(root).as_posix() for path in root.glob("*/**/*.yaml")})
 
 
 def _is_meant(group: str, wanted: str) -> bool:
@@ -127,7 +122,7 @@ def _missing_config(error: MissingConfigException, file: str) -> str:
 def _unknown_key(message: str, reason: str) -> str:
     found = re.search(r"full_key: (\S+)", reason) or re.search("'(.+?)'", message)
     key = found[1] if found else reason
-    keys = [*_groups(), *known_keys()]
+    keys = [*groups(), *known_keys()]
     same_end = [known for known in keys if re.split(r"[./]", known)[-1] == key]
     near = same_end or get_close_matches(key, keys, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "--cfg job shows all keys."

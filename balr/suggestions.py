@@ -2,30 +2,19 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import typer
 
-from balr.config import RunConfig, config_dir
+from balr.config import config_dir, groups, known_keys
 from balr.errors import one_line
 
-_GROUPS = ("embeddings/model", "data", "store", "shard", "experiment", "hydra/launcher")
 _VALUES = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "precision": ("bf16", "fp16", "fp32"),
     "force": ("true",),
     "fail_fast": ("true",),
 }
-_KEYS = (
-    "embeddings/model=",
-    "data=",
-    "store=",
-    "+experiment=",
-    "hydra/launcher=",
-    *(f"{key}=" for key in _VALUES),
-    "save_dir=",
-)
 
 
 def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -37,13 +26,15 @@ def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
     key, sign, value = incomplete.partition("=")
     if sign:
         return [f"{key}={one}" for one in complete_value(key, value)]
-    return [one for one in _KEYS if one.startswith(incomplete)]
+    added = ("evaluation", "experiment")  # which have no default that is replaced
+    keys = dict.fromkeys(f"{'+' * (key in added)}{key}=" for key in (*groups(), *known_keys()))
+    return [key for key in keys if key.startswith(incomplete)]
 
 
 def complete_value(key: str, incomplete: str) -> list[str]:
     """Complete the value of a key, or the name of a config of a group."""
     key = key.lstrip("+")
-    there = [path.stem for path in (config_dir() / key).glob("[!_]*.yaml")] if key in _GROUPS else _VALUES.get(key, ())
+    there = [path.stem for path in (config_dir() / key).glob("[!_]*.yaml")] if key in groups() else _VALUES.get(key, ())
     listed, comma, last = incomplete.rpartition(",")
     return [f"{listed}{comma}{one}" for one in sorted(there) if one.startswith(last) and one not in listed.split(",")]
 
@@ -67,8 +58,8 @@ def _suggest_key(option: str, argv: Sequence[str]) -> str | None:
     if is_flag(option):
         return f"{option}: a flag of Hydra's, and no option here; python -m balr.main {option} takes it."
     key = option.lstrip("-").replace("-", "_")
-    key = next((group for group in _GROUPS if group.rpartition("/")[2] == key), key)
-    if key not in _GROUPS and key not in {field.name for field in fields(RunConfig)}:
+    key = next((group for group in groups() if group.rpartition("/")[2] == key), key)
+    if key not in (*groups(), *known_keys()):
         return None
     after = shlex.join(argv).partition(f"{option} ")[2] or next((w for w in argv if w.startswith(f"{option}=")), "")
     value = after.removeprefix(f"{option}=").split(" ")[0]
