@@ -4,18 +4,20 @@ import io
 import logging
 import os
 import sys
+from dataclasses import fields
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from balr.checkpoints import download_checkpoint, published_table
+from balr.config import RunConfig
 from balr.errors import BalrError, one_line
 from balr.evaluation_commands import evaluate, report
 from balr.logs import open_missing_streams
-from balr.overrides import split_commas, split_words, to_overrides
+from balr.overrides import split_words, to_overrides
 from balr.shutdown import end_process
 from balr.store_commands import AudioFormats, RootDir, export, merge, verify
 from balr.suggestions import complete_override, complete_value, suggest
@@ -27,14 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-
-class Shown(StrEnum):
-    """What `--cfg` can show."""
-
-    job = "job"
-    hydra = "hydra"
-    all = "all"
+Shown = StrEnum("Shown", ("job", "hydra", "all"))
 
 
 def main() -> None:
@@ -84,6 +79,7 @@ def _balr(
     "the command could not do its work, and one line says why; 130 interrupted (143 by SIGTERM, 138 by SIGUSR1)."
 )
 def extract(
+    context: typer.Context,
     corpus: Annotated[
         str | None,
         typer.Argument(
@@ -160,18 +156,7 @@ def extract(
     if multirun and cfg:
         raise typer.BadParameter("shows one job; leave --multirun out.", param_hint="--cfg")
     source, rest = split_words([word for word in (corpus, *(overrides or ())) if word is not None])
-    flags: dict[str, Any] = {
-        "input": source,
-        "force": force,
-        "max_failures": max_failures,
-        "fail_fast": fail_fast,
-        "save_output": save_output,
-        "save_dir": save_dir,
-        "audio_formats": split_commas(audio_formats),
-        "device": device,
-        "precision": precision,
-        "root_dir": root_dir,
-    }
+    flags = {field.name: context.params.get(field.name) for field in fields(RunConfig)} | {"input": source}
     hydra_flags = ["--multirun"] * multirun + ["--resolve"] * resolve
     hydra_flags += ["--cfg", cfg.value] if cfg else []
     hydra_flags += ["--config-dir", conf] if conf else []

@@ -12,7 +12,9 @@ from balr.overrides import split_commas
 _SHOWN_OF_A_KIND = 20
 AudioFormats = Annotated[
     list[str] | None,
-    typer.Option(help="File suffixes that a folder is searched for; separate them by commas.", metavar="SUFFIX"),
+    typer.Option(
+        callback=split_commas, help="File suffixes that a folder is searched for, as in wav,flac.", metavar="SUFFIX"
+    ),
 ]
 RootDir = Annotated[str | None, typer.Option(help="Where relative paths of a csv or wav.scp start.", metavar="DIR")]
 _SaveDir = Annotated[str, typer.Argument(metavar="SAVE_DIR", help="The folder of a run.")]
@@ -42,7 +44,7 @@ def verify(
     from balr.runs import verify as checks
 
     folder = Path(save_dir).expanduser()
-    formats = split_commas(audio_formats) or AUDIO_FORMATS
+    formats = audio_formats or AUDIO_FORMATS
     try:
         found = Corpus.from_path(corpus, root_dir=root_dir, audio_formats=formats) if corpus else None
         verdict = checks.verify(folder, found)

@@ -53,8 +53,8 @@ def test_only_flags_that_were_given_are_forwarded_and_before_the_overrides(monke
     assert forwarded(monkeypatch, "extract", "a.csv") == ["input='a.csv'"]
     assert forwarded(monkeypatch, "extract", "a.csv", "device=cpu", "--force", "--device", "cuda") == [
         "input='a.csv'",
-        "force=true",
         "device='cuda'",
+        "force=true",
         "device=cpu",
     ]
     assert forwarded(monkeypatch, "extract", "--no-save-output", "--no-force", "a") == [
@@ -65,7 +65,7 @@ def test_only_flags_that_were_given_are_forwarded_and_before_the_overrides(monke
 
 
 def test_flags_stand_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = ["input='DATA/metadata.csv'", "force=true", "save_dir='D'", "device='cuda'", "a=1", "b=2"]
+    expected = ["input='DATA/metadata.csv'", "device='cuda'", "force=true", "save_dir='D'", "a=1", "b=2"]
     for arguments in (
         ("--force", "--save-dir", "D", "--device", "cuda", "DATA/metadata.csv", "a=1", "b=2"),
         ("DATA/metadata.csv", "a=1", "--force", "--save-dir", "D", "b=2", "--device", "cuda"),
