@@ -14,9 +14,7 @@ from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from balr.checkpoints import files_in, published_checkpoints, published_names
@@ -107,16 +105,13 @@ def build(node: Mapping[str, Any], kind: type[_T], **arguments: object) -> _T:
     if not isinstance(cls, type) or not cls.__module__.startswith("balr.") or not issubclass(cls, kind):
         raise ConfigError(f"_target_={target}: not a class of balr that fits here ({kind.__name__}); see conf/.")
     known = [name for name in signature(cls).parameters if name not in arguments]
-    for key in node:
-        if not str(key).startswith("_") and key not in known:
+    settings: dict[str, Any] = {}
+    for key, value in node.items():
+        if key not in ("_target_", *known):
             raise ConfigError(f"{key}: {cls.__name__} has no such key; it has {', '.join(known) or 'none'}.")
-    try:
-        # Partially: Hydra would make a copy of each argument, and a corpus has millions of utterances.
-        constructor = instantiate(node, _recursive_=False, _convert_="object", _partial_=True)
-    except InstantiationException as error:
-        raise (error.__cause__ or error) from None
-    made: _T = constructor(**arguments)
-    return made
+        settings[key] = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
+    del settings["_target_"]
+    return cls(**settings, **arguments)
 
 
 def corpus_name(path: str) -> str:
