@@ -30,16 +30,9 @@ class TerminalHandler(logging.Handler):
     job = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        kept, record.exc_info, record.exc_text = record.exc_info, None, None
-        try:
-            line = self.format(record)
-            if self.job:
-                level, _, message = line.partition(" ")
-                line = f"{level} {self.job}: {message}"
-            with suppress(OSError):  # its reader has gone, or its disk is full: the log file has the line
-                sys.stderr.write(line + "\n")
-        finally:
-            record.exc_info = kept
+        who = f"{self.job}: " if self.job else ""
+        with suppress(OSError):  # its reader has gone, or its disk is full: the log file has the line
+            sys.stderr.write(redacted(f"{record.levelname} {who}{record.getMessage()}\n"))
 
 
 class LogFile(logging.FileHandler):
