@@ -67,11 +67,14 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _balr(
+    context: typer.Context,
     _: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand != "extract":  # whose log Hydra sets up
+        logging.basicConfig(format="%(levelname)s %(message)s")
+        logging.getLogger("balr").setLevel(logging.INFO)
 
 
 @app.command(
@@ -82,10 +85,7 @@ def extract(
     context: typer.Context,
     corpus: Annotated[
         str | None,
-        typer.Argument(
-            metavar="INPUT",
-            help="A csv, a folder, an audio file, a Kaldi folder, a tar or parquet, or a .txt of paths.",
-        ),
+        typer.Argument(metavar="INPUT", help="A csv, folder, audio file, Kaldi folder, tar, parquet or .txt of paths."),
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -99,9 +99,7 @@ def extract(
     force: Annotated[bool | None, typer.Option("--force/--no-force", help="Embed again what is already there.")] = None,
     max_failures: Annotated[
         str | None,
-        typer.Option(
-            help="More failed utterances than this, or than a share such as 1%, give exit code 1.", metavar="N"
-        ),
+        typer.Option(help="More failed utterances than this, or a share such as 1%, give exit code 1.", metavar="N"),
     ] = None,
     fail_fast: Annotated[
         bool | None, typer.Option("--fail-fast/--no-fail-fast", help="Stop at the first utterance that fails.")
@@ -134,11 +132,7 @@ def extract(
     root_dir: RootDir = None,
     multirun: Annotated[
         bool,
-        typer.Option(
-            "--multirun",
-            "-m",
-            help="Sweep: one job for each listed value; hydra/launcher=joblib_cpu runs them side by side.",
-        ),
+        typer.Option("--multirun", "-m", help="Sweep: a job for each value; hydra/launcher=joblib_cpu: side by side."),
     ] = False,
     cfg: Annotated[Shown | None, typer.Option(help="Show the composed configuration and stop.")] = None,
     resolve: Annotated[bool, typer.Option("--resolve", help="With --cfg: show interpolated values.")] = False,
@@ -186,8 +180,6 @@ def download(
     balr download campplus_lm models/campplus
     balr extract recordings/ embeddings.model.model_dir=models/campplus
     """
-    logging.basicConfig(format="%(levelname)s %(message)s")
-    logging.getLogger("balr").setLevel(logging.INFO)
     files = download_checkpoint(model, folder)
     print(f"{files.weights}\n{files.config}")
 

@@ -1,8 +1,6 @@
 """`balr evaluate` and `balr report`: what the embeddings of earlier runs are worth, and a page to look at."""
 
-import logging
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -10,13 +8,12 @@ from typing import Annotated
 import typer
 
 from balr.config import EvaluationConfig
-
-_SaveDir = Annotated[str, typer.Argument(metavar="SAVE_DIR", help="The folder of a run.")]
+from balr.store_commands import SaveDir
 
 
 def evaluate(
     context: typer.Context,
-    save_dir: _SaveDir,
+    save_dir: SaveDir,
     trials: Annotated[
         str | None,
         typer.Argument(
@@ -27,13 +24,10 @@ def evaluate(
     *,
     mean: Annotated[
         str | None,
-        typer.Option(
-            help="What to subtract first: self, none, or that of a SAVE_DIR or file.", metavar="self|none|PATH"
-        ),
+        typer.Option(help="Mean to subtract first: self, none, that of a SAVE_DIR or file.", metavar="self|none|PATH"),
     ] = None,
     cohort: Annotated[
-        str | None,
-        typer.Option(help="Normalise scores (AS-norm) by the speakers of this SAVE_DIR.", metavar="SAVE_DIR"),
+        str | None, typer.Option(help="Normalise scores (AS-norm) by the speakers of this folder.", metavar="SAVE_DIR")
     ] = None,
     top_n: Annotated[
         int | None, typer.Option(help="Speakers of the cohort that count, the nearest [default: 300].")
@@ -66,7 +60,6 @@ def evaluate(
     balr evaluate outputs/vox1 O.txt --mean outputs/vox2 --cohort outputs/vox2
     balr evaluate outputs/embeddings/voxceleb2-metadata/resnet34_lm --inspect
     """
-    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     given = {name: value for name, value in context.params.items() if name not in ("save_dir", "inspect")}
     settings = EvaluationConfig(**{name: value for name, value in given.items() if value is not None})
 
@@ -97,7 +90,6 @@ def report(
     balr report outputs/embeddings/voxceleb2-metadata/resnet34_lm
     balr report outputs/embeddings/voxceleb2-metadata/* --figures paper/figures
     """
-    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     folders = [Path(folder).expanduser() for folder in save_dirs]
     above = folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.absolute() for folder in folders]))
 

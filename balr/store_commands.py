@@ -13,24 +13,22 @@ _SHOWN_OF_A_KIND = 20
 AudioFormats = Annotated[
     list[str] | None,
     typer.Option(
-        callback=split_commas, help="File suffixes that a folder is searched for, as in wav,flac.", metavar="SUFFIX"
+        callback=split_commas, help="File suffixes to look for in a folder, as in wav,flac.", metavar="SUFFIX"
     ),
 ]
 RootDir = Annotated[str | None, typer.Option(help="Where relative paths of a csv or wav.scp start.", metavar="DIR")]
-_SaveDir = Annotated[str, typer.Argument(metavar="SAVE_DIR", help="The folder of a run.")]
+SaveDir = Annotated[str, typer.Argument(metavar="SAVE_DIR", help="The folder of a run.")]
 
 
 def verify(
-    save_dir: _SaveDir,
+    save_dir: SaveDir,
     corpus: Annotated[
         str | None, typer.Argument(metavar="[INPUT]", help="The corpus that it should hold the embeddings of.")
     ] = None,
     *,
     forget: Annotated[
         bool,
-        typer.Option(
-            "--forget", help="Take what is wrong off metadata.csv, so that the next run of the same command embeds it."
-        ),
+        typer.Option("--forget", help="Take what is wrong off metadata.csv, so that the next run embeds it again."),
     ] = False,
     audio_formats: AudioFormats = None,
     root_dir: RootDir = None,
@@ -60,7 +58,7 @@ def verify(
     raise typer.Exit(1 if verdict.findings else 0)
 
 
-def merge(save_dir: _SaveDir) -> None:
+def merge(save_dir: SaveDir) -> None:
     """Put together what shards wrote into one folder; the last shard to finish does this by itself.
 
     balr merge outputs/embeddings/voxceleb2/resnet34_lm
@@ -73,7 +71,7 @@ def merge(save_dir: _SaveDir) -> None:
 
 
 def export(
-    save_dir: _SaveDir,
+    save_dir: SaveDir,
     out: Annotated[str, typer.Argument(metavar="OUT", help="A new folder; for npz and csv a new file.")],
     *,
     to: Annotated[str, typer.Option(help="files, parquet, kaldi, npz (arrays ids and data) or csv.", metavar="FORMAT")],
@@ -82,9 +80,7 @@ def export(
     ] = None,
     subtract_mean: Annotated[
         str | None,
-        typer.Option(
-            help="Subtract a mean first: self, that of SAVE_DIR, or a .npy or .txt file.", metavar="self|FILE"
-        ),
+        typer.Option(help="Subtract a mean first: self (of SAVE_DIR), or a .npy or .txt file.", metavar="self|FILE"),
     ] = None,
     per_speaker: Annotated[
         bool, typer.Option("--per-speaker", help="One embedding for each speaker: the mean.")
