@@ -12,9 +12,7 @@ from balr.overrides import split_commas
 _SHOWN_OF_A_KIND = 20
 AudioFormats = Annotated[
     list[str] | None,
-    typer.Option(
-        callback=split_commas, help="File suffixes to look for in a folder, as in wav,flac.", metavar="SUFFIX"
-    ),
+    typer.Option(callback=split_commas, help="File suffixes to take from a folder, as wav,flac.", metavar="SUFFIX"),
 ]
 RootDir = Annotated[str | None, typer.Option(help="Where relative paths of a csv or wav.scp start.", metavar="DIR")]
 SaveDir = Annotated[str, typer.Argument(metavar="SAVE_DIR", help="The folder of a run.")]
