@@ -59,10 +59,10 @@ def _refuse(message: str) -> NoReturn:
 
 def _refuse_odd_overrides(overrides: Sequence[str]) -> None:
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    groups = {override.key_or_group for override in parsed}
+    chosen = {override.key_or_group for override in parsed}
     for override in parsed:
         _refuse_no_name(override)
-        if override.key_or_group.startswith("evaluation.") and not groups & {"evaluation", "experiment"}:
+        if override.key_or_group.startswith("evaluation.") and not chosen & {"evaluation", "experiment"}:
             raise ConfigError(f"{override.input_line}: of a run that is evaluated; add +evaluation=trials.")
 
 
