@@ -87,7 +87,7 @@ def _read_here(
     stop: Stop,
 ) -> Iterator[tuple[Batch, list[Any]]]:
     for batch in plan:
-        while not read_ahead.reserve(batch):
+        while not stop.is_set() and not read_ahead.reserve(batch):
             read_ahead.wait(_SECONDS_BETWEEN_LOOKS)
         if stop.is_set():
             return
