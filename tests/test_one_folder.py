@@ -34,6 +34,13 @@ def test_two_corpora_with_the_same_ids_do_not_meet_in_one_folder(
     assert embeddings(tmp_path / "out") == before
 
 
+def test_the_folder_of_the_corpus_is_no_save_dir(balr: Command, corpus: Path, one_error_line: OneLine) -> None:
+    before = sorted(corpus.rglob("*"))
+    assert balr(f"input={corpus}", f"save_dir={corpus}") == 2
+    assert "is save_dir, too" in one_error_line() and sorted(corpus.rglob("*")) == before
+    assert balr(f"input={corpus}", "save_dir=null") == 0
+
+
 def test_another_model_or_feature_setting_is_refused_in_the_same_folder(
     balr: Command, corpus: Path, tmp_path: Path, one_error_line: OneLine, capsys: pytest.CaptureFixture[str]
 ) -> None:
