@@ -158,7 +158,7 @@ def _open(out: Path, to: str, utterances: Sequence[Utterance], root: Path) -> St
         return KaldiStore(corpus)
     from balr.stores.parquet import ParquetStore
 
-    return ParquetStore(corpus, rows_per_part=8_192, seconds_per_part=float("inf"))
+    return ParquetStore(corpus, rows_per_part=8_192)
 
 
 def _folder_of(utterances: Sequence[Utterance]) -> str:

@@ -56,8 +56,8 @@ class ListedStore(Store):
     def _remove(self, listed: Mapping[str, Listed]) -> None:
         """Remove embeddings that are no longer listed."""
 
-    def _finish(self, *, merged: bool) -> None:
-        """Write what a subclass adds to the list of a whole corpus; `merged` says if shards were added to it."""
+    def _finish(self) -> None:
+        """Write what a subclass adds to the list of a whole corpus."""
 
     @property
     def listing(self) -> Path:
@@ -103,7 +103,7 @@ class ListedStore(Store):
         self._manifest.finish(self._rows())
         if not self.shard.tag:
             shards = [manifest for manifest in manifests_in(self.folder) if manifest.path != self._manifest.path]
-            self._finish(merged=bool(shards))
+            self._finish()
             for manifest in shards:
                 manifest.remove()
         if vanished:

@@ -97,12 +97,15 @@ def read_in_part(place: Path) -> npt.NDArray[Any]:
 
 
 def drop_rows(folder: Path, ids: Set[str]) -> None:
-    """Write the parts that hold some of these ids anew, without them. Raises OutputError."""
+    """Write the parts that hold some of these ids anew, without them; a part that cannot be read goes by its name.
+
+    Raises OutputError.
+    """
     for part in parts_in(folder):
-        table = pq.read_table(part)
-        kept = [number for number, id_ in enumerate(table["id"].to_pylist()) if id_ not in ids]
-        if kept and len(kept) < len(table):
-            write_part(part, table.take(kept))
+        found = [part.name] if part.name in ids else pq.read_table(part, columns=["id"])["id"].to_pylist()
+        kept = [number for number, id_ in enumerate(found) if id_ not in ids]
+        if kept and len(kept) < len(found):
+            write_part(part, pq.read_table(part).take(kept))
         elif not kept:
             part.unlink()
 

@@ -107,7 +107,12 @@ def load_embeddings(save_dir: str | Path) -> "tuple[list[str], npt.NDArray[np.fl
     if not columns:
         raise InputError(f"{folder}: holds no embeddings; give the save_dir of a run.")
     ids = columns.pop("id")
-    others = {name: cells for name, cells in columns.items() if name not in ("embedding", "crc32")}
+    # A table holds UTF-8, which names of files need not be.
+    others = {
+        name: [cell.encode(errors="surrogateescape").decode(errors="backslashreplace") for cell in cells]
+        for name, cells in columns.items()
+        if name not in ("embedding", "crc32")
+    }
     return ids, np.frombuffer(numbers, np.float32).reshape(len(ids), -1), pa.table(others)
 
 
