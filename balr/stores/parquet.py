@@ -6,6 +6,7 @@ enough of it, by the next run too. A batch that a kill left incomplete is droppe
 
 import os
 from collections.abc import Collection, Iterator, Sequence, Set
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,6 @@ class ParquetStore(Store):
         self._stem = f"part{self.shard.tag.replace('.', '-')}"
         self._pending = self.folder / f"pending{self.shard.tag}.arrows"
         self._waiting: list[pa.RecordBatch] = []
-        self._ids: set[str] | None = None
         self._schema: pa.Schema | None = None
         self._new: list[Path] = []
 
@@ -65,7 +65,7 @@ class ParquetStore(Store):
         for file in [*pending_in(self.folder), *reversed(parts_in(self.folder))]:
             with as_output_error(file, "removed"):
                 file.unlink()
-        self._ids, self._schema = set(), None
+        self._found, self._schema = set(), None
 
     def write(self, batch: Sequence[Embedded]) -> list[Failure]:
         """Append a batch, without what is completed, to what waits to become a part. Raises OutputError."""
@@ -103,13 +103,12 @@ class ParquetStore(Store):
                 "embeds them again."
             )
 
-    @property
+    @cached_property
     def _found(self) -> set[str]:
-        if self._ids is None:
-            self._ids = ids_of(self.folder)
-            self._recover(self._ids)
-            refuse_foreign(self.folder, sorted(self._ids - {utterance.id for utterance in self.utterances}))
-        return self._ids
+        ids = ids_of(self.folder)
+        self._recover(ids)
+        refuse_foreign(self.folder, sorted(ids - {utterance.id for utterance in self.utterances}))
+        return ids
 
     def _recover(self, ids: set[str]) -> None:
         """Make a part of what earlier runs left: of this shard, or of all where this is the whole corpus."""
@@ -147,7 +146,7 @@ class ParquetStore(Store):
         """Return the rows of embeddings, in the columns of the first part."""
         utterances = [one.utterance for one in batch]
         matrix = np.stack([one.embedding for one in batch])
-        schema = self._columns(matrix.shape[1])
+        schema = self._schema = self._schema or self._columns(matrix.shape[1])
         parts = [utterance.part for utterance in utterances]
         columns: dict[str, Any] = {
             "id": [utterance.id for utterance in utterances],
@@ -166,12 +165,8 @@ class ParquetStore(Store):
 
     def _columns(self, dim: int) -> pa.Schema:
         """Return the columns of the first part, or the columns that it will have."""
-        if self._schema is None:
-            parts = parts_in(self.folder)
-            self._schema = pq.read_schema(parts[0]).remove_metadata() if parts else self._new_columns(dim)
-        return self._schema
-
-    def _new_columns(self, dim: int) -> pa.Schema:
+        for part in parts_in(self.folder):
+            return pq.read_schema(part).remove_metadata()
         types = {"start": pa.float64(), "end": pa.float64(), "channel": pa.int32(), "duration_seconds": pa.float64()}
         known = ("id", "audio_path", "start", "end", "channel", "speaker", "duration_seconds")
         fields = [pa.field(name, types.get(name, pa.string())) for name in known]
