@@ -191,7 +191,7 @@ class EmbeddingsModel(ABC):
             postponed += without_room
             return outcomes
         finally:
-            read_ahead.release(batch.ids)
+            read_ahead.release(batch.indices)
 
     def _embed_batch(
         self, batch: Decoded, config: DataConfig, *, others_run: bool = False
