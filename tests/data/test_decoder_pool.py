@@ -117,13 +117,13 @@ class Recorded(ReadAhead):
 
 
 def test_the_bound_of_what_is_read_ahead_is_kept() -> None:
-    room = Recorded([str(index) for index in range(10)], [10.0] * 10, most_seconds=45.0)
+    room = Recorded([10.0] * 10, most_seconds=45.0)
     with DecoderPool(faulty.read, processes=3, timeout_seconds=30.0) as pool:
         found = []
         for batch, _ in pool.results(PLAN, waveforms(), ahead=8, read_ahead=room, stop=Stop()):
             found.append(batch)
             room.now -= 10.0 * len(batch)
-            room.release([str(index) for index in batch])
+            room.release(batch)
         assert sorted(found) == PLAN and 40.0 <= room.most <= 45.0
 
 
