@@ -80,7 +80,8 @@ def rows_in_parts(folder: Path) -> Iterator[Row]:
             names = [name for name in pq.read_schema(part).names if name != "embedding"]
             rows = pq.read_table(part, columns=names, page_checksum_verification=True).to_pylist()
         except (OSError, pa.ArrowException):
-            yield dict.fromkeys(COLUMNS, "") | {"id": part.name, "audio": part.name, "embedding": f"{part.name}/0"}
+            cells = {"id": part.name, "audio": part.name, "embedding": f"{part.name}/damaged"}
+            yield dict.fromkeys(COLUMNS, "") | cells
             continue
         for number, cells in enumerate(rows):
             row = {name: _cell(cell) for name, cell in cells.items()}
@@ -91,7 +92,7 @@ def read_in_part(place: Path) -> npt.NDArray[Any]:
     """Read the embedding `(dim,)` at a place such as `part-00000.parquet/17`. Raises ValueError."""
     try:
         embedding: npt.NDArray[Any] = _embeddings(place.parent)[int(place.name)]
-    except (OSError, pa.ArrowException, LookupError) as error:
+    except (OSError, ValueError, pa.ArrowException, LookupError) as error:
         raise ValueError(f"the part is damaged: {one_line(error)[:100]}") from error
     return embedding
 

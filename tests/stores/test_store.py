@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from conftest import rows
 from example_embeddings import DIM, UTTERANCES, embedded
@@ -281,13 +282,26 @@ def test_the_lists_of_kaldi_are_those_of_what_is_left(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "spk2utt").read_text() == "s0 u0 u2\n"
 
 
-def test_a_part_that_cannot_be_read_is_forgotten_whole(tmp_path: Path) -> None:
+def spoil_all(part: Path) -> None:
+    part.write_bytes(b"no part")
+
+
+def spoil_the_speakers(part: Path) -> None:
+    columns = [pq.read_metadata(part).row_group(0).column(number) for number in range(8)]
+    (speakers,) = (column for column in columns if column.path_in_schema == "speaker")
+    content = bytearray(part.read_bytes())
+    content[speakers.dictionary_page_offset + speakers.total_compressed_size - 3] ^= 0xFF
+    part.write_bytes(content)
+
+
+@pytest.mark.parametrize("spoil", [spoil_all, spoil_the_speakers])
+def test_a_part_that_cannot_be_read_is_forgotten_whole(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
     open_parts = opener("parquet_of_one_row", tmp_path / "out")
     store = open_parts()
     for number in range(3):
         store.write(embedded(number))
     store.close()
     (tmp_path / "out" / "run.json").write_text(RECORD)
-    (tmp_path / "out" / "part-00001.parquet").write_bytes(b"no part")
+    spoil(tmp_path / "out" / "part-00001.parquet")
     assert forget(tmp_path / "out", verify(tmp_path / "out")) == 1
     assert open_parts().completed() == {"u0", "u2"}
