@@ -50,7 +50,7 @@ def verify(
     print(verdict.as_text(most_of_a_kind=_SHOWN_OF_A_KIND if sys.stdout.isatty() else None))
     if forget:
         count = checks.forget(folder, verdict)
-        print(f"{count:,} taken off the list, no file removed; the next run embeds what the corpus lists")
+        print(f"{count:,} taken off the list; the next run embeds what the corpus lists")
     raise typer.Exit(1 if verdict.findings else 0)
 
 
