@@ -86,6 +86,10 @@ class KaldiStore(ListedStore):
     def _finish(self) -> None:
         speakers = {utterance.id: utterance.speaker or utterance.id for utterance in self.audible}
         ids = sorted((id_ for id_ in self._listed if id_ in speakers), key=key_of)
+        utt2spk = _content(f"{id_} {speakers[id_]}" for id_ in ids)
+        scp = _content(f"{id_} {self.folder}/{self._listed[id_].place}" for id_ in ids)
+        if self._holds("utt2spk", utt2spk) and self._holds(_SCP, scp):
+            return
         of_speaker: dict[str, list[str]] = {}
         for id_ in ids:
             of_speaker.setdefault(speakers[id_], []).append(id_)
@@ -96,19 +100,27 @@ class KaldiStore(ListedStore):
                 sums[speakers[id_]] = sums.get(speakers[id_], 0.0) + embedding.astype(np.float64)
         except (OSError, ValueError) as error:
             raise OutputError(f"{self.folder}: {one_line(error)}; balr verify shows which is damaged.") from error
-        self._write("utt2spk", (f"{id_} {speakers[id_]}" for id_ in ids))
-        self._write("spk2utt", (f"{name} {' '.join(of_speaker[name])}" for name in names))
-        # Kaldi ignores spaces at the end; kaldiio looks four bytes ahead, and would take them from the next line.
-        self._write("num_utts.ark", (f"{name} {len(of_speaker[name]):<4}" for name in names))
         means, places = io.BytesIO(), []
         for name in names:
-            places.append(f"{name} {self.folder / 'spk_xvector.ark'}:{means.tell() + len(key_of(name))}")
+            places.append(f"{name} {self.folder}/spk_xvector.ark:{means.tell() + len(key_of(name))}")
             means.write(encode_entry(name, (sums[name] / len(of_speaker[name])).astype(np.float32)))
-        with whole_file(self.folder / "spk_xvector.ark") as file:
-            file.write(means.getvalue())
-        self._write("spk_xvector.scp", places)
-        self._write(_SCP, (f"{id_} {self.folder / self._listed[id_].place}" for id_ in ids))
+        (self.folder / _SCP).unlink(missing_ok=True)  # until all lists are written
+        self._write("utt2spk", utt2spk)
+        self._write("spk2utt", _content(f"{name} {' '.join(of_speaker[name])}" for name in names))
+        # Kaldi ignores spaces at the end; kaldiio looks four bytes ahead, and would take them from the next line.
+        self._write("num_utts.ark", _content(f"{name} {len(of_speaker[name]):<4}" for name in names))
+        self._write("spk_xvector.ark", means.getvalue())
+        self._write("spk_xvector.scp", _content(places))
+        self._write(_SCP, scp)
 
-    def _write(self, name: str, lines: Iterable[str]) -> None:
+    def _holds(self, name: str, content: bytes) -> bool:
+        path = self.folder / name
+        return path.is_file() and path.read_bytes() == content
+
+    def _write(self, name: str, content: bytes) -> None:
         with whole_file(self.folder / name) as file:
-            file.writelines(f"{line}\n".encode(errors="surrogateescape") for line in lines)
+            file.write(content)
+
+
+def _content(lines: Iterable[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode(errors="surrogateescape")

@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +281,8 @@ def test_the_lists_of_kaldi_are_those_of_what_is_left(tmp_path: Path) -> None:
     for name in ("xvector.scp", "utt2spk"):
         assert [line.split()[0] for line in (tmp_path / "out" / name).read_text().splitlines()] == ["u0", "u2"]
     assert (tmp_path / "out" / "spk2utt").read_text() == "s0 u0 u2\n"
+    open_kaldi(utterances=[UTTERANCES[0], replace(UTTERANCES[2], speaker="s9")]).close()
+    assert (tmp_path / "out" / "spk2utt").read_text() == "s0 u0\ns9 u2\n"
 
 
 def spoil_all(part: Path) -> None:
