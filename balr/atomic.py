@@ -5,9 +5,8 @@ import errno
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,11 +29,11 @@ def as_output_error(path: str | Path, action: str = "written") -> Iterator[None]
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     """Open a file for writing, creating its folder; it replaces `path` when all is written. Raises OutputError."""
     temporary = f"{path}{TEMPORARY}"
     with as_output_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         try:
             with open(temporary, "wb") as file:
                 yield file
@@ -51,23 +50,25 @@ def write_together(contents: Iterable[tuple[str, bytes]]) -> list[PlaceError | N
 
     Returns for each the error of its path, None where it was written. Raises OutputError where nothing can be written.
     """
-    errors: list[PlaceError | None] = []
-    written: dict[int, tuple[str, BinaryIO]] = {}
-    try:
-        for number, (path, content) in enumerate(contents):
-            found, error = _attempt(partial(_write, path, content), path)
-            errors.append(error)
-            if found is not None:
-                written[number] = (path, found)
-        for number, (path, file) in written.items():
-            _, errors[number] = _attempt(partial(_flush_and_rename, path, file), path)
-    finally:
-        for path, file in written.values():
-            if not file.closed or os.path.lexists(f"{path}{TEMPORARY}"):
-                with suppress(OSError):  # closing tries once more what could not be written
-                    file.close()
-                _discard(f"{path}{TEMPORARY}")
+    files = [_written_then_flushed(path, content) for path, content in contents]
+    errors: list[PlaceError | None] = [None] * len(files)
+    with ExitStack() as stack:
+        for file in files:
+            stack.callback(file.close)
+        for _ in ("written", "flushed and renamed"):
+            for number, file in enumerate(files):
+                try:
+                    next(file, None)
+                except PlaceError as error:
+                    errors[number] = error
     return errors
+
+
+def _written_then_flushed(path: str, content: bytes) -> Generator[None, None, None]:
+    with whole_file(path) as file:
+        file.write(content)
+        file.flush()
+        yield
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
@@ -96,41 +97,6 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _attempt(step: Callable[[], BinaryIO | None], path: str) -> tuple[BinaryIO | None, PlaceError | None]:
-    try:
-        with as_output_error(path):
-            return step(), None
-    except PlaceError as error:
-        return None, error
-
-
-def _write(path: str, content: bytes) -> BinaryIO:
-    try:
-        file = _open(path)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        file = _open(path)
-    try:
-        file.write(content)
-        file.flush()
-    except OSError:
-        with suppress(OSError):
-            file.close()
-        _discard(f"{path}{TEMPORARY}")
-        raise
-    return file
-
-
-def _open(path: str) -> BinaryIO:
-    return open(f"{path}{TEMPORARY}", "wb")
-
-
-def _flush_and_rename(path: str, file: BinaryIO) -> None:
-    os.fsync(file.fileno())
-    file.close()
-    os.replace(f"{path}{TEMPORARY}", path)
 
 
 def _discard(path: str) -> None:

@@ -1,17 +1,17 @@
-"""`balr export`: from a store of any kind to any other, embedding by embedding."""
+"""`balr export`: from a store of any kind to any other, with the same numbers unless asked to change them."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, islice
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
 from balr.atomic import whole_file, write_csv
-from balr.errors import ConfigError, InputError, OutputError, one_line
+from balr.errors import ConfigError, InputError, OutputError
 from balr.records import Embedded, Utterance
 from balr.runs.provenance import now
 from balr.runs.record import Facts, Record
@@ -20,11 +20,20 @@ from balr.stores.commit_log import Row
 from balr.stores.embedding_files import read_embedding
 from balr.stores.files import FilesStore
 from balr.stores.folder import locked
-from balr.stores.reading import is_store, rows_of, stored, utterance_of
+from balr.stores.kaldi import KaldiStore
+from balr.stores.parquet import ParquetStore
+from balr.stores.reading import load_embeddings, rows_of, utterance_of
 
-FORMATS = ("files", "parquet", "kaldi", "npz", "csv")
+_STORES: Mapping[str, Callable[[StoredCorpus], Store]] = MappingProxyType(
+    {
+        "files": partial(FilesStore, format="npy"),
+        "parquet": partial(ParquetStore, rows_per_part=8_192),
+        "kaldi": KaldiStore,
+    }
+)
+_FORMATS = (*_STORES, "npz", "csv")
 _AT_A_TIME = 4_096
-Pairs = Iterator[tuple[Utterance, npt.NDArray[Any]]]
+_Matrix = npt.NDArray[np.float32]  # (utterances, dim)
 
 
 def export(
@@ -35,40 +44,30 @@ def export(
     `mean`, that of the store (`self`) or of a file `.npy` or `.txt`, is subtracted first; then `per_speaker` averages
     the embeddings of each speaker, and `normalize` divides by the Euclidean norm. Raises a BalrError.
     """
-    if not is_store(source) or next(rows_of(source), None) is None:
-        raise InputError(f"{source}: holds no embeddings; give the save_dir of a run.")
-    if to not in FORMATS:
-        raise ConfigError(f"--to {to}: one of {', '.join(FORMATS)} is expected.")
+    if to not in _FORMATS:
+        raise ConfigError(f"--to {to}: one of {', '.join(_FORMATS)} is expected.")
     if per_speaker and to == "files":
         raise ConfigError("--per-speaker: files are named after utterances; choose --to npz, csv, parquet or kaldi.")
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out}: exists; choose a new name.")
-    pairs = _pairs(source)
+    _, matrix, _ = load_embeddings(source)  # its rows are in the order of `rows_of`
+    utterances = [_utterance(source, row) for row in rows_of(source)]
     if mean is not None:
-        subtracted = _mean(source) if mean == "self" else read_embedding(Path(mean).expanduser())
-        pairs = ((utterance, _subtract(utterance, embedding, subtracted)) for utterance, embedding in pairs)
+        matrix = matrix - _mean(mean, matrix)
     if per_speaker:
-        pairs = _by_speaker(pairs)
+        utterances, matrix = _by_speaker(utterances, matrix)
     if normalize:
-        pairs = ((utterance, embedding / np.linalg.norm(embedding)) for utterance, embedding in pairs)
+        matrix = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
     if to == "npz":
-        return _write_npz(out, pairs)
-    if to == "csv":
-        return _write_csv(out, pairs)
-    if per_speaker:
-        found = list(pairs)
-        pairs, utterances = iter(found), [utterance for utterance, _ in found]
+        with whole_file(out) as file:
+            np.savez(file, ids=np.array([utterance.id for utterance in utterances]), data=matrix)
+    elif to == "csv":
+        columns = ["id", "speaker", *(f"e{number}" for number in range(matrix.shape[1]))]
+        write_csv(out, columns, _rows(columns, utterances, matrix))
     else:
-        utterances = [_utterance(source, row) for row in rows_of(source)]
-    changes = {"subtract_mean": mean, "per_speaker": per_speaker, "normalize": normalize}
-    return _fill(out, to, source, pairs, utterances, changes)
-
-
-def _pairs(source: Path) -> Pairs:
-    for row, embedding in stored(source):
-        if isinstance(embedding, Exception):
-            raise InputError(f"{source}: {row['id']}: {one_line(embedding)}; balr verify shows all that is damaged.")
-        yield _utterance(source, row), np.asarray(embedding, np.float32)
+        changes = {"subtract_mean": mean, "per_speaker": per_speaker, "normalize": normalize}
+        _fill(out, to, source, utterances, matrix, changes)
+    return len(utterances)
 
 
 def _utterance(source: Path, row: Row) -> Utterance:
@@ -77,89 +76,47 @@ def _utterance(source: Path, row: Row) -> Utterance:
     return utterance if utterance.audio else replace(utterance, audio=utterance.embedding)
 
 
-def _mean(source: Path) -> npt.NDArray[Any]:
-    count, total = 0, np.zeros(1)
-    for _, embedding in _pairs(source):
-        count, total = count + 1, total + embedding.astype(np.float64)
-    return np.asarray(total / count, np.float32)
+def _mean(mean: str, matrix: _Matrix) -> _Matrix:
+    found = matrix.mean(axis=0, dtype=np.float64) if mean == "self" else read_embedding(Path(mean).expanduser())
+    if found.shape != matrix.shape[1:]:
+        raise InputError(f"{mean}: embeddings have {matrix.shape[1]} numbers, and the mean has {found.size}.")
+    return found.astype(np.float32)
 
 
-def _subtract(utterance: Utterance, embedding: npt.NDArray[Any], mean: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    if embedding.shape != mean.shape:
-        raise InputError(f"{utterance.id}: {embedding.size} numbers, and the mean has {mean.size}.")
-    return embedding - mean.astype(np.float32)
-
-
-def _by_speaker(pairs: Pairs) -> Pairs:
-    sums: dict[str, npt.NDArray[Any]] = {}
-    counts: dict[str, int] = {}
-    for utterance, embedding in pairs:
+def _by_speaker(utterances: Sequence[Utterance], matrix: _Matrix) -> tuple[list[Utterance], _Matrix]:
+    of_speaker: dict[str, list[int]] = {}
+    for row, utterance in enumerate(utterances):
         if not utterance.speaker:
             raise InputError(f"{utterance.id}: has no speaker, and --per-speaker averages by speaker.")
-        sums[utterance.speaker] = sums.get(utterance.speaker, 0.0) + embedding.astype(np.float64)
-        counts[utterance.speaker] = counts.get(utterance.speaker, 0) + 1
-    for speaker, total in sums.items():
-        mean = (total / counts[speaker]).astype(np.float32)
-        yield Utterance(speaker, Path(speaker), speaker, extra={"utterances": str(counts[speaker])}), mean
+        of_speaker.setdefault(utterance.speaker, []).append(row)
+    speakers = [
+        Utterance(name, Path(name), name, extra={"utterances": str(len(rows))}) for name, rows in of_speaker.items()
+    ]
+    means = [matrix[rows].mean(axis=0, dtype=np.float64) for rows in of_speaker.values()]
+    return speakers, np.array(means, np.float32)
 
 
-def _write_npz(out: Path, pairs: Pairs) -> int:
-    found = [(utterance.id, embedding) for utterance, embedding in pairs]
-    with whole_file(out) as file:
-        np.savez(file, ids=np.array([id_ for id_, _ in found]), data=np.stack([one for _, one in found]))
-    return len(found)
+def _rows(columns: Sequence[str], utterances: Sequence[Utterance], matrix: _Matrix) -> Iterator[Row]:
+    for one, embedding in zip(utterances, matrix, strict=True):
+        cells = (one.id, one.speaker or "", *(f"{number:.9g}" for number in embedding))
+        yield dict(zip(columns, cells, strict=True))
 
 
-def _write_csv(out: Path, pairs: Pairs) -> int:
-    first = next(pairs)
-    columns = ["id", "speaker", *(f"e{number}" for number in range(first[1].size))]
-    count = 0
-
-    def rows() -> Iterator[Row]:
-        nonlocal count
-        for utterance, embedding in chain([first], pairs):
-            count += 1
-            cells = (utterance.id, utterance.speaker or "", *(f"{number:.9g}" for number in embedding))
-            yield dict(zip(columns, cells, strict=True))
-
-    write_csv(out, columns, rows())
-    return count
-
-
-def _fill(out: Path, to: str, source: Path, pairs: Pairs, utterances: Sequence[Utterance], changes: Facts) -> int:
+def _fill(out: Path, to: str, source: Path, utterances: Sequence[Utterance], matrix: _Matrix, changes: Facts) -> None:
     """Write a store, with the record of the model that the embeddings are of."""
     record = Record.of(source)
+    root = record.corpus_root or os.path.commonpath([os.path.dirname(str(one.audio)) for one in utterances])
     with locked(out):
-        store = _open(out, to, utterances, Path(record.corpus_root or _folder_of(utterances)))
-        count = 0
-        while batch := [
-            Embedded(one, embedding, one.duration_seconds or 0.0) for one, embedding in islice(pairs, _AT_A_TIME)
-        ]:
-            failures = store.write(batch)
-            if failures:
-                raise OutputError(failures[0].reason)
-            count += len(batch)
+        store = _STORES[to](StoredCorpus(out.absolute(), utterances, Path(root)))
+        pairs = list(zip(utterances, matrix, strict=True))
+        for start in range(0, len(pairs), _AT_A_TIME):
+            batch = [Embedded(*pair, pair[0].duration_seconds or 0.0) for pair in pairs[start : start + _AT_A_TIME]]
+            for failure in store.write(batch):
+                raise OutputError(failure.reason)
         store.close()
         copy = Record.of(out)
         copy.model, copy.embedding_dim, copy.corpus_root = record.model, record.embedding_dim, record.corpus_root
         facts = {"exported_from": str(source.absolute()), "changes": changes, "runs": record.runs}
-        copy.runs = [{"started": now(), **facts, "ended": now(), "exit": "done", "counts": {"total": count}}]
+        done = {"exit": "done", "counts": {"total": len(utterances)}}
+        copy.runs = [{"started": now(), **facts, "ended": now(), **done}]
         copy.write()
-    return count
-
-
-def _open(out: Path, to: str, utterances: Sequence[Utterance], root: Path) -> Store:
-    corpus = StoredCorpus(out.absolute(), utterances, root)
-    if to == "files":
-        return FilesStore(corpus, format="npy")
-    if to == "kaldi":
-        from balr.stores.kaldi import KaldiStore
-
-        return KaldiStore(corpus)
-    from balr.stores.parquet import ParquetStore
-
-    return ParquetStore(corpus, rows_per_part=8_192, seconds_per_part=float("inf"))
-
-
-def _folder_of(utterances: Sequence[Utterance]) -> str:
-    return os.path.commonpath([os.path.dirname(str(utterance.audio)) for utterance in utterances])

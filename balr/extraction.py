@@ -114,6 +114,8 @@ def _refuse_input_in(folder: Path, source: str) -> None:
     path = os.path.realpath(os.path.expanduser(source))
     if os.path.isfile(path) and os.path.dirname(path) == os.path.realpath(folder):
         raise OutputError(f"{source}: lies in save_dir, whose lists are overwritten; choose another save_dir.")
+    if path == os.path.realpath(folder):  # the next run would take its embeddings for the corpus
+        raise OutputError(f"{source}: is save_dir, too; choose another, or save_dir=null to write beside the audio.")
 
 
 class _Follower(Tally):

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from balr.errors import BalrError
 from balr.overrides import split_commas
 
 _SHOWN_OF_A_KIND = 20
@@ -41,18 +40,12 @@ def verify(
 
     folder = Path(save_dir).expanduser()
     formats = audio_formats or AUDIO_FORMATS
-    try:
-        found = Corpus.from_path(corpus, root_dir=root_dir, audio_formats=formats) if corpus else None
-        verdict = checks.verify(folder, found)
-        print(verdict.as_text(most_of_a_kind=_SHOWN_OF_A_KIND if sys.stdout.isatty() else None))
-        if forget:
-            count = checks.forget(folder, verdict)
-            print(f"{count:,} taken off the list, no file removed; the next run embeds what the corpus lists")
-    except BalrError as error:
-        sys.stderr.write(f"ERROR {error}\n")
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+    found = Corpus.from_path(corpus, root_dir=root_dir, audio_formats=formats) if corpus else None
+    verdict = checks.verify(folder, found)
+    print(verdict.as_text(most_of_a_kind=_SHOWN_OF_A_KIND if sys.stdout.isatty() else None))
+    if forget:
+        count = checks.forget(folder, verdict)
+        print(f"{count:,} taken off the list; the next run embeds what the corpus lists")
     raise typer.Exit(1 if verdict.findings else 0)
 
 

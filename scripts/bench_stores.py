@@ -32,7 +32,7 @@ ROOT = Path("/corpus")
 STORES: dict[str, Callable[..., Store]] = {"files": FilesStore, "parquet": ParquetStore, "kaldi": KaldiStore}
 SETTINGS: dict[str, dict[str, Any]] = {
     "files": {"format": "npy"},
-    "parquet": {"rows_per_part": 8192, "seconds_per_part": 30},
+    "parquet": {"rows_per_part": 8192},
     "kaldi": {},
 }
 

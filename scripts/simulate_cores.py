@@ -145,9 +145,8 @@ def _seconds_to_receive(dataset: AudioDataset) -> float:
     """Return the main thread's own seconds to take all waveforms from one process that decodes."""
     reader = WaveformReader(RATE_HZ, 3600.0)
     plan = [[index] for index in range(len(dataset))]
-    ids = [utterance.id for utterance in dataset.utterances]
     with DecoderPool(reader, processes=1, timeout_seconds=60.0) as pool:
-        ahead = ReadAhead(ids, [0.0] * len(ids), most_seconds=1.0)
+        ahead = ReadAhead([0.0] * len(dataset), most_seconds=1.0)
         started = time.thread_time()
         for _ in decoded_batches(dataset, plan, reader, pool=pool, ahead=PREFETCH, read_ahead=ahead, stop=Stop()):
             pass

@@ -34,6 +34,13 @@ def test_two_corpora_with_the_same_ids_do_not_meet_in_one_folder(
     assert embeddings(tmp_path / "out") == before
 
 
+def test_the_folder_of_the_corpus_is_no_save_dir(balr: Command, corpus: Path, one_error_line: OneLine) -> None:
+    before = sorted(corpus.rglob("*"))
+    assert balr(f"input={corpus}", f"save_dir={corpus}") == 2
+    assert "is save_dir, too" in one_error_line() and sorted(corpus.rglob("*")) == before
+    assert balr(f"input={corpus}", "save_dir=null") == 0
+
+
 def test_another_model_or_feature_setting_is_refused_in_the_same_folder(
     balr: Command, corpus: Path, tmp_path: Path, one_error_line: OneLine, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -232,6 +239,6 @@ def test_a_save_dir_that_is_removed_while_a_run_works_ends_it_in_one_line(
         patch.setattr(WespeakerModel, "embed", removing)
         assert balr(f"input={corpus}", "save_dir=out") == 2
     told = capsys.readouterr().err
-    assert "metadata.csv: was removed or changed by something else while the run worked" in told
+    assert "metadata.csv: was removed by something else while the run worked" in told
     assert balr(f"input={corpus}", "save_dir=out") == 0
     assert len(rows(tmp_path / "out" / "metadata.csv")) == 6

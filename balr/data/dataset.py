@@ -1,7 +1,7 @@
 """`AudioDataset`: a corpus as a torch Dataset, which decodes an utterance when it is asked for."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,7 +11,6 @@ from torch.utils.data import Dataset
 
 from balr.data.audio import Cursor, load_waveform
 from balr.data.corpus import Corpus
-from balr.records import Part, Utterance
 from balr.stores.embedding_files import read_embedding
 
 
@@ -28,20 +27,13 @@ class AnnotatedAudio:
 
 
 class AudioDataset(Corpus, Dataset[AnnotatedAudio]):
-    """Load the utterances of a corpus by index; files are opened only then."""
+    """Load the utterances of a corpus by index, resampled to `sample_rate_hz`; files are opened only then."""
 
-    def __init__(
-        self,
-        utterances: Sequence[Utterance],
-        root_dir: Path,
-        *,
-        sample_rate_hz: int = 16_000,
-        output_dir: str | Path | None = None,
-        vector_format: str = "npy",
-    ) -> None:
-        super().__init__(utterances, root_dir, output_dir=output_dir, vector_format=vector_format)
-        self.sample_rate_hz = sample_rate_hz
-        self._cursor = Cursor()
+    sample_rate_hz = 16_000
+
+    @cached_property
+    def _cursor(self) -> Cursor:
+        return Cursor()
 
     @classmethod
     def of(cls, corpus: Corpus) -> Self:
@@ -52,14 +44,12 @@ class AudioDataset(Corpus, Dataset[AnnotatedAudio]):
     def __getitem__(self, index: int) -> AnnotatedAudio:
         """Decode one utterance. Raises UtteranceError or InputError where it cannot be read."""
         utterance = self.utterances[index]
+        audio, part = utterance.audio, utterance.part
         return AnnotatedAudio(
             id=utterance.id,
-            audio=None if utterance.audio is None else self._waveform(utterance.audio, utterance.part),
+            audio=None if audio is None else load_waveform(audio, self.sample_rate_hz, part=part, cursor=self._cursor),
             sample_rate_hz=self.sample_rate_hz,
-            audio_path=utterance.audio,
+            audio_path=audio,
             speaker=utterance.speaker,
             embedding=None if utterance.embedding is None else read_embedding(utterance.embedding),
         )
-
-    def _waveform(self, file: Path, part: Part) -> torch.Tensor:
-        return load_waveform(file, self.sample_rate_hz, part=part, cursor=self._cursor)

@@ -22,16 +22,12 @@ _SECONDS_BETWEEN_LOOKS = 0.2
 
 @dataclass(frozen=True)
 class Decoded:
-    """Hold a batch: its utterances, the samples `(samples,)` of each, and what failed."""
+    """Hold a batch: its utterances, the samples `(samples,)` of each, what failed, and all of these by index."""
 
     utterances: tuple[Utterance, ...]
     samples: tuple[torch.Tensor, ...]
     failures: tuple[Failure, ...] = ()
-
-    @property
-    def ids(self) -> list[str]:
-        """Return the ids of all utterances of the batch, failed ones too."""
-        return [*(item.id for item in self.utterances), *(failure.id for failure in self.failures)]
+    indices: Batch = ()
 
     def waveforms(self, device: torch.device) -> list[torch.Tensor]:
         """Return the waveforms `(samples,)` on a device, which may still be copying them."""
@@ -74,7 +70,7 @@ def decoded_batches(
     else:
         results = pool.results(plan, tasks, ahead=ahead, read_ahead=read_ahead, stop=stop)
     for batch, found in results:
-        yield _together([corpus.utterances[index] for index in batch], found)
+        yield _together(corpus, batch, found)
         del found  # free its memory before the next batch is read
 
 
@@ -87,7 +83,7 @@ def _read_here(
     stop: Stop,
 ) -> Iterator[tuple[Batch, list[Any]]]:
     for batch in plan:
-        while not read_ahead.reserve(batch):
+        while not stop.is_set() and not read_ahead.reserve(batch):
             read_ahead.wait(_SECONDS_BETWEEN_LOOKS)
         if stop.is_set():
             return
@@ -101,11 +97,12 @@ def _read_or_error(reader: WaveformReader, task: tuple[str, Part]) -> npt.NDArra
         return error
 
 
-def _together(utterances: Sequence[Utterance], found: Sequence[Any]) -> Decoded:
-    pairs = list(zip(utterances, found, strict=True))
+def _together(corpus: Corpus, batch: Batch, found: Sequence[Any]) -> Decoded:
+    pairs = [(corpus.utterances[index], result) for index, result in zip(batch, found, strict=True)]
     good = [(utterance, result) for utterance, result in pairs if not isinstance(result, Exception)]
     return Decoded(
         utterances=tuple(utterance for utterance, _ in good),
         samples=tuple(torch.as_tensor(result) for _, result in good),
         failures=tuple(Failure.of(one, "decode", error) for one, error in pairs if isinstance(error, Exception)),
+        indices=batch,
     )

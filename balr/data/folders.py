@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from balr.errors import InputError
@@ -19,49 +19,29 @@ def read_dir(folder: Path, audio_formats: Sequence[str] = AUDIO_FORMATS) -> list
     hidden = broken = 0
     found = []
     start = len(os.path.join(folder, ""))
-    for file in _walk(os.fspath(folder)):
-        name = os.path.basename(file)
-        if os.path.splitext(name)[1].lower() not in suffixes:
-            continue
-        if name.startswith("."):
-            hidden += 1
-        elif not os.path.isfile(file):
-            broken += 1
-        else:
-            found.append(Utterance(file[start:].replace(os.sep, "/"), Path(file)))
+    for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        folders[:] = [name for name in folders if name[0] != "." and not _leads_up(Path(parent, name), folder)]
+        for name in names:
+            file = os.path.join(parent, name)
+            if os.path.splitext(name)[1].lower() not in suffixes:
+                continue
+            if name.startswith("."):
+                hidden += 1
+            elif not os.path.isfile(file):
+                broken += 1
+            else:
+                found.append(Utterance(file[start:].replace(os.sep, "/"), Path(file)))
     if hidden or broken:
         log.warning("%s: skipped %d hidden files and %d broken links.", folder, hidden, broken)
     if not found:
         raise InputError(f"{folder}: no audio files; searched for {', '.join(sorted(suffixes))} (see audio_formats).")
-    return found
+    return sorted(found, key=lambda utterance: utterance.id.replace("/", "\0"))  # folder by folder
 
 
-def _walk(top: str) -> Iterator[str]:
-    """Yield the files below a folder in order; with a stack of its own, as folders may be nested by the thousand."""
-    left: list[tuple[str, bool, tuple[str, ...]]] = [(top, True, (os.path.realpath(top),))]
-    while left:
-        path, is_folder, chain = left.pop()
-        if not is_folder:
-            yield path
-            continue
-        for name, is_inner, is_link in reversed(_entries(path)):
-            inner = os.path.join(path, name)
-            if not is_inner:
-                left.append((inner, False, chain))
-            elif not name.startswith("."):
-                target = os.path.realpath(inner) if is_link else os.path.join(chain[-1], name)
-                if not is_link or target not in chain:  # a link to a folder above would never end
-                    left.append((inner, True, (*chain, target)))
+def _refuse(error: OSError) -> None:
+    raise InputError(f"{error.filename}: cannot be read: {error.strerror or error}.") from error
 
 
-def _entries(folder: str) -> list[tuple[str, bool, bool]]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted((entry.name, _is_dir(entry), entry.is_symlink()) for entry in entries)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read: {error.strerror or error}.") from error
-
-
-def _is_dir(entry: os.DirEntry[str]) -> bool:
-    """Tell a folder; a link that leads to itself, which `entry` raises at, is none."""
-    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+def _leads_up(path: Path, top: Path) -> bool:
+    """Return whether a folder below `top` is a link to one above it there, where a walk would never end."""
+    return path.is_symlink() and any(above.samefile(path) for above in path.parents if above.is_relative_to(top))

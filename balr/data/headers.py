@@ -112,7 +112,7 @@ def _read_isolated(files: Sequence[Path], timeout_seconds: float, stop: Stop, *,
 
     found = [Header()] * len(files)
     plan = [(index,) for index in range(len(files))]
-    unbounded = ReadAhead([], [0.0] * len(files), most_seconds=math.inf)
+    unbounded = ReadAhead([0.0] * len(files), most_seconds=math.inf)
     processes = min(_READERS, -(-len(files) // _LEAST_FILES_PER_PROCESS))
     with DecoderPool(
         read_header, processes=processes, timeout_seconds=timeout_seconds, beside_threads=beside_threads

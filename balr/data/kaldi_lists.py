@@ -1,4 +1,4 @@
-"""Read a Kaldi data folder: wav.scp and what lies beside it, `segments`, `utt2spk`, `utt2dur` and `reco2dur`."""
+"""Read a Kaldi data folder: wav.scp and what lies beside it, `segments`, `utt2spk` and `utt2dur`."""
 
 import logging
 import sys
@@ -8,7 +8,7 @@ from typing import Any
 
 from balr.data.readers import checked, duration_of, numbered_lines, part_of, path_in, seconds_of
 from balr.errors import InputError
-from balr.records import WHOLE, Part, Utterance
+from balr.records import Utterance
 
 log = logging.getLogger(__name__)
 
@@ -18,9 +18,9 @@ def read_scp(path: Path, root_dir: Path) -> list[Utterance]:
 
     Commands (lines with a pipe) are refused, never run.
     """
-    facts = _Facts(path.parent)
+    speakers = _read_pairs(path.parent / "utt2spk", lambda text, _: sys.intern(text))
+    seconds = _read_pairs(path.parent / "utt2dur", duration_of)
     segments = path.parent / "segments"
-    has_segments = segments.is_file()
     found = []
     for number, line in numbered_lines(path):
         id_, *rest = line.split(maxsplit=1)
@@ -29,30 +29,14 @@ def read_scp(path: Path, root_dir: Path) -> list[Utterance]:
         if "|" in rest[0]:
             raise InputError(f"{path}:{number}: commands are not run; write the audio to files and list those.")
         audio = path_in(f"{path}:{number}", rest[0], root_dir)
-        found.append((number, Utterance(id_, audio) if has_segments else facts.utterance(id_, audio, id_, WHOLE)))
+        found.append((number, Utterance(id_, audio, speakers.get(id_), duration_seconds=seconds.get(id_))))
     recordings = checked(path, found)
-    return _read_segments(segments, recordings, facts) if has_segments else recordings
+    return _read_segments(segments, recordings, speakers, seconds) if segments.is_file() else recordings
 
 
-class _Facts:
-    """What the lists of a data folder say of utterances and recordings."""
-
-    def __init__(self, folder: Path) -> None:
-        self._speakers = _read_pairs(folder / "utt2spk", lambda text, _: sys.intern(text))
-        self._seconds = _read_pairs(folder / "utt2dur", duration_of)
-        self._recording_seconds = _read_pairs(folder / "reco2dur", duration_of)
-
-    def utterance(self, id_: str, audio: Path | None, recording: str, part: Part) -> Utterance:
-        """Return an utterance of a recording with its speaker and duration, as far as they are known."""
-        seconds = self._seconds.get(id_)
-        whole = self._recording_seconds.get(recording)
-        if seconds is None and whole is not None:
-            end = whole if part.end_seconds is None else part.end_seconds
-            seconds = max(0.0, end - part.start_seconds)
-        return Utterance(id_, audio, self._speakers.get(id_), part=part, duration_seconds=seconds)
-
-
-def _read_segments(path: Path, recordings: Sequence[Utterance], facts: _Facts) -> list[Utterance]:
+def _read_segments(
+    path: Path, recordings: Sequence[Utterance], speakers: Mapping[str, str], seconds: Mapping[str, float | None]
+) -> list[Utterance]:
     """Read a Kaldi segments file, `id recording start end [channel]` on each line; an end of -1 is that of the file."""
     audio = {recording.id: recording.audio for recording in recordings}
     found = []
@@ -64,7 +48,8 @@ def _read_segments(path: Path, recordings: Sequence[Utterance], facts: _Facts) -
         if recording not in audio:
             raise InputError(f"{where}: recording {recording!r} is not in wav.scp.")
         part = part_of(where, start, "" if seconds_of(where, "end", end) == -1 else end, channel)
-        found.append((number, facts.utterance(id_, audio[recording], recording, part)))
+        utterance = Utterance(id_, audio[recording], speakers.get(id_), part=part, duration_seconds=seconds.get(id_))
+        found.append((number, utterance))
     log.info("%s: %d segments of %d recordings", path, len(found), len(recordings))
     return checked(path, found)
 

@@ -61,7 +61,7 @@ class Plan:
             _bytes_of(utterance) / _LEAST_BYTES_PER_SECOND if length is None else length
             for utterance, length in zip(corpus.utterances, self.seconds, strict=True)
         ]
-        return ReadAhead([utterance.id for utterance in corpus.utterances], seconds, most_seconds=most_seconds)
+        return ReadAhead(seconds, most_seconds=most_seconds)
 
 
 def plan_in_windows(

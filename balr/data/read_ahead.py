@@ -1,7 +1,7 @@
 """How much audio may be decoded ahead of the network, which bounds a run's memory."""
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from balr.data.batching import Batch
 
@@ -13,8 +13,7 @@ class ReadAhead:
     A batch that is longer than that is reserved when nothing else is.
     """
 
-    def __init__(self, ids: Sequence[str], seconds: Sequence[float], *, most_seconds: float) -> None:
-        self._index = {id_: index for index, id_ in enumerate(ids)}
+    def __init__(self, seconds: Sequence[float], *, most_seconds: float) -> None:
         self._seconds = seconds
         self._most_seconds = most_seconds
         self._reserved: dict[int, float] = {}
@@ -32,11 +31,11 @@ class ReadAhead:
             self._total += seconds
             return True
 
-    def release(self, ids: Iterable[str]) -> None:
-        """Free the room of utterances."""
+    def release(self, batch: Batch) -> None:
+        """Free the room of a batch."""
         with self._changed:
-            for id_ in ids:
-                self._total -= self._reserved.pop(self._index[id_], 0.0)
+            for index in batch:
+                self._total -= self._reserved.pop(index, 0.0)
             if not self._reserved:
                 self._total = 0.0  # rounding errors do not add up
             self._changed.notify_all()

@@ -64,19 +64,15 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _lines(path: Path, file: TextIO) -> Iterator[str]:
     """Yield the lines of a list, none of them longer than memory should hold."""
-    number = 0
-    while line := _line(path, file):
-        number += 1
-        if len(line) == _LONGEST_LINE:
-            raise InputError(f"{path}:{number}: a line of {_LONGEST_LINE:,} characters or more; is it a list of audio?")
-        if "\0" in line:
-            raise InputError(f"{path}:{number}: holds a NUL character. Is it UTF-8?")
-        yield line
-
-
-def _line(path: Path, file: TextIO) -> str:
     try:
-        return file.readline(_LONGEST_LINE)
+        for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), ""), start=1):
+            if len(line) == _LONGEST_LINE:
+                raise InputError(
+                    f"{path}:{number}: a line of {_LONGEST_LINE:,} characters or more; is it a list of audio?"
+                )
+            if "\0" in line:
+                raise InputError(f"{path}:{number}: holds a NUL character. Is it UTF-8?")
+            yield line
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}.") from error
 

@@ -16,10 +16,8 @@ _WINDOW_BYTES = 1 << 20
 # ISO 11172-3 and 13818-3: bit rates in kbit/s by index, for (is MPEG-1, layer).
 _LOW_KBPS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _MPEG_KBPS: dict[tuple[bool, int], tuple[int, ...]] = {
-    (True, 1): tuple(range(0, 480, 32)),
     (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
     (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    (False, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
     (False, 2): _LOW_KBPS,
     (False, 3): _LOW_KBPS,
 }
@@ -31,7 +29,7 @@ _PARENT_ELEMENTS = frozenset({0x18538067, 0x1F43B675})  # Segment and Cluster, w
 
 
 class MpegFrames(NamedTuple):
-    """Count the frames of an MPEG audio file (mp1, mp2, mp3) and their samples, and say what is missing.
+    """Count the frames of an MPEG audio file (mp2, mp3) and their samples, and say what is missing.
 
     `declared` is the number of frames by a Xing, Info or VBRI header, 0 without one. That header is not counted.
     """
@@ -163,14 +161,12 @@ def _mpeg_frame(header: bytes) -> _Frame | None:
         return None
     version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)
     rate_index, padding = header[2] >> 2 & 3, header[2] >> 1 & 1
-    if version not in _MPEG_HZ or layer == 4 or rate_index == 3 or header[2] >> 4 in (0, 15):
+    if version not in _MPEG_HZ or layer not in (2, 3) or rate_index == 3 or header[2] >> 4 in (0, 15):
         return None
     is_first = version == 3
     rate_hz, bits = _MPEG_HZ[version][rate_index], 1000 * _MPEG_KBPS[is_first, layer][header[2] >> 4]
-    samples = 384 if layer == 1 else 1152 if layer == 2 or is_first else 576
-    slot_bytes = 4 if layer == 1 else 1
-    slots = samples // 8 // slot_bytes * bits // rate_hz + padding
-    return _Frame((version, layer, rate_index), slots * slot_bytes, samples)
+    samples = 1152 if layer == 2 or is_first else 576
+    return _Frame((version, layer, rate_index), samples // 8 * bits // rate_hz + padding, samples)
 
 
 def _declared_frames(frame: bytes) -> int | None:

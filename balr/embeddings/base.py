@@ -184,7 +184,7 @@ class EmbeddingsModel(ABC):
         try:
             return self._embed_batch(batch, config)
         finally:
-            read_ahead.release(batch.ids)
+            read_ahead.release(batch.indices)
 
     def _embed_batch(self, batch: Decoded, config: DataConfig) -> list[Outcome]:
         """Return what becomes of each utterance."""

@@ -21,7 +21,7 @@ from balr.runs.summary import as_text
 from balr.stores.ark import is_in_ark
 from balr.stores.commit_log import Row
 from balr.stores.folder import files_of, locked
-from balr.stores.manifest import METADATA, is_of, manifest_of, manifests_in, source
+from balr.stores.manifest import METADATA, is_of, manifest_of, manifests_in
 from balr.stores.places import embedding_file
 from balr.stores.reading import is_store, stored
 
@@ -208,8 +208,8 @@ def _misplaced(folder: Path, corpus: Corpus, utterance: Utterance, row: Row) -> 
     if utterance.audio is None or not row["audio"]:
         return
     if not is_of(row, utterance):
-        here = f"{utterance.audio}{utterance.part.suffix}"
-        reason = f"of {source(row)}, in the corpus {here}"
+        there = " ".join(row[name] for name in ("audio", "start", "end", "channel") if row.get(name))
+        reason = f"of {there}, in the corpus {utterance.audio}{utterance.part.suffix}"
         yield Finding("contradiction", utterance.id, reason, in_manifest=True)
     elif row["crc32"] and not is_in_ark(row["embedding"]) and not Path(row["embedding"]).is_absolute():
         suffix = os.path.splitext(row["embedding"])[1]

@@ -18,12 +18,7 @@ class CommitLog:
         self.path = path
         self._columns = list(columns)
         self._header = [*columns, *more_columns]
-        self._state: tuple[int, ...] | None = None  # of the file as this run left it
-
-    @property
-    def has_begun(self) -> bool:
-        """Return whether rows can be appended."""
-        return self._state is not None
+        self.has_begun = False  # so that rows can be appended
 
     @property
     def is_ours(self) -> bool:
@@ -41,8 +36,7 @@ class CommitLog:
         if not self.path.is_file():
             return
         with as_output_error(self.path, "read"), self.path.open("rb") as content:
-            lines = _Lines(content)
-            reader = csv.reader(lines, strict=True)
+            reader = csv.reader(_lines(content), strict=True)
             try:
                 header = next(reader, [])
             except (csv.Error, ValueError):
@@ -53,8 +47,6 @@ class CommitLog:
                 )
             try:
                 for cells in reader:
-                    if not lines.last.endswith("\n"):
-                        return
                     yield dict(zip(header, cells, strict=True))
             except (csv.Error, ValueError) as error:
                 if next(content, None) is not None:
@@ -66,8 +58,7 @@ class CommitLog:
     def begin(self, rows: Iterable[Row]) -> None:
         """Write the file anew, whole or not at all; rows can be appended to it from now on. Raises OutputError."""
         write_csv(self.path, self._header, rows)
-        with as_output_error(self.path, "read"):
-            self._state = _state(self.path.stat())
+        self.has_begun = True
 
     def append(self, rows: Iterable[Row], *, durably: bool) -> None:
         """Add rows; `durably` also flushes them to disk. Raises OutputError, also where the file has vanished."""
@@ -77,46 +68,30 @@ class CommitLog:
             file.flush()
             if durably:
                 os.fsync(file.fileno())
-            self._state = _state(os.fstat(file.fileno()))
 
     def check(self) -> None:
         """Raise OutputError where rows were appended to a file that is no longer in its place."""
-        try:
-            found = _state(self.path.stat())
-        except OSError:
-            found = None
-        if self._state not in (None, found):
-            raise OutputError(f"{self.path}: was removed or changed by something else while the run worked.")
+        if self.has_begun and not self.path.is_file():
+            raise OutputError(f"{self.path}: was removed by something else while the run worked.")
 
     def finish(self, rows: Iterable[Row]) -> None:
         """Write the file anew in its final order. Raises OutputError."""
         write_csv(self.path, self._header, rows)
-        self._state = None
+        self.has_begun = False
 
     def remove(self) -> None:
         """Remove the file, if there is one. Raises OutputError."""
         with as_output_error(self.path, "removed"):
             if self.path.is_file():
                 self.path.unlink()
-        self._state = None
+        self.has_begun = False
 
 
-class _Lines:
-    """Yield the lines of a file as text and remember the last one."""
-
-    def __init__(self, content: Iterable[bytes]) -> None:
-        self._content = iter(content)
-        self.last = ""
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        self.last = next(self._content).decode(errors="surrogateescape")
-        if "\0" in self.last:  # no path holds one; a disk without power may leave a tail of them
+def _lines(content: Iterable[bytes]) -> Iterator[str]:
+    """Yield the lines of a file as text, without a last one that a kill left incomplete."""
+    for line in content:
+        if not line.endswith(b"\n"):
+            return
+        if b"\0" in line:  # no path holds one; a disk without power may leave a tail of them
             raise ValueError("a NUL character")
-        return self.last
-
-
-def _state(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size
+        yield line.decode(errors="surrogateescape")

@@ -10,14 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-import kaldiio
 import numpy as np
 import numpy.typing as npt
 
 from balr.atomic import as_output_error, whole_file
-from balr.errors import InputError
+from balr.errors import InputError, OutputError, one_line
 from balr.records import Embedded, Failure, Utterance
-from balr.stores.ark import HEADER_BYTES
+from balr.stores.ark import HEADER_BYTES, encode_entry, key_of
 from balr.stores.base import StoredCorpus
 from balr.stores.embedding_files import checksum
 from balr.stores.listed import Listed, ListedStore
@@ -49,8 +48,8 @@ class KaldiStore(ListedStore):
         start, content = 0 if self._last is None else self._last + self._entry_bytes, io.BytesIO()
         written = []
         for one in batch:
-            place = f"{self._ark}:{start + content.tell() + len(one.utterance.id.encode()) + 1}"
-            kaldiio.save_ark(content, {one.utterance.id: one.embedding})
+            place = f"{self._ark}:{start + content.tell() + len(key_of(one.utterance.id))}"
+            content.write(encode_entry(one.utterance.id, one.embedding))
             written.append((one.utterance, Listed(place, checksum(one.embedding.tobytes()))))
         path = self.folder / self._ark
         with as_output_error(path), open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:
@@ -79,35 +78,49 @@ class KaldiStore(ListedStore):
         return False
 
     def _remove(self, listed: Mapping[str, Listed]) -> None:
+        (self.folder / _SCP).unlink(missing_ok=True)
         for ark in {place.rpartition(":")[0] for place, _ in listed.values()}:
             (self.folder / ark).unlink(missing_ok=True)
         self._last = None
 
-    def _finish(self, *, merged: bool) -> None:
-        if not merged and (self.folder / _SCP).is_file():
-            return
+    def _finish(self) -> None:
         speakers = {utterance.id: utterance.speaker or utterance.id for utterance in self.audible}
-        ids = sorted((id_ for id_ in self._listed if id_ in speakers), key=str.encode)
+        ids = sorted((id_ for id_ in self._listed if id_ in speakers), key=key_of)
+        utt2spk = _content(f"{id_} {speakers[id_]}" for id_ in ids)
+        scp = _content(f"{id_} {self.folder}/{self._listed[id_].place}" for id_ in ids)
+        if self._holds("utt2spk", utt2spk) and self._holds(_SCP, scp):
+            return
         of_speaker: dict[str, list[str]] = {}
         for id_ in ids:
             of_speaker.setdefault(speakers[id_], []).append(id_)
-        names = sorted(of_speaker, key=str.encode)
+        names = sorted(of_speaker, key=key_of)
         sums: dict[str, npt.NDArray[Any]] = {}
-        for id_, embedding in self.read():
-            sums[speakers[id_]] = sums.get(speakers[id_], 0.0) + embedding.astype(np.float64)
-        self._write("utt2spk", (f"{id_} {speakers[id_]}" for id_ in ids))
-        self._write("spk2utt", (f"{name} {' '.join(of_speaker[name])}" for name in names))
-        # Kaldi ignores spaces at the end; kaldiio looks four bytes ahead, and would take them from the next line.
-        self._write("num_utts.ark", (f"{name} {len(of_speaker[name]):<4}" for name in names))
+        try:
+            for id_, embedding in self.read():
+                sums[speakers[id_]] = sums.get(speakers[id_], 0.0) + embedding.astype(np.float64)
+        except (OSError, ValueError) as error:
+            raise OutputError(f"{self.folder}: {one_line(error)}; balr verify shows which is damaged.") from error
         means, places = io.BytesIO(), []
         for name in names:
-            places.append(f"{name} {self.folder / 'spk_xvector.ark'}:{means.tell() + len(name.encode()) + 1}")
-            kaldiio.save_ark(means, {name: (sums[name] / len(of_speaker[name])).astype(np.float32)})
-        with whole_file(self.folder / "spk_xvector.ark") as file:
-            file.write(means.getvalue())
-        self._write("spk_xvector.scp", places)
-        self._write(_SCP, (f"{id_} {self.folder / self._listed[id_].place}" for id_ in ids))
+            places.append(f"{name} {self.folder}/spk_xvector.ark:{means.tell() + len(key_of(name))}")
+            means.write(encode_entry(name, (sums[name] / len(of_speaker[name])).astype(np.float32)))
+        (self.folder / _SCP).unlink(missing_ok=True)  # until all lists are written
+        self._write("utt2spk", utt2spk)
+        self._write("spk2utt", _content(f"{name} {' '.join(of_speaker[name])}" for name in names))
+        # Kaldi ignores spaces at the end; kaldiio looks four bytes ahead, and would take them from the next line.
+        self._write("num_utts.ark", _content(f"{name} {len(of_speaker[name]):<4}" for name in names))
+        self._write("spk_xvector.ark", means.getvalue())
+        self._write("spk_xvector.scp", _content(places))
+        self._write(_SCP, scp)
 
-    def _write(self, name: str, lines: Iterable[str]) -> None:
+    def _holds(self, name: str, content: bytes) -> bool:
+        path = self.folder / name
+        return path.is_file() and path.read_bytes() == content
+
+    def _write(self, name: str, content: bytes) -> None:
         with whole_file(self.folder / name) as file:
-            file.writelines(f"{line}\n".encode(errors="surrogateescape") for line in lines)
+            file.write(content)
+
+
+def _content(lines: Iterable[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode(errors="surrogateescape")

@@ -7,6 +7,7 @@ overwritten when its turn comes.
 import logging
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +37,6 @@ class ListedStore(Store):
         super().__init__(corpus)
         self.audible = [utterance for utterance in self.utterances if utterance.audio is not None]
         self._manifest = manifest_of(self.folder, columns_of(self.utterances), tag=self.shard.tag)
-        self._own: dict[str, Listed] | None = None
         self._others: set[str] = set()  # ids that other shards have completed
         self._new: list[str] = []
 
@@ -56,8 +56,8 @@ class ListedStore(Store):
     def _remove(self, listed: Mapping[str, Listed]) -> None:
         """Remove embeddings that are no longer listed."""
 
-    def _finish(self, *, merged: bool) -> None:
-        """Write what a subclass adds to the list of a whole corpus; `merged` says if shards were added to it."""
+    def _finish(self) -> None:
+        """Write what a subclass adds to the list of a whole corpus."""
 
     @property
     def listing(self) -> Path:
@@ -71,7 +71,7 @@ class ListedStore(Store):
 
     def clear(self) -> None:
         """Empty the manifest, then remove the embeddings that it listed."""
-        listed, self._own = self._listed, {}
+        listed, self._listed = self._listed, {}
         self._manifest.begin(())
         self._remove(listed)
 
@@ -103,7 +103,7 @@ class ListedStore(Store):
         self._manifest.finish(self._rows())
         if not self.shard.tag:
             shards = [manifest for manifest in manifests_in(self.folder) if manifest.path != self._manifest.path]
-            self._finish(merged=bool(shards))
+            self._finish()
             for manifest in shards:
                 manifest.remove()
         if vanished:
@@ -112,11 +112,9 @@ class ListedStore(Store):
                 f"first {vanished[0]!r}; the same command embeds them again."
             )
 
-    @property
+    @cached_property
     def _listed(self) -> dict[str, Listed]:
-        if self._own is None:
-            self._own = self._find()
-        return self._own
+        return self._find()
 
     def _find(self) -> dict[str, Listed]:
         """Read the manifests. Raises OutputError where they list utterances that the corpus does not."""

@@ -47,16 +47,7 @@ def row_of(utterance: Utterance, embedding: str, crc32: str) -> Row:
 
 def is_of(row: Row, utterance: Utterance) -> bool:
     """Return whether a row is of the audio, and the part of it, that an utterance is."""
-    is_same_part = all(row.get(name, "") == cell for name, cell in utterance.part.cells().items())
-    return is_same_part and utterance.audio is not None and is_same_file(row["audio"], utterance.audio)
-
-
-def is_same_file(path: str, audio: Path) -> bool:
-    """Return whether two paths lead to one file, through any links."""
-    return path == str(audio) or os.path.realpath(path) == os.path.realpath(audio)
-
-
-def source(row: Row) -> str:
-    """Name the audio of a row and which part of it is meant."""
-    times = f"_{row['start']}-{row.get('end') or 'end'}" if row.get("start") else ""
-    return f"{row['audio']}{times}" + (f"_ch{row['channel']}" if row.get("channel") else "")
+    if any(row.get(name, "") != cell for name, cell in utterance.part.cells().items()):
+        return False
+    path, audio = row["audio"], str(utterance.audio)
+    return path == audio or os.path.realpath(path) == os.path.realpath(audio)

@@ -5,8 +5,8 @@ enough of it, by the next run too. A batch that a kill left incomplete is droppe
 """
 
 import os
-import time
 from collections.abc import Collection, Iterator, Sequence, Set
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from balr.atomic import as_output_error, whole_file
-from balr.errors import ConfigError, OutputError
-from balr.records import Embedded, Failure
+from balr.errors import ConfigError, InputError, OutputError
+from balr.records import Embedded, Failure, Utterance
 from balr.stores.base import Store, StoredCorpus
 from balr.stores.listed import refuse_foreign
 from balr.stores.manifest import COLUMNS, columns_of
@@ -27,24 +27,27 @@ _KNOWN = (*COLUMNS, "audio_path", "start", "end", "channel", "duration", "durati
 
 
 class ParquetStore(Store):
-    """Store embeddings, with what the corpus says of them, as parts of `rows_per_part` rows or `seconds_per_part`.
+    """Store embeddings, with what the corpus says of them, as parts of `rows_per_part` rows.
 
     Columns: `id`, `audio_path`, `start`, `end` (seconds), `channel`, `speaker`, `duration_seconds`, `embedding`
-    (float32, of fixed size), and the other columns of the corpus as text. The first part fixes them.
+    (float32, of fixed size), and the other columns of the corpus as text. The first part fixes them. Raises InputError
+    where an id, a path or another cell is not UTF-8.
     """
 
-    def __init__(self, corpus: StoredCorpus, *, rows_per_part: int, seconds_per_part: float) -> None:
+    def __init__(self, corpus: StoredCorpus, *, rows_per_part: int) -> None:
         super().__init__(corpus)
         if type(rows_per_part) is not int or rows_per_part < 1:
             raise ConfigError(f"store.rows_per_part={rows_per_part}: must be a whole number, 1 or more.")
-        if not isinstance(seconds_per_part, int | float):
-            raise ConfigError(f"store.seconds_per_part={seconds_per_part}: must be a number.")
-        self._rows_per_part, self._seconds_per_part = rows_per_part, seconds_per_part
+        odd = [utterance.id for utterance in self.utterances if not _is_utf_8(utterance)]
+        if odd:
+            raise InputError(
+                f"{len(odd)} utterances with names that are not UTF-8 in {corpus.root}, first {odd[0]!r}, which "
+                "parquet cannot hold; rename them, or choose store=files or store=kaldi."
+            )
+        self._rows_per_part = rows_per_part
         self._stem = f"part{self.shard.tag.replace('.', '-')}"
         self._pending = self.folder / f"pending{self.shard.tag}.arrows"
         self._waiting: list[pa.RecordBatch] = []
-        self._since = 0.0
-        self._ids: set[str] | None = None
         self._schema: pa.Schema | None = None
         self._new: list[Path] = []
 
@@ -62,7 +65,7 @@ class ParquetStore(Store):
         for file in [*pending_in(self.folder), *reversed(parts_in(self.folder))]:
             with as_output_error(file, "removed"):
                 file.unlink()
-        self._ids, self._schema = set(), None
+        self._found, self._schema = set(), None
 
     def write(self, batch: Sequence[Embedded]) -> list[Failure]:
         """Append a batch, without what is completed, to what waits to become a part. Raises OutputError."""
@@ -73,8 +76,7 @@ class ParquetStore(Store):
         self._append(rows)
         self._found.update(one.utterance.id for one in batch)
         self._waiting.append(rows)
-        is_due = time.monotonic() - self._since >= self._seconds_per_part
-        if is_due or sum(map(len, self._waiting)) >= self._rows_per_part:
+        if sum(map(len, self._waiting)) >= self._rows_per_part:
             self._make_part()
         return []
 
@@ -101,13 +103,12 @@ class ParquetStore(Store):
                 "embeds them again."
             )
 
-    @property
+    @cached_property
     def _found(self) -> set[str]:
-        if self._ids is None:
-            self._ids = ids_of(self.folder)
-            self._recover(self._ids)
-            refuse_foreign(self.folder, sorted(self._ids - {utterance.id for utterance in self.utterances}))
-        return self._ids
+        ids = ids_of(self.folder)
+        self._recover(ids)
+        refuse_foreign(self.folder, sorted(ids - {utterance.id for utterance in self.utterances}))
+        return ids
 
     def _recover(self, ids: set[str]) -> None:
         """Make a part of what earlier runs left: of this shard, or of all where this is the whole corpus."""
@@ -123,8 +124,6 @@ class ParquetStore(Store):
         """Append a batch, as a stream of its own, to the file of what is no part yet, and flush it to disk."""
         if self._waiting and not self._pending.is_file():
             raise OutputError(f"{self._pending}: was removed by something else while the run worked.")
-        if not self._waiting:
-            self._since = time.monotonic()
         content = pa.BufferOutputStream()
         with pa.ipc.new_stream(content, rows.schema) as stream:
             stream.write_batch(rows)
@@ -147,7 +146,7 @@ class ParquetStore(Store):
         """Return the rows of embeddings, in the columns of the first part."""
         utterances = [one.utterance for one in batch]
         matrix = np.stack([one.embedding for one in batch])
-        schema = self._columns(matrix.shape[1])
+        schema = self._schema = self._schema or self._columns(matrix.shape[1])
         parts = [utterance.part for utterance in utterances]
         columns: dict[str, Any] = {
             "id": [utterance.id for utterance in utterances],
@@ -166,15 +165,19 @@ class ParquetStore(Store):
 
     def _columns(self, dim: int) -> pa.Schema:
         """Return the columns of the first part, or the columns that it will have."""
-        if self._schema is None:
-            parts = parts_in(self.folder)
-            self._schema = pq.read_schema(parts[0]).remove_metadata() if parts else self._new_columns(dim)
-        return self._schema
-
-    def _new_columns(self, dim: int) -> pa.Schema:
+        for part in parts_in(self.folder):
+            return pq.read_schema(part).remove_metadata()
         types = {"start": pa.float64(), "end": pa.float64(), "channel": pa.int32(), "duration_seconds": pa.float64()}
         known = ("id", "audio_path", "start", "end", "channel", "speaker", "duration_seconds")
         fields = [pa.field(name, types.get(name, pa.string())) for name in known]
         fields.append(pa.field("embedding", pa.list_(pa.float32(), dim)))
         extra = [name for name in columns_of(self.utterances) if name not in _KNOWN]
         return pa.schema([*fields, *(pa.field(name, pa.string()) for name in extra)])
+
+
+def _is_utf_8(utterance: Utterance) -> bool:
+    try:
+        "".join((utterance.id, str(utterance.audio), utterance.speaker or "", *utterance.extra.values())).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

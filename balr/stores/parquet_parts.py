@@ -80,7 +80,8 @@ def rows_in_parts(folder: Path) -> Iterator[Row]:
             names = [name for name in pq.read_schema(part).names if name != "embedding"]
             rows = pq.read_table(part, columns=names, page_checksum_verification=True).to_pylist()
         except (OSError, pa.ArrowException):
-            yield dict.fromkeys(COLUMNS, "") | {"id": part.name, "audio": part.name, "embedding": f"{part.name}/0"}
+            cells = {"id": part.name, "audio": part.name, "embedding": f"{part.name}/damaged"}
+            yield dict.fromkeys(COLUMNS, "") | cells
             continue
         for number, cells in enumerate(rows):
             row = {name: _cell(cell) for name, cell in cells.items()}
@@ -91,18 +92,21 @@ def read_in_part(place: Path) -> npt.NDArray[Any]:
     """Read the embedding `(dim,)` at a place such as `part-00000.parquet/17`. Raises ValueError."""
     try:
         embedding: npt.NDArray[Any] = _embeddings(place.parent)[int(place.name)]
-    except (OSError, pa.ArrowException, LookupError) as error:
+    except (OSError, ValueError, pa.ArrowException, LookupError) as error:
         raise ValueError(f"the part is damaged: {one_line(error)[:100]}") from error
     return embedding
 
 
 def drop_rows(folder: Path, ids: Set[str]) -> None:
-    """Write the parts that hold some of these ids anew, without them. Raises OutputError."""
+    """Write the parts that hold some of these ids anew, without them; a part that cannot be read goes by its name.
+
+    Raises OutputError.
+    """
     for part in parts_in(folder):
-        table = pq.read_table(part)
-        kept = [number for number, id_ in enumerate(table["id"].to_pylist()) if id_ not in ids]
-        if kept and len(kept) < len(table):
-            write_part(part, table.take(kept))
+        found = [part.name] if part.name in ids else pq.read_table(part, columns=["id"])["id"].to_pylist()
+        kept = [number for number, id_ in enumerate(found) if id_ not in ids]
+        if kept and len(kept) < len(found):
+            write_part(part, pq.read_table(part).take(kept))
         elif not kept:
             part.unlink()
 

@@ -83,7 +83,8 @@ def read_place(folder: Path, place: str) -> npt.NDArray[Any]:
 def load_embeddings(save_dir: str | Path) -> "tuple[list[str], npt.NDArray[np.float32], pa.Table]":
     """Read a store of any kind: ids, a matrix `(utterances, dim)` of embeddings, a table of the other columns.
 
-    Raises InputError where the folder holds no embeddings, or a damaged one.
+    In the table, bytes that are not UTF-8 are escaped. Raises InputError where the folder holds no embeddings, or a
+    damaged one.
     """
     import pyarrow as pa
 
@@ -107,7 +108,11 @@ def load_embeddings(save_dir: str | Path) -> "tuple[list[str], npt.NDArray[np.fl
     if not columns:
         raise InputError(f"{folder}: holds no embeddings; give the save_dir of a run.")
     ids = columns.pop("id")
-    others = {name: cells for name, cells in columns.items() if name not in ("embedding", "crc32")}
+    others = {
+        name: [cell.encode(errors="surrogateescape").decode(errors="backslashreplace") for cell in cells]
+        for name, cells in columns.items()
+        if name not in ("embedding", "crc32")
+    }
     return ids, np.frombuffer(numbers, np.float32).reshape(len(ids), -1), pa.table(others)
 
 

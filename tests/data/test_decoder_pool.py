@@ -34,7 +34,7 @@ def results(
     stop: Stop | None = None,
 ) -> list[object]:
     """Return what became of each task, and hold the pool to batches that come back once and whole."""
-    room = ReadAhead([], [0.0] * len(tasks), most_seconds=math.inf)
+    room = ReadAhead([0.0] * len(tasks), most_seconds=math.inf)
     found: dict[int, object] = {}
     with DecoderPool(faulty.read, processes=processes, timeout_seconds=timeout_seconds) as pool:
         for batch, results in pool.results(PLAN, tasks, ahead=ahead, read_ahead=room, stop=stop or Stop()):
@@ -91,7 +91,7 @@ def test_a_task_that_waits_behind_a_slow_one_has_its_whole_time() -> None:
 
 def test_a_set_flag_ends_it_early_and_no_process_is_left() -> None:
     stop = Stop()
-    room = ReadAhead([], [0.0] * 10, most_seconds=math.inf)
+    room = ReadAhead([0.0] * 10, most_seconds=math.inf)
     with DecoderPool(faulty.read, processes=2, timeout_seconds=30.0) as pool:
         began = time.monotonic()
         for number, _ in enumerate(
@@ -117,13 +117,13 @@ class Recorded(ReadAhead):
 
 
 def test_the_bound_of_what_is_read_ahead_is_kept() -> None:
-    room = Recorded([str(index) for index in range(10)], [10.0] * 10, most_seconds=45.0)
+    room = Recorded([10.0] * 10, most_seconds=45.0)
     with DecoderPool(faulty.read, processes=3, timeout_seconds=30.0) as pool:
         found = []
         for batch, _ in pool.results(PLAN, waveforms(), ahead=8, read_ahead=room, stop=Stop()):
             found.append(batch)
             room.now -= 10.0 * len(batch)
-            room.release([str(index) for index in batch])
+            room.release(batch)
         assert sorted(found) == PLAN and 40.0 <= room.most <= 45.0
 
 
@@ -133,7 +133,7 @@ def test_processes_take_no_signal_of_the_run_and_end_with_their_pool() -> None:
         for pid in children:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                 os.kill(int(pid or 0), number)
-        room = ReadAhead([], [0.0] * 10, most_seconds=math.inf)
+        room = ReadAhead([0.0] * 10, most_seconds=math.inf)
         assert len(list(pool.results(PLAN, waveforms(), ahead=4, read_ahead=room, stop=Stop()))) == len(PLAN)
     wait_until(lambda: not [child for child in multiprocessing.active_children() if child.pid in children])
 

@@ -51,7 +51,7 @@ def test_decoders_fill_the_memory_they_are_given(blocks: list[torch.Tensor]) -> 
     with DecoderPool(_ramp, processes=2, timeout_seconds=30.0, empty=PinnedBlocks().empty) as pool:
         plan = [tuple(range(len(tasks)))]
         ((_, found),) = pool.results(
-            plan, tasks, ahead=2, read_ahead=ReadAhead([], [0.0] * len(tasks), most_seconds=math.inf), stop=Stop()
+            plan, tasks, ahead=2, read_ahead=ReadAhead([0.0] * len(tasks), most_seconds=math.inf), stop=Stop()
         )
     assert all(np.array_equal(waveform, _ramp(samples)) for samples, waveform in zip(tasks, found, strict=True))
     assert len(blocks) == 1

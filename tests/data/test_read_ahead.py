@@ -2,28 +2,42 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import Command, embeddings, speechlike, write_wav
 
+from balr.data.corpus import Corpus
+from balr.data.decoding import WaveformReader, decoded_batches
 from balr.data.read_ahead import ReadAhead
 from balr.embeddings.wespeaker import WespeakerModel
+from balr.records import Utterance
+from balr.shutdown import Stop
 
 
 def test_batches_are_counted_in_until_the_bound_and_out_when_embedded() -> None:
-    read_ahead = ReadAhead(["a", "b", "c"], [40.0, 50.0, 30.0], most_seconds=100.0)
+    read_ahead = ReadAhead([40.0, 50.0, 30.0], most_seconds=100.0)
     assert read_ahead.reserve((0,)) and read_ahead.reserve((1,))
     assert not read_ahead.reserve((2,))
-    read_ahead.release(["a"])
+    read_ahead.release((0,))
     assert read_ahead.reserve((2,))
 
 
+def test_a_stop_ends_the_wait_for_room_that_never_comes() -> None:
+    read_ahead, stop = ReadAhead([60.0, 60.0], most_seconds=100.0), Stop()
+    assert read_ahead.reserve((0,))
+    corpus = Corpus([Utterance(id_, Path(f"/{id_}.wav")) for id_ in "ab"], Path("/"))
+    settings: dict[str, Any] = {"pool": None, "ahead": 1, "read_ahead": read_ahead, "stop": stop}
+    threading.Timer(0.1, stop.set).start()
+    assert list(decoded_batches(corpus, [(1,)], WaveformReader(16_000, 60.0), **settings)) == []
+
+
 def test_a_batch_over_the_bound_goes_alone() -> None:
-    read_ahead = ReadAhead(["a", "b"], [500.0, 1.0], most_seconds=100.0)
+    read_ahead = ReadAhead([500.0, 1.0], most_seconds=100.0)
     assert read_ahead.reserve((0,))
     assert not read_ahead.reserve((1,))
-    read_ahead.release(["a"])
+    read_ahead.release((0,))
     assert read_ahead.reserve((1,)) and not read_ahead.reserve((0,))
 
 
@@ -46,9 +60,9 @@ def test_a_run_holds_no_more_audio_at_a_time_than_the_bound(
             totals.setdefault(self, []).append(seconds)
             return found
 
-    def removed(self: ReadAhead, done: list[str]) -> None:
+    def removed(self: ReadAhead, done: tuple[int, ...]) -> None:
         with lock:
-            held[self].difference_update(done)
+            held[self].difference_update(ids[index] for index in done)
             release(self, done)
 
     monkeypatch.setattr(ReadAhead, "reserve", noted)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 
 from balr.data.corpus import Corpus
 from balr.data.dataset import AudioDataset
-from balr.data.folders import read_dir
 from balr.errors import InputError
 
 
@@ -167,23 +165,6 @@ def test_any_text_as_csv_is_read_or_refused_in_one_line(tmp_path: Path, cells: l
     with pytest.raises(InputError) as error:
         AudioDataset.from_csv(path)
     assert "\n" not in str(error.value)
-
-
-def test_folders_nested_by_the_thousand_are_searched(tmp_path: Path) -> None:
-    top = os.open(tmp_path, os.O_DIRECTORY)
-    folder = top
-    for _ in range(1200):
-        os.mkdir("d", dir_fd=folder)
-        folder = os.open("d", os.O_DIRECTORY, dir_fd=folder)
-        os.close(top)
-        top = folder
-    os.close(os.open("a.wav", os.O_CREAT, dir_fd=folder))
-    os.close(folder)
-    (tmp_path / "b.wav").touch()
-    try:
-        assert [utterance.id for utterance in read_dir(tmp_path)] == ["b.wav", "d/" * 1200 + "a.wav"]
-    finally:
-        subprocess.run(["rm", "-r", str(tmp_path / "d")], check=True)  # Python's own way of it is a recursive one
 
 
 @pytest.mark.parametrize(

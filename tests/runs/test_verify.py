@@ -14,11 +14,14 @@ from conftest import Command, break_off_after, embeddings, interrupt_at, rows, r
 from typer.testing import CliRunner
 
 from balr.cli import app
+from balr.errors import BalrError
 from balr.stores.embedding_files import encode, read_embedding
 
 
 def verify(*arguments: object) -> tuple[int, str]:
     done = CliRunner().invoke(app, ["verify", *map(str, arguments)])
+    if isinstance(done.exception, BalrError):  # which the command makes a line
+        return 2, f"{done.output}ERROR {done.exception}"
     assert not isinstance(done.exception, Exception) or isinstance(done.exception, SystemExit), done.exception
     return done.exit_code, done.output
 

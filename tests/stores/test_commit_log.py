@@ -60,12 +60,9 @@ def test_a_damaged_row_between_others_is_an_error_with_its_line(tmp_path: Path, 
         list(log(tmp_path).read())
 
 
-@pytest.mark.parametrize("replacement", [None, "another"])
-def test_a_log_that_vanished_takes_no_more_rows(tmp_path: Path, replacement: str | None) -> None:
+def test_a_log_that_vanished_takes_no_more_rows(tmp_path: Path) -> None:
     first = log(tmp_path)
     first.begin(())
     first.path.unlink()
-    if replacement is not None:
-        first.path.write_text(replacement)
-    with pytest.raises(OutputError, match="was removed or changed"):
+    with pytest.raises(OutputError, match="was removed"):
         first.append([{"id": "a"}], durably=True)

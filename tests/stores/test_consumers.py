@@ -31,9 +31,7 @@ WANTED = {one.utterance.id: one.embedding for one in embedded(*range(7))}
 def parquet(tmp_path: Path) -> Path:
     (tmp_path / "parquet").mkdir()
     (tmp_path / "parquet" / "run.json").write_text('{"model": {}}')
-    store = ParquetStore(
-        StoredCorpus(tmp_path / "parquet", UTTERANCES, Path("/corpus")), rows_per_part=3, seconds_per_part=30
-    )
+    store = ParquetStore(StoredCorpus(tmp_path / "parquet", UTTERANCES, Path("/corpus")), rows_per_part=3)
     for number in range(7):
         store.write(embedded(number))
     store.close()
