@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from balr.atomic import whole_file, write_csv
 from balr.errors import ConfigError, InputError, OutputError
+from balr.evaluation.scoring import refuse_unusable, unit
 from balr.records import Embedded, Utterance
 from balr.runs.provenance import now
 from balr.runs.record import Facts, Record
@@ -57,7 +58,8 @@ def export(
     if per_speaker:
         utterances, matrix = _by_speaker(utterances, matrix)
     if normalize:
-        matrix = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
+        refuse_unusable(matrix, [utterance.id for utterance in utterances])
+        matrix = unit(matrix)
     if to == "npz":
         with whole_file(out) as file:
             np.savez(file, ids=np.array([utterance.id for utterance in utterances]), data=matrix)

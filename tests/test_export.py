@@ -77,11 +77,13 @@ def test_means_norms_and_speakers_are_those_of_numpy(source: Path, tmp_path: Pat
 def test_what_cannot_be_exported_is_one_line(source: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     np.save(tmp_path / "short.npy", np.ones(3, np.float32))
+    np.save(tmp_path / "first.npy", table(source)["u0"])
     for options, reason in (
         ({"to": "tar"}, "one of files, parquet, kaldi, npz, csv is expected"),
         ({"to": "files", "per_speaker": True}, "files are named after utterances"),
         ({"to": "npz", "mean": "nowhere.npy"}, "nowhere.npy: not an embedding"),
         ({"to": "npz", "mean": str(tmp_path / "short.npy")}, "and the mean has 3"),
+        ({"to": "npz", "mean": str(tmp_path / "first.npy"), "normalize": True}, "so they have no direction: u0"),
     ):
         with pytest.raises(BalrError, match=reason):
             export(source, tmp_path / "new", **options)
