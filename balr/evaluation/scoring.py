@@ -43,7 +43,9 @@ def refuse_unusable(embeddings: Matrix, names: list[str]) -> None:
     bad = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
     if len(bad):
         shown = ", ".join(names[row] for row in bad[:5])
-        raise InputError(f"{len(bad):,} embeddings have NaN, or are the mean itself, so they have no direction: {shown}.")
+        raise InputError(
+            f"{len(bad):,} embeddings have NaN, or are the mean itself, so they have no direction: {shown}."
+        )
 
 
 def unit(embeddings: Matrix) -> Matrix:
