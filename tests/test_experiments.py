@@ -31,8 +31,8 @@ def test_every_experiment_composes_and_so_does_every_job_of_a_sweep(name: str) -
 
 
 @needs_bf16
-def test_an_experiment_gives_each_of_its_jobs_a_folder(corpus: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
-    (tmp_path / "mine").symlink_to(tiny_checkpoint)
+def test_an_experiment_gives_each_of_its_jobs_a_folder(corpus: Path, tmp_path: Path, tiny_campplus: Path) -> None:
+    (tmp_path / "mine").symlink_to(tiny_campplus)
     model = ["embeddings.model.model_dir=mine", "data=serial"]
     assert main([f"input={corpus}", "+experiment=bf16_against_fp32", *model]) == 0
     folders = sorted(path.parent for path in (tmp_path / "outputs" / "embeddings").rglob("metadata.csv"))
@@ -43,12 +43,12 @@ def test_an_experiment_gives_each_of_its_jobs_a_folder(corpus: Path, tmp_path: P
         assert low @ whole / np.linalg.norm(low) / np.linalg.norm(whole) > 0.9999 and not np.array_equal(low, whole)
 
 
-def test_embeddings_for_the_earlier_toolkit_are_those_of_unscaled_audio(corpus: Path, tiny_checkpoint: Path) -> None:
+def test_embeddings_for_the_earlier_toolkit_are_those_of_unscaled_audio(corpus: Path, tiny_campplus: Path) -> None:
     for number, path in enumerate(sorted(corpus.rglob("*.wav"))):  # quiet, where the floor of the features shows
         write_wav(path, 0.003 * speechlike(1.5, seed=number))
-    model = [f"embeddings.model.model_dir={tiny_checkpoint}", "data=serial"]
+    model = [f"embeddings.model.model_dir={tiny_campplus}", "data=serial"]
     assert main([f"input={corpus}", "+experiment=balr2", "save_dir=out", *model]) == 0
-    unscaled, scaled = (Reference(tiny_checkpoint, "campplus", scale=scale) for scale in (1, 1 << 15))
+    unscaled, scaled = (Reference(tiny_campplus, "campplus", scale=scale) for scale in (1, 1 << 15))
     for listed in rows(Path("out/metadata.csv")):
         assert listed["embedding"].endswith("_emb.txt")
         found, audio = np.loadtxt(Path("out") / listed["embedding"]), Path(listed["audio"])

@@ -79,7 +79,7 @@ def test_one_repository_s_download_does_not_pass_for_another_s(hub: FakeHub, tmp
     WespeakerModel(REPO, "avg_model.pt", model_dir=tmp_path / "models")
     with pytest.raises(CheckpointError, match=r"holds the files of Wespeaker/.*, not of me/mine@main"):
         WespeakerModel("me/mine", "avg_model.pt", model_dir=tmp_path / "models")
-    assert WespeakerModel("", "avg_model.pt", model_dir=tmp_path / "models").architecture == "CAMPPlus"
+    assert WespeakerModel("", "avg_model.pt", model_dir=tmp_path / "models").architecture == "XVEC"
 
 
 def test_a_repository_that_balr_does_not_ship_is_taken_from_main(hub: FakeHub) -> None:

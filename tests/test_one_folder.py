@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Command, embeddings, interrupt_at, rows, speechlike, wait_until, write_wav
+from conftest import XVECTOR, Command, embeddings, interrupt_at, rows, speechlike, wait_until, write_wav
 from typer.testing import CliRunner
 from untrained_checkpoint import write_checkpoint
 
@@ -106,12 +106,12 @@ def test_other_weights_in_the_same_folder_are_another_model(
     corpus: Path, tmp_path: Path, one_error_line: OneLine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [f"input={corpus}", "save_dir=out", "embeddings.model.model_dir=c", "data=serial", *_MODEL_NAME]
-    write_checkpoint(tmp_path / "c", "CAMPPlus", TINY, seed=1)
+    write_checkpoint(tmp_path / "c", "XVEC", XVECTOR, seed=1)
     assert main(command) == 0
     (tmp_path / "c").rename(tmp_path / "moved")
     capsys.readouterr()
     assert main([*command, f"embeddings.model.model_dir={tmp_path / 'moved'}"]) == 0, "the same weights elsewhere"
-    write_checkpoint(tmp_path / "c", "CAMPPlus", TINY, seed=2)
+    write_checkpoint(tmp_path / "c", "XVEC", XVECTOR, seed=2)
     capsys.readouterr()
     assert main(command) == 2
     assert f"those of {tmp_path}/c, and this model is {tmp_path}/c" in one_error_line()

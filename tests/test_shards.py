@@ -167,11 +167,11 @@ def test_a_sweep_over_shards_works_in_one_folder_whatever_device_each_has(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("store", ["parquet", "kaldi"])
-def test_thirty_kills_and_a_resume_leave_each_embedding_once(tiny_checkpoint: Path, tmp_path: Path, store: str) -> None:
+def test_thirty_kills_and_a_resume_leave_each_embedding_once(tiny_campplus: Path, tmp_path: Path, store: str) -> None:
     for number in range(60):
         write_wav(tmp_path / "corpus" / f"{number}.wav", speechlike(1.0 + 0.05 * number, seed=number))
     command = [sys.executable, "-m", "balr.main", "input=corpus", f"store={store}"]
-    command += [f"embeddings.model.model_dir={tiny_checkpoint}", "embeddings.model.model_name=avg_model.pt"]
+    command += [f"embeddings.model.model_dir={tiny_campplus}", "embeddings.model.model_name=avg_model.pt"]
     assert subprocess.run([*command, "save_dir=whole"], cwd=tmp_path, check=False).returncode == 0
     moments = random.Random(1)
     for _ in range(30):

@@ -39,14 +39,14 @@ def _two_threads() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def model(tiny_checkpoint: Path) -> WespeakerModel:
-    return WespeakerModel("", "avg_model.pt", model_dir=tiny_checkpoint, engine="openvino")
+def model(tiny_campplus: Path) -> WespeakerModel:
+    return WespeakerModel("", "avg_model.pt", model_dir=tiny_campplus, engine="openvino")
 
 
 def test_embeddings_equal_the_reference_in_batches_and_alone(
-    model: WespeakerModel, tiny_checkpoint: Path, corpus: Path
+    model: WespeakerModel, tiny_campplus: Path, corpus: Path
 ) -> None:
-    reference = Reference(tiny_checkpoint, "campplus")
+    reference = Reference(tiny_campplus, "campplus")
     for number, seconds in enumerate((2.6, 2.6, 3.1)):
         write_wav(corpus / f"long{number}.wav", speechlike(seconds, seed=10 + number))
     for size in (1, 8):
@@ -72,9 +72,9 @@ def test_audio_of_up_to_three_times_chunk_seconds_is_not_cut_as_chunks_run_in_to
         assert (made - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-def test_short_clips_of_campplus_run_in_the_engine_too(model: WespeakerModel, tiny_checkpoint: Path) -> None:
+def test_short_clips_of_campplus_run_in_the_engine_too(model: WespeakerModel, tiny_campplus: Path) -> None:
     """A segment of its pooling is 100 frames, here half as many at the rate of the input: one to three segments."""
-    plain = WespeakerModel("", "avg_model.pt", model_dir=tiny_checkpoint)
+    plain = WespeakerModel("", "avg_model.pt", model_dir=tiny_campplus)
     for seconds in (0.3, 0.99, 1.0, 1.01, 1.5, 1.99, 2.0, 2.01, 4.0):
         waveform = torch.from_numpy(speechlike(seconds, seed=3))
         expected, made = plain.embed([waveform]), model.embed([waveform])
@@ -183,9 +183,9 @@ def test_a_network_that_the_engine_refuses_at_every_length_is_refused(monkeypatc
 
 
 def test_auto_does_without_an_engine_that_does_not_import_and_others_are_refused(
-    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_campplus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    assert WespeakerModel("", "avg_model.pt", model_dir=tiny_checkpoint, engine="auto").engine == "torch"
+    assert WespeakerModel("", "avg_model.pt", model_dir=tiny_campplus, engine="auto").engine == "torch"
     with pytest.raises(ConfigError, match="must be auto, torch or openvino"):
-        WespeakerModel("", "avg_model.pt", model_dir=tiny_checkpoint, engine="onnx")
+        WespeakerModel("", "avg_model.pt", model_dir=tiny_campplus, engine="onnx")
