@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,15 @@ def sample() -> Path:
     if not SAMPLE.is_dir():
         pytest.skip("the sample of real speech (../shared/data/voxceleb2) is not on this machine")
     return SAMPLE
+
+
+@pytest.fixture(scope="session")
+def bundled_once() -> Iterator[None]:
+    """Bundle the JavaScript of pages, always the same, at the first page alone: it takes seconds."""
+    vl_convert = pytest.importorskip("vl_convert", reason="pip install 'balr[report]'")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vl_convert, "javascript_bundle", cache(vl_convert.javascript_bundle))
+        yield
 
 
 @pytest.fixture(scope="session")
