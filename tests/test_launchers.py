@@ -33,7 +33,7 @@ def test_shards_of_a_sweep_give_the_run_of_the_whole(
     launcher: str, corpus: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     common = [f"embeddings.model.model_dir={tiny_checkpoint}", "device=cpu", "data=serial"]
-    assert run_command("balr", "extract", "corpus", "--save-dir", "whole", *common, cwd=tmp_path).returncode == 0
+    assert main(["input=corpus", "save_dir=whole", *common]) == 0
     shards = ["-m", f"hydra/launcher={launcher}", "save_dir=out", "shard.count=2", "shard.index=range(2)"]
     done = run_command("balr", "extract", "corpus", *shards, *common, cwd=tmp_path)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
