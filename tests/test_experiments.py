@@ -1,5 +1,6 @@
 """Every experiment composes to a sweep of configs that exist, and one is run on a tiny checkpoint."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +64,15 @@ def test_the_model_that_ships_with_balr_is_wespeakers_network_with_its_weights(c
     for id_, embedding in model.extract_embeddings(str(corpus)):
         theirs = reference.embed(corpus / id_)
         assert relative_difference(embedding, theirs) < 1e-4 and cosine(embedding, theirs) > 0.999999
+
+
+def test_the_demo_tells_its_voices_apart_and_is_small() -> None:
+    demo = REPOSITORY / "resources" / "demo"
+    evaluation = ["+evaluation=trials", f"evaluation.trials={demo / 'trials.csv'}", "evaluation.bootstrap=0"]
+    run = [f"input={demo / 'metadata.csv'}", "save_dir=out", "embeddings/model=demo", "data=serial"]
+    assert main([*run, *evaluation]) == 0
+    assert len(list(Path("out").rglob("*_emb.npy"))) == 32
+    found = json.loads(Path("out/evaluation/trials/evaluation.json").read_text())
+    assert found["trial_counts"] == {"targets": 48, "nontargets": 448} and 0 < found["metrics"]["eer"]["value"] < 0.15
+    assert (demo / "checkpoint" / "avg_model.pt").stat().st_size < 3.5 * (1 << 20)
+    assert sum(path.stat().st_size for path in demo.glob("[!c]*/*.flac")) < 1.5 * (1 << 20)

@@ -125,7 +125,7 @@ def test_a_folder_without_the_files_lists_what_it_holds(tiny_checkpoint: Path) -
         find_checkpoint("", "avg_model", config_name="config.yaml", model_dir=tiny_checkpoint, revision=None)
 
 
-@pytest.mark.parametrize("name", ["campplus", REPO, "me/mine"])
+@pytest.mark.parametrize("name", ["campplus", "me/mine"])
 def test_a_downloaded_folder_works_without_the_hub(
     hub: FakeHub, balr: Command, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -20,17 +20,19 @@ OneLine = Callable[[], str]
 _MODEL_NAME = ("embeddings.model.model_name=avg_model.pt",)
 
 
-def test_two_corpora_with_the_same_ids_do_not_meet_in_one_folder(
+def test_two_corpora_do_not_meet_in_one_folder_whether_their_ids_are_the_same_or_not(
     balr: Command, corpus: Path, tmp_path: Path, one_error_line: OneLine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = tmp_path / "other" / "corpus"
     for number in range(6):
-        write_wav(other / f"spk{number % 2}" / f"utt{number}.wav", speechlike(1.0, seed=99))
+        write_wav(tmp_path / "same" / f"spk{number % 2}" / f"utt{number}.wav", speechlike(1.0, seed=99))
+    write_wav(tmp_path / "other" / "another.wav", speechlike(1.0, seed=99))
     assert balr(f"input={corpus}", "save_dir=out") == 0
     before = embeddings(tmp_path / "out")
-    capsys.readouterr()
-    assert balr(f"input={other}", "save_dir=out") == 2
-    assert "holds embeddings of another corpus" in one_error_line()
+    for folder in ("same", "other"):
+        for force in ("force=false", "force=true"):
+            capsys.readouterr()
+            assert balr(f"input={folder}", "save_dir=out", force) == 2
+            assert f"holds embeddings of another corpus, in {corpus}" in one_error_line()
     assert embeddings(tmp_path / "out") == before
 
 
@@ -81,17 +83,6 @@ def test_a_model_dir_that_was_downloaded_to_is_the_same_model_the_next_time(tmp_
     assert identity_of(tmp_path) != before, "files of unknown origin"
     (tmp_path / ".downloaded-from").write_text("me/mine@main")
     assert identity_of(tmp_path) == before
-
-
-def test_two_corpora_with_other_ids_do_not_meet_in_one_folder_either(
-    balr: Command, corpus: Path, tmp_path: Path, one_error_line: OneLine, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_wav(tmp_path / "other" / "another.wav", speechlike(1.0, seed=99))
-    assert balr(f"input={corpus}", "save_dir=out") == 0
-    for force in ("force=false", "force=true"):
-        capsys.readouterr()
-        assert balr("input=other", "save_dir=out", force) == 2
-        assert f"holds embeddings of another corpus, in {corpus}" in one_error_line()
 
 
 def test_folders_of_one_name_get_save_dirs_of_their_own(balr: Command, tmp_path: Path) -> None:
