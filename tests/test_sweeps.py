@@ -103,6 +103,7 @@ def test_a_save_dir_that_names_the_job_is_taken_as_it_is(balr: Command, corpus: 
     assert [folder.parent for folder in folders] == [tmp_path / "out" / "corpus" / "x"] * 2
 
 
+@pytest.mark.filterwarnings("ignore")  # those of Optuna
 def test_a_sweeper_that_optimises_gets_the_eer(corpus: Path, tiny_checkpoint: Path) -> None:
     """Run the real Optuna sweeper: what it minimises is what evaluation.json says."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install 'balr[optuna]'")
