@@ -48,6 +48,14 @@ def commands(language: str, text: str) -> list[list[str]]:
     return [command.split("\n", maxsplit=1) for command in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]]
 
 
+# A page may repeat a whole block of the README, which runs there.
+IN_README = [
+    [line for line, _ in commands(*fence)]
+    for fence in FENCE.findall(TEXTS["README.md"])
+    if fence[0] in ("sh", "console")
+]
+
+
 @pytest.fixture(scope="module")
 def hub(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
     served = {("me/my-model", "main"): tiny_checkpoint}
@@ -107,6 +115,7 @@ def run(line: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.run_command() == 0, f"{where}: {line}"
 
 
+@pytest.mark.usefixtures("bundled_once")
 @pytest.mark.parametrize("name", DOCS)
 def test_every_block_does_what_it_says(
     name: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -123,6 +132,8 @@ def test_every_block_does_what_it_says(
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
             assert yaml.safe_load(text), where
+        elif name != "README.md" and [line for line, _ in commands(language, text)] in IN_README:
+            assert language == "sh", where  # and shows no output of its own
         elif language in ("sh", "console"):
             for line, output in commands(language, text):
                 capsys.readouterr()

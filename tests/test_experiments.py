@@ -1,5 +1,6 @@
 """Every experiment composes to a sweep of configs that exist, and one is run on a tiny checkpoint."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,8 @@ def test_every_experiment_composes_and_so_does_every_job_of_a_sweep(name: str) -
 
 
 @needs_bf16
-def test_an_experiment_gives_each_of_its_jobs_a_folder(corpus: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
-    (tmp_path / "mine").symlink_to(tiny_checkpoint)
+def test_an_experiment_gives_each_of_its_jobs_a_folder(corpus: Path, tmp_path: Path, tiny_campplus: Path) -> None:
+    (tmp_path / "mine").symlink_to(tiny_campplus)
     model = ["embeddings.model.model_dir=mine", "data=serial"]
     assert main([f"input={corpus}", "+experiment=bf16_against_fp32", *model]) == 0
     folders = sorted(path.parent for path in (tmp_path / "outputs" / "embeddings").rglob("metadata.csv"))
@@ -43,12 +44,12 @@ def test_an_experiment_gives_each_of_its_jobs_a_folder(corpus: Path, tmp_path: P
         assert low @ whole / np.linalg.norm(low) / np.linalg.norm(whole) > 0.9999 and not np.array_equal(low, whole)
 
 
-def test_embeddings_for_the_earlier_toolkit_are_those_of_unscaled_audio(corpus: Path, tiny_checkpoint: Path) -> None:
+def test_embeddings_for_the_earlier_toolkit_are_those_of_unscaled_audio(corpus: Path, tiny_campplus: Path) -> None:
     for number, path in enumerate(sorted(corpus.rglob("*.wav"))):  # quiet, where the floor of the features shows
         write_wav(path, 0.003 * speechlike(1.5, seed=number))
-    model = [f"embeddings.model.model_dir={tiny_checkpoint}", "data=serial"]
+    model = [f"embeddings.model.model_dir={tiny_campplus}", "data=serial"]
     assert main([f"input={corpus}", "+experiment=balr2", "save_dir=out", *model]) == 0
-    unscaled, scaled = (Reference(tiny_checkpoint, "campplus", scale=scale) for scale in (1, 1 << 15))
+    unscaled, scaled = (Reference(tiny_campplus, "campplus", scale=scale) for scale in (1, 1 << 15))
     for listed in rows(Path("out/metadata.csv")):
         assert listed["embedding"].endswith("_emb.txt")
         found, audio = np.loadtxt(Path("out") / listed["embedding"]), Path(listed["audio"])
@@ -63,3 +64,15 @@ def test_the_model_that_ships_with_balr_is_wespeakers_network_with_its_weights(c
     for id_, embedding in model.extract_embeddings(str(corpus)):
         theirs = reference.embed(corpus / id_)
         assert relative_difference(embedding, theirs) < 1e-4 and cosine(embedding, theirs) > 0.999999
+
+
+def test_the_demo_tells_its_voices_apart_and_is_small() -> None:
+    demo = REPOSITORY / "resources" / "demo"
+    evaluation = ["+evaluation=trials", f"evaluation.trials={demo / 'trials.csv'}", "evaluation.bootstrap=0"]
+    run = [f"input={demo / 'metadata.csv'}", "save_dir=out", "embeddings/model=demo", "data=serial"]
+    assert main([*run, *evaluation]) == 0
+    assert len(list(Path("out").rglob("*_emb.npy"))) == 32
+    found = json.loads(Path("out/evaluation/trials/evaluation.json").read_text())
+    assert found["trial_counts"] == {"targets": 48, "nontargets": 448} and 0 < found["metrics"]["eer"]["value"] < 0.15
+    assert (demo / "checkpoint" / "avg_model.pt").stat().st_size < 3.5 * (1 << 20)
+    assert sum(path.stat().st_size for path in demo.glob("[!c]*/*.flac")) < 1.5 * (1 << 20)

@@ -1,28 +1,47 @@
 """`balr export`: any store to any other, with the same numbers, changed only as asked."""
 
 import csv
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import Command, run_command
+from conftest import Command, speechlike, write_wav
+from typer.testing import CliRunner
 
-from balr import load_embeddings
+from balr import cli, load_embeddings
 from balr.errors import BalrError
 from balr.export import export
+from balr.main import main
+from balr.runs.verify import verify
 
 STORES = ("files", "parquet", "kaldi")
 
 
-@pytest.fixture(params=STORES)
-def source(request: pytest.FixtureRequest, balr: Command, corpus: Path, tmp_path: Path) -> Path:
-    names = [(f"spk{n % 2}/utt{n}.wav", f"s{n % 2}") for n in range(6)]
-    (corpus / "list.csv").write_text(
-        "id,audio,speaker,age\n" + "".join(f"u{n},{a},{s},{n}\n" for n, (a, s) in enumerate(names))
-    )
-    assert balr(f"input={corpus / 'list.csv'}", "save_dir=source", f"store={request.param}") == 0
-    return tmp_path / "source"
+@pytest.fixture(scope="module", params=STORES)
+def source(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path
+) -> Iterator[Path]:
+    """Return what a run left in each of the stores, and check that exports leave it as it is."""
+    folder = tmp_path_factory.mktemp(request.param)
+    lines = ["id,audio,speaker,age"]
+    for n in range(6):
+        write_wav(folder / f"utt{n}.wav", speechlike(1.0 + 0.2 * n, seed=n))
+        lines.append(f"u{n},utt{n}.wav,s{n % 2},{n}")
+    (folder / "list.csv").write_text("\n".join(lines))
+    model = [f"embeddings.model.model_dir={tiny_checkpoint}", "data=serial"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["input=list.csv", "save_dir=source", f"store={request.param}", *model]) == 0
+    before = contents(folder / "source")
+    yield folder / "source"
+    assert contents(folder / "source") == before
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def table(folder: Path) -> dict[str, npt.NDArray[np.float32]]:
@@ -42,8 +61,7 @@ def test_every_store_is_written_and_read_back_bit_for_bit(source: Path, tmp_path
         _, _, columns = load_embeddings(tmp_path / to)
         assert sorted(columns["age"].to_pylist()) == [str(n) for n in range(6)]
         assert set(columns["speaker"].to_pylist()) == {"s0", "s1"}
-        done = run_command("balr", "verify", str(tmp_path / to), cwd=tmp_path)
-        assert done.returncode == 0, done.stdout
+        assert not verify(tmp_path / to).findings
 
 
 def test_npz_and_csv_hold_the_same_numbers(source: Path, tmp_path: Path) -> None:
@@ -94,11 +112,14 @@ def test_what_cannot_be_exported_is_one_line(source: Path, tmp_path: Path) -> No
     assert not (tmp_path / "new").exists()
 
 
-def test_the_command_says_what_it_wrote(source: Path, tmp_path: Path) -> None:
-    done = run_command("balr", "export", "source", "out.csv", "--to", "csv", "--normalize", "l2", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (0, "6 embeddings written to out.csv\n")
-    done = run_command("balr", "export", "source", "new", "--to", "csv", "--normalize", "l1", cwd=tmp_path)
-    assert done.returncode == 2 and "l1: l2 is expected" in done.stderr
+def test_the_command_says_what_it_wrote(
+    source: Path, monkeypatch: pytest.MonkeyPatch, one_error_line: Callable[[], str]
+) -> None:
+    command = ["export", str(source), "out.csv", "--to", "csv", "--normalize"]
+    done = CliRunner().invoke(cli.app, [*command, "l2"])
+    assert (done.exit_code, done.output) == (0, "6 embeddings written to out.csv\n")
+    monkeypatch.setattr(sys, "argv", ["balr", *command, "l1"])
+    assert cli.run_command() == 2 and "l1: l2 is expected" in one_error_line()
 
 
 def test_embeddings_that_a_list_gives_are_exported_with_those_of_the_run(

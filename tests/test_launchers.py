@@ -34,7 +34,7 @@ def test_shards_of_a_sweep_give_the_run_of_the_whole(
     launcher: str, corpus: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     common = [f"embeddings.model.model_dir={tiny_checkpoint}", "device=cpu", "data=serial"]
-    assert run_command("balr", "extract", "corpus", "--save-dir", "whole", *common, cwd=tmp_path).returncode == 0
+    assert main(["input=corpus", "save_dir=whole", *common]) == 0
     shards = ["-m", f"hydra/launcher={launcher}", "save_dir=out", "shard.count=2", "shard.index=range(2)"]
     done = run_command("balr", "extract", "corpus", *shards, *common, cwd=tmp_path)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
@@ -124,7 +124,7 @@ def test_models_are_fetched_once_before_the_jobs_which_ask_for_nothing(
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS[2:])
 def test_jobs_of_a_stopped_sweep_end_and_the_same_command_goes_on(
-    launcher: str, tiny_checkpoint: Path, tmp_path: Path
+    launcher: str, tiny_campplus: Path, tmp_path: Path
 ) -> None:
     for number in range(40):
         first = write_wav(tmp_path / "corpus" / f"{number}-0.wav", speechlike(0.7 + 0.01 * number, seed=number))
@@ -132,7 +132,7 @@ def test_jobs_of_a_stopped_sweep_end_and_the_same_command_goes_on(
             os.link(first, tmp_path / "corpus" / f"{number}-{copy}.wav")
     program = [str(Path(sys.executable).parent / "balr"), "extract", "corpus", "-m", f"hydra/launcher={launcher}"]
     program += ["save_dir=out", "shard.count=2", "shard.index=range(2)", "data=serial"]
-    program += [f"embeddings.model.model_dir={tiny_checkpoint}"]
+    program += [f"embeddings.model.model_dir={tiny_campplus}"]
     running = subprocess.Popen(program, cwd=tmp_path, start_new_session=True)
     deadline = time.monotonic() + 60
     while len(list((tmp_path / "out").rglob("*_emb.npy"))) < 50 and time.monotonic() < deadline:

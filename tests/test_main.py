@@ -92,7 +92,7 @@ def test_bad_utterances_are_listed_with_reasons_and_the_rest_is_embedded(
         "empty.wav": "empty",
         "cut.wav": "truncated",
         "none.wav": "no samples",
-        "short.wav": "too short: 0.010 s, CAMPPlus needs 0.0",
+        "short.wav": "too short: 0.010 s, XVEC needs 0.1",
         "nan.wav": "not numbers",
     }
     (corpus / "text.wav").write_text("this is text")

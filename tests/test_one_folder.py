@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Command, embeddings, interrupt_at, rows, speechlike, wait_until, write_wav
+from conftest import XVECTOR, Command, embeddings, interrupt_at, rows, speechlike, wait_until, write_wav
 from typer.testing import CliRunner
 from untrained_checkpoint import write_checkpoint
 
@@ -20,17 +20,19 @@ OneLine = Callable[[], str]
 _MODEL_NAME = ("embeddings.model.model_name=avg_model.pt",)
 
 
-def test_two_corpora_with_the_same_ids_do_not_meet_in_one_folder(
+def test_two_corpora_do_not_meet_in_one_folder_whether_their_ids_are_the_same_or_not(
     balr: Command, corpus: Path, tmp_path: Path, one_error_line: OneLine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = tmp_path / "other" / "corpus"
     for number in range(6):
-        write_wav(other / f"spk{number % 2}" / f"utt{number}.wav", speechlike(1.0, seed=99))
+        write_wav(tmp_path / "same" / f"spk{number % 2}" / f"utt{number}.wav", speechlike(1.0, seed=99))
+    write_wav(tmp_path / "other" / "another.wav", speechlike(1.0, seed=99))
     assert balr(f"input={corpus}", "save_dir=out") == 0
     before = embeddings(tmp_path / "out")
-    capsys.readouterr()
-    assert balr(f"input={other}", "save_dir=out") == 2
-    assert "holds embeddings of another corpus" in one_error_line()
+    for folder in ("same", "other"):
+        for force in ("force=false", "force=true"):
+            capsys.readouterr()
+            assert balr(f"input={folder}", "save_dir=out", force) == 2
+            assert f"holds embeddings of another corpus, in {corpus}" in one_error_line()
     assert embeddings(tmp_path / "out") == before
 
 
@@ -90,17 +92,6 @@ def test_a_model_dir_that_was_downloaded_to_is_the_same_model_the_next_time(tmp_
     assert identity_of(tmp_path) == before
 
 
-def test_two_corpora_with_other_ids_do_not_meet_in_one_folder_either(
-    balr: Command, corpus: Path, tmp_path: Path, one_error_line: OneLine, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_wav(tmp_path / "other" / "another.wav", speechlike(1.0, seed=99))
-    assert balr(f"input={corpus}", "save_dir=out") == 0
-    for force in ("force=false", "force=true"):
-        capsys.readouterr()
-        assert balr("input=other", "save_dir=out", force) == 2
-        assert f"holds embeddings of another corpus, in {corpus}" in one_error_line()
-
-
 def test_folders_of_one_name_get_save_dirs_of_their_own(balr: Command, tmp_path: Path) -> None:
     for name in ("A", "D"):
         write_wav(tmp_path / name / "wav" / f"{name}.wav", speechlike(1.0))
@@ -113,12 +104,12 @@ def test_other_weights_in_the_same_folder_are_another_model(
     corpus: Path, tmp_path: Path, one_error_line: OneLine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [f"input={corpus}", "save_dir=out", "embeddings.model.model_dir=c", "data=serial", *_MODEL_NAME]
-    write_checkpoint(tmp_path / "c", "CAMPPlus", TINY, seed=1)
+    write_checkpoint(tmp_path / "c", "XVEC", XVECTOR, seed=1)
     assert main(command) == 0
     (tmp_path / "c").rename(tmp_path / "moved")
     capsys.readouterr()
     assert main([*command, f"embeddings.model.model_dir={tmp_path / 'moved'}"]) == 0, "the same weights elsewhere"
-    write_checkpoint(tmp_path / "c", "CAMPPlus", TINY, seed=2)
+    write_checkpoint(tmp_path / "c", "XVEC", XVECTOR, seed=2)
     capsys.readouterr()
     assert main(command) == 2
     assert f"those of {tmp_path}/c, and this model is {tmp_path}/c" in one_error_line()

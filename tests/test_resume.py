@@ -30,36 +30,25 @@ def alike(tmp_path: Path) -> Path:
     "count", [4, 6, *(pytest.param(count, marks=pytest.mark.slow) for count in (0, 1, 2, 3, 5, 7, 8, 9, 10, 11, 12))]
 )
 def test_a_run_that_was_cut_within_a_batch_ends_with_the_bytes_of_an_undisturbed_one(
-    balr: Command, alike: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+    balr: Command,
+    alike: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    count: int,
 ) -> None:
     with monkeypatch.context() as patch:
         break_off_after(patch, count)
         assert balr(f"input={alike}", "save_dir=out", *BATCHES) == (2 if count < 12 else 1)
     assert count == 0 or len(rows(tmp_path / "out" / "metadata.csv")) == count
+    capsys.readouterr()
     assert balr(f"input={alike}", "save_dir=out", *BATCHES) == 1
+    counts = re.findall(r"  (embedded|already there|failed) +(\d+)", capsys.readouterr().err)
+    assert counts == [("embedded", str(12 - count)), ("already there", str(count)), ("failed", "1")], "they add up"
     assert balr(f"input={alike}", "save_dir=undisturbed", *BATCHES) == 1
     assert embeddings(tmp_path / "out") == embeddings(tmp_path / "undisturbed")
     for name in ("metadata.csv", "failures.csv"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
-
-
-def test_counts_add_up_where_a_batch_is_computed_again(
-    balr: Command,
-    alike: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with monkeypatch.context() as patch:
-        break_off_after(patch, 6)
-        assert balr(f"input={alike}", "save_dir=out", *BATCHES) == 2
-    capsys.readouterr()
-    assert balr(f"input={alike}", "save_dir=out", *BATCHES) == 1
-    printed = capsys.readouterr().err
-    assert re.findall(r"  (embedded|already there|failed) +(\d+)", printed) == [
-        ("embedded", "6"),
-        ("already there", "6"),
-        ("failed", "1"),
-    ]
 
 
 def test_a_plan_for_what_is_left_keeps_its_batches(tmp_path: Path) -> None:

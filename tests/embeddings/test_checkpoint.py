@@ -37,8 +37,8 @@ class _Malicious:
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_a_malicious_pickle_is_refused_and_does_nothing(tiny_checkpoint: Path, tmp_path: Path, zipped: bool) -> None:
-    folder = broken(tiny_checkpoint, tmp_path / "evil")
+def test_a_malicious_pickle_is_refused_and_does_nothing(tiny_campplus: Path, tmp_path: Path, zipped: bool) -> None:
+    folder = broken(tiny_campplus, tmp_path / "evil")
     if zipped:
         torch.save({"weight": _Malicious()}, folder / "avg_model.pt")
     else:
@@ -48,21 +48,21 @@ def test_a_malicious_pickle_is_refused_and_does_nothing(tiny_checkpoint: Path, t
     assert not Path("run").exists()
 
 
-def test_a_config_with_python_tags_is_refused_and_does_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_config_with_python_tags_is_refused_and_does_nothing(tiny_campplus: Path, tmp_path: Path) -> None:
     text = "model: !!python/object/apply:os.system ['touch run']\n"
     with pytest.raises(CheckpointError, match="not plain yaml"):
-        load(broken(tiny_checkpoint, tmp_path / "tags", text=text))
+        load(broken(tiny_campplus, tmp_path / "tags", text=text))
     assert not Path("run").exists()
 
 
-def test_the_weights_of_another_architecture_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_weights_of_another_architecture_are_refused(tiny_campplus: Path, tmp_path: Path) -> None:
     config = {"model": "XVEC", "model_args": {"feat_dim": 80, "embed_dim": 32, "pooling_func": "TSTP"}}
     with pytest.raises(CheckpointError, match="not the weights of this architecture"):
-        load(broken(tiny_checkpoint, tmp_path / "other", config))
+        load(broken(tiny_campplus, tmp_path / "other", config))
 
 
-def test_a_missing_tensor_is_an_error_and_a_projection_head_is_not(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    folder = broken(tiny_checkpoint, tmp_path / "partial")
+def test_a_missing_tensor_is_an_error_and_a_projection_head_is_not(tiny_campplus: Path, tmp_path: Path) -> None:
+    folder = broken(tiny_campplus, tmp_path / "partial")
     weights = torch.load(folder / "avg_model.pt", weights_only=True)
     assert "projection.weight" in weights
     del weights["head.conv1.weight"]
@@ -87,24 +87,24 @@ def test_a_missing_tensor_is_an_error_and_a_projection_head_is_not(tiny_checkpoi
     ],
 )
 def test_a_config_that_cannot_be_run_says_why(
-    tiny_checkpoint: Path, tmp_path: Path, config: dict[str, object], message: str
+    tiny_campplus: Path, tmp_path: Path, config: dict[str, object], message: str
 ) -> None:
     with pytest.raises(CheckpointError, match=message) as error:
-        load(broken(tiny_checkpoint, tmp_path / "broken", config))
+        load(broken(tiny_campplus, tmp_path / "broken", config))
     assert "\n" not in str(error.value) and "config.yaml" in str(error.value)
 
 
-def test_features_that_contradict_the_network_are_refused(tiny_checkpoint: Path) -> None:
+def test_features_that_contradict_the_network_are_refused(tiny_campplus: Path) -> None:
     with pytest.raises(CheckpointError, match="trained with feat_dim=80, but the features have 64 mel bins"):
-        load(tiny_checkpoint, features=FeaturesConfig(num_mel_bins=64))
+        load(tiny_campplus, features=FeaturesConfig(num_mel_bins=64))
     with pytest.raises(ConfigError, match="window_type=hann: must be one of hamming"):
-        load(tiny_checkpoint, features=FeaturesConfig(window_type="hann"))
+        load(tiny_campplus, features=FeaturesConfig(window_type="hann"))
 
 
-def test_an_absent_device_names_those_there_are(tiny_checkpoint: Path) -> None:
+def test_an_absent_device_names_those_there_are(tiny_campplus: Path) -> None:
     for device in ("cuda:99", "tpu", "nonsense"):
         with pytest.raises(ConfigError, match=r"not on this machine, which has cpu"):
-            load(tiny_checkpoint, device=device)
+            load(tiny_campplus, device=device)
 
 
 @pytest.mark.parametrize("architecture", sorted(set(ARCHITECTURES) - {"ReDimNet2Wrap", "ReDimNet2Custom"}))
@@ -122,12 +122,12 @@ def test_importing_an_architecture_leaves_the_modules_of_wespeaker_as_they_were(
     assert {name: module for name, module in sys.modules.items() if name.startswith("wespeaker")} == before
 
 
-def test_a_checkpoint_wrapped_in_a_state_dict_loads(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    folder = broken(tiny_checkpoint, tmp_path / "wrapped")
+def test_a_checkpoint_wrapped_in_a_state_dict_loads(tiny_campplus: Path, tmp_path: Path) -> None:
+    folder = broken(tiny_campplus, tmp_path / "wrapped")
     weights = torch.load(folder / "avg_model.pt", weights_only=True)
     torch.save({"state_dict": weights, "epoch": torch.tensor(3)}, folder / "avg_model.pt")
     waveform = torch.randn(16_000, generator=torch.Generator().manual_seed(1)) * 0.1
-    assert torch.equal(load(folder).embed([waveform]), load(tiny_checkpoint).embed([waveform]))
+    assert torch.equal(load(folder).embed([waveform]), load(tiny_campplus).embed([waveform]))
 
 
 def test_a_config_without_rate_frontend_and_feat_dim_means_16_khz_fbank(tmp_path: Path) -> None:

@@ -189,10 +189,10 @@ def test_an_anchor_that_nothing_repeats_is_no_harm(tmp_path: Path) -> None:
     ],
 )
 def test_a_setting_that_cannot_be_is_named_with_what_can_be(
-    tiny_checkpoint: Path, tmp_path: Path, config: dict[str, object], message: str
+    tiny_campplus: Path, tmp_path: Path, config: dict[str, object], message: str
 ) -> None:
     folder = tmp_path / "odd"
-    shutil.copytree(tiny_checkpoint, folder)
+    shutil.copytree(tiny_campplus, folder)
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **config}))
     with pytest.raises(CheckpointError, match=message) as error:

@@ -24,8 +24,8 @@ SHORTEST_FRAMES = {"ResNet18": 9, "CAMPPlus": 3, "ECAPA_TDNN_GLOB_c512": 2, "Gem
 
 
 @pytest.fixture(scope="session")
-def model(tiny_checkpoint: Path) -> WespeakerModel:
-    return WespeakerModel("", "avg_model.pt", model_dir=tiny_checkpoint)
+def model(tiny_campplus: Path) -> WespeakerModel:
+    return WespeakerModel("", "avg_model.pt", model_dir=tiny_campplus)
 
 
 def test_embeddings_are_the_same_with_and_without_worker_processes(model: WespeakerModel, corpus: Path) -> None:
@@ -37,8 +37,8 @@ def test_embeddings_are_the_same_with_and_without_worker_processes(model: Wespea
         assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(together, alone, strict=True))
 
 
-def test_embeddings_equal_the_reference(model: WespeakerModel, tiny_checkpoint: Path, corpus: Path) -> None:
-    reference = Reference(tiny_checkpoint, "campplus")
+def test_embeddings_equal_the_reference(model: WespeakerModel, tiny_campplus: Path, corpus: Path) -> None:
+    reference = Reference(tiny_campplus, "campplus")
     for id_, ours in model.extract_embeddings(AudioDataset.from_dir(corpus), False, SERIAL):
         assert relative_difference(ours, reference.embed(corpus / id_)) < 1e-4
 
@@ -108,7 +108,7 @@ def test_an_embedding_that_is_not_finite_is_a_failure_and_not_a_file(
     assert len(list((tmp_path / "out").rglob("*.npy"))) == 6
 
 
-def test_feature_overrides_change_only_what_they_name(tiny_checkpoint: Path) -> None:
+def test_feature_overrides_change_only_what_they_name(tiny_campplus: Path) -> None:
     waveform = torch.from_numpy(speechlike(1.0))
     usual = FbankSettings()
     assert torch.equal(fbank(waveform, usual), fbank(waveform, replace(usual)))
@@ -128,8 +128,8 @@ def test_a_tfmel_checkpoint_takes_no_fbank_settings(tmp_path: Path) -> None:
         WespeakerModel("", "avg_model.pt", model_dir=folder, features=FeaturesConfig(num_mel_bins=72))
 
 
-def test_the_specified_signature_takes_positions(tiny_checkpoint: Path, corpus: Path) -> None:
+def test_the_specified_signature_takes_positions(tiny_campplus: Path, corpus: Path) -> None:
     model = WespeakerModel(
-        "Wespeaker/wespeaker-voxceleb-campplus", "avg_model.pt", "config.yaml", tiny_checkpoint, "cpu", FeaturesConfig()
+        "Wespeaker/wespeaker-voxceleb-campplus", "avg_model.pt", "config.yaml", tiny_campplus, "cpu", FeaturesConfig()
     )
     assert len(model.extract_embeddings(AudioDataset.from_path(corpus), False, DataConfig())) == 6

@@ -1,15 +1,18 @@
 """`balr evaluate`: from a store and a list to numbers, from both entry points; and one line for what does not fit."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import Command, rows, run_command
+from conftest import Command, rows
 from evaluation.scored import speaker_embeddings, write_store
+from typer.testing import CliRunner
 
+from balr import cli
 from balr.config import EvaluationConfig
 from balr.errors import BalrError, OutputError
 from balr.evaluate import evaluate
@@ -86,9 +89,9 @@ def test_many_utterances_are_counted_in_a_histogram_with_the_same_eer(
 ) -> None:
     ids, matrix = speaker_embeddings(speakers=30, each=10, spread=1.2)
     store = write_store(tmp_path / "store", [id_.replace("/", "/v/") for id_ in ids], matrix)
-    exact = judged(store)
+    exact = judged(store, bootstrap=0)
     monkeypatch.setattr("balr.evaluation.pairs.MOST_TRIALS", 1_000)
-    counted = judged(store)
+    counted = judged(store, bootstrap=0)
     assert (counted.targets, counted.nontargets) == (exact.targets, exact.nontargets)
     assert counted.metrics["eer"] == pytest.approx(exact.metrics["eer"], abs=1e-3)
     assert counted.metrics["min_cllr"] == pytest.approx(exact.metrics["min_cllr"], abs=1e-2)
@@ -173,17 +176,24 @@ def test_nan_in_an_embedding_is_named(tmp_path: Path) -> None:
         judged(store, mean="none")
 
 
-def test_the_command_prints_tables_and_a_wrong_option_is_one_line(store: Folder, tmp_path: Path) -> None:
-    done = run_command("balr", "evaluate", "store", "--bootstrap", "10", cwd=tmp_path)
-    assert done.returncode == 0 and done.stderr == ""
+@pytest.mark.usefixtures("store")
+def test_the_command_prints_tables_and_a_wrong_option_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, one_error_line: Callable[[], str]
+) -> None:
+    done = CliRunner().invoke(cli.app, ["evaluate", "store", "--bootstrap", "10"])
+    assert done.exit_code == 0 and done.stderr == ""
     for part in ("120 target and 1,008 nontarget trials", "EER", "Cllr", "minDCF p=0.01", "store/evaluation/all-pairs"):
         assert part in done.stdout
-    wrong = run_command("balr", "evaluate", "store", "--enrollment", "sum", cwd=tmp_path)
-    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "mean_of_unit" in wrong.stderr
+    monkeypatch.setattr(sys, "argv", ["balr", "evaluate", "store", "--enrollment", "sum"])
+    assert cli.run_command() == 2 and "mean_of_unit" in one_error_line()
 
 
 @pytest.mark.usefixtures("corpus")
-def test_a_run_evaluates_itself_and_a_sweep_shows_eers(balr: Command, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_evaluates_itself_and_a_sweep_shows_eers_and_writes_a_page(
+    balr: Command, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pages: list[tuple[list[Path], Path]] = []
+    monkeypatch.setattr("balr.report.report", lambda folders, page: pages.append((folders, page)))
     assert balr("input=corpus", "save_dir=out", "+evaluation=trials", "evaluation.bootstrap=0") == 0
     assert "EER" in capfd.readouterr().err
     assert json.loads(Path("out/evaluation/all-pairs/evaluation.json").read_text())["trial_counts"]["targets"] == 6
@@ -191,6 +201,10 @@ def test_a_run_evaluates_itself_and_a_sweep_shows_eers(balr: Command, capfd: pyt
     assert balr(*sweep, "evaluation.bootstrap=0") == 0
     table = capfd.readouterr().err
     assert "EER" in table and table.count("evaluation.mean-") >= 2
+    [(folders, page)] = pages
+    assert sorted(folders) == sorted(one.parent for one in Path("sweep").absolute().rglob("metadata.csv"))
+    assert len(folders) == 2
+    assert page.name == "report.html" and f"page     {page}\n" in table
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import rows, run_command
+from conftest import rows
 from evaluation.scored import speaker_embeddings, write_store
+from typer.testing import CliRunner
 
+from balr.cli import app
 from balr.evaluation.inspection import Inspection, inspect
 from balr.evaluation.source import Embeddings
 
@@ -86,7 +88,7 @@ def test_the_command_lists_suspects(tmp_path: Path) -> None:
     ids, matrix = speaker_embeddings(spread=0.2)
     matrix[[0, 6]] = matrix[[6, 0]]
     write_store(tmp_path / "store", ids, matrix)
-    done = run_command("balr", "evaluate", "store", "--inspect", cwd=tmp_path)
-    assert done.returncode == 0 and "label error" in done.stdout and "95.8%" in done.stdout
+    done = CliRunner().invoke(app, ["evaluate", "store", "--inspect"])
+    assert done.exit_code == 0 and "label error" in done.stdout and "95.8%" in done.stdout
     listed = rows(tmp_path / "store" / "evaluation" / "suspects.csv")
     assert {row["id"] for row in listed if row["kind"] == "label error"} == {"s0/0", "s1/0"}

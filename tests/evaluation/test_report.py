@@ -21,17 +21,21 @@ from balr.report import report
 from balr.stores.base import StoredCorpus
 from balr.stores.files import FilesStore
 
+pytestmark = pytest.mark.usefixtures("bundled_once")
+
 NASTY = "<script>alert(1)</script>&'\""
 FIGURES = {"det", "scores", "tippett", "ece", "pav", "similarity", "map", "norms"}
 
 
-def write_corpus(folder: Path, *, speakers: int = 5, each: int = 4, seed: int = 0, spread: float = 1.0) -> Path:
-    """Write a store with audio, of which one speaker has a name that is markup."""
+def write_corpus(
+    folder: Path, *, speakers: int = 5, each: int = 4, seed: int = 0, spread: float = 1.0, sounds: int = 2
+) -> Path:
+    """Write a store of which one speaker has a name that is markup, and audio of the first utterances."""
     ids, matrix = speaker_embeddings(speakers=speakers, each=each, seed=seed, spread=spread)
     utterances = []
     for number, id_ in enumerate(ids):
         audio = folder.parent / "audio" / f"{id_.replace('/', ' #')}.wav"
-        if not audio.exists() and number < 40:
+        if not audio.exists() and number < sounds:
             write_wav(audio, speechlike(1.0 + 0.1 * (number % 7), seed=number))
         speaker = NASTY if id_.startswith("s1/") else id_.split("/")[0]
         utterances.append(Utterance(id_, audio, speaker, duration_seconds=1.0 + 0.1 * (number % 7)))
@@ -46,7 +50,7 @@ def write_corpus(folder: Path, *, speakers: int = 5, each: int = 4, seed: int = 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_the_page_opens_from_a_file_draws_shows_names_and_plays(tmp_path: Path) -> None:
-    folder = write_corpus(tmp_path / "a b" / "store")
+    folder = write_corpus(tmp_path / "a b" / "store", sounds=20)
     [page] = report([folder], folder / "report.html")
     with chromium(tmp_path / "profile") as browser:
         browser.open(page)
@@ -83,14 +87,19 @@ def test_text_of_a_corpus_is_text_on_the_page(tmp_path: Path) -> None:
     assert not re.findall(r"""<(?:script|link|img|iframe)[^>]+(?:src|href)=["']?http""", text)
     [specs] = re.findall(r"^const figures = (.*);$", text, re.M)
     assert len(json.loads(specs)) == len(FIGURES)
+    assert '<audio controls preload="none" src="data:audio/ogg' in text
 
 
-def test_figures_are_written_for_papers(tmp_path: Path) -> None:
-    folder = write_corpus(tmp_path / "store")
-    files = report([folder], tmp_path / "report.html", figures=tmp_path / "figures")[1:]
-    assert {file.name for file in files} == {f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png", "pdf")}
+def check_figures(files: list[Path], names: set[str]) -> None:
+    assert {file.name for file in files} == {f"{name}.{kind}" for name in names for kind in ("svg", "png", "pdf")}
     starts = {"svg": b"<svg", "png": b"\x89PNG", "pdf": b"%PDF"}
     assert all(file.read_bytes().startswith(starts[file.suffix[1:]]) for file in files)
+
+
+@pytest.mark.slow  # by default those of a run without speakers, below
+def test_figures_are_written_for_papers(tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path / "store")
+    check_figures(report([folder], tmp_path / "report.html", figures=tmp_path / "figures")[1:], FIGURES)
 
 
 def test_several_runs_are_compared(tmp_path: Path) -> None:
@@ -105,20 +114,23 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_page_of_a_thousand_utterances_is_under_three_megabytes(tmp_path: Path) -> None:
-    folder = write_corpus(tmp_path / "store", speakers=50, each=20)
+    folder = write_corpus(tmp_path / "store", speakers=50, each=20, sounds=40)
     assert report([folder], tmp_path / "report.html")[0].stat().st_size < 3_000_000
 
 
-def test_a_run_without_speakers_has_a_page_without_an_evaluation(tmp_path: Path) -> None:
+def test_a_run_without_speakers_has_a_page_and_figures_without_an_evaluation(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     folder.mkdir()
-    utterances = [Utterance(f"u{number}", Path(f"/corpus/{number}.wav"), None) for number in range(20)]
+    utterances = [
+        Utterance(f"u{number}", Path(f"/corpus/{number}.wav"), None, duration_seconds=2.0) for number in range(20)
+    ]
     store = FilesStore(StoredCorpus(folder, utterances, Path("/corpus"), embedding_dim=4), format="npy")
     matrix = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
     store.write([Embedded(one, row, 2.0) for one, row in zip(utterances, matrix, strict=True)])
     store.close()
-    text = report([folder], tmp_path / "report.html")[0].read_text()
-    assert "<h2>Evaluation</h2>" not in text and ">Map<" in text
+    page, *files = report([folder], tmp_path / "report.html", figures=tmp_path / "figures")
+    assert "<h2>Evaluation</h2>" not in (text := page.read_text()) and ">Map<" in text
+    check_figures(files, {"map", "norms"})
 
 
 def test_a_run_of_one_speaker_and_one_with_damaged_durations_have_a_page(tmp_path: Path) -> None:

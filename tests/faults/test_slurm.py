@@ -90,13 +90,13 @@ def check_is_whole(where: Path, corpus: Path, checkpoint: Path) -> None:
 
 
 def test_an_array_of_shards_gives_the_run_of_the_whole(
-    cluster: None, corpus: Path, tiny_checkpoint: Path, tmp_path: Path
+    cluster: None, corpus: Path, tiny_campplus: Path, tmp_path: Path
 ) -> None:
-    running = sweep(corpus, tiny_checkpoint, tmp_path, shards=3)
+    running = sweep(corpus, tiny_campplus, tmp_path, shards=3)
     output, _ = running.communicate(timeout=180)
     assert running.returncode == 0, output
     assert "0/3" in output and "2/3" in output
-    check_is_whole(tmp_path, corpus, tiny_checkpoint)
+    check_is_whole(tmp_path, corpus, tiny_campplus)
 
 
 def signal_all(name: str) -> None:
@@ -117,9 +117,9 @@ def kill_all() -> None:
 
 
 def test_jobs_that_are_signalled_preempted_and_killed_are_started_again_and_go_on(
-    cluster: None, many: Path, tiny_checkpoint: Path, tmp_path: Path
+    cluster: None, many: Path, tiny_campplus: Path, tmp_path: Path
 ) -> None:
-    sweeping = sweep(many, tiny_checkpoint, tmp_path)
+    sweeping = sweep(many, tiny_campplus, tmp_path)
     disturbances = (partial(signal_all, "USR2"), kill_all, partial(signal_all, "TERM"), requeue_all)
     for number, disturb in enumerate(disturbances, 1):
         wait_until(lambda starts=number: starts_of_jobs(tmp_path) == [starts, starts], seconds=90)
@@ -128,13 +128,13 @@ def test_jobs_that_are_signalled_preempted_and_killed_are_started_again_and_go_o
     output, _ = sweeping.communicate(timeout=300)
     assert sweeping.returncode == 0, output
     assert starts_of_jobs(tmp_path) == [5, 5]
-    check_is_whole(tmp_path, many, tiny_checkpoint)
+    check_is_whole(tmp_path, many, tiny_campplus)
 
 
 def test_a_cancelled_job_is_not_started_again_and_the_sweep_says_so(
-    cluster: None, many: Path, tiny_checkpoint: Path, tmp_path: Path
+    cluster: None, many: Path, tiny_campplus: Path, tmp_path: Path
 ) -> None:
-    sweeping = sweep(many, tiny_checkpoint, tmp_path)
+    sweeping = sweep(many, tiny_campplus, tmp_path)
     wait_for_parts(tmp_path, 2)
     slurm("scancel", *running())
     output, _ = sweeping.communicate(timeout=120)
@@ -142,14 +142,14 @@ def test_a_cancelled_job_is_not_started_again_and_the_sweep_says_so(
 
 
 def test_a_job_out_of_time_is_queued_again_as_often_as_allowed(
-    cluster: None, many: Path, tiny_checkpoint: Path, tmp_path: Path
+    cluster: None, many: Path, tiny_campplus: Path, tmp_path: Path
 ) -> None:
     limits = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=38")  # told to save after 22 s
-    running = sweep(many, tiny_checkpoint, tmp_path, *limits, "hydra.launcher.max_num_timeout=0")
+    running = sweep(many, tiny_campplus, tmp_path, *limits, "hydra.launcher.max_num_timeout=0")
     output, _ = running.communicate(timeout=180)
     assert running.returncode == 138, output
     assert output.strip().splitlines()[-1].startswith("ERROR 2 of 2 jobs failed") and "Traceback" not in output
-    running = sweep(many, tiny_checkpoint, tmp_path, *limits)
+    running = sweep(many, tiny_campplus, tmp_path, *limits)
     output, _ = running.communicate(timeout=600)
     assert running.returncode == 0, output
-    check_is_whole(tmp_path, many, tiny_checkpoint)
+    check_is_whole(tmp_path, many, tiny_campplus)

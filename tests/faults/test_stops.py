@@ -26,13 +26,13 @@ def many(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start(many: Path, tiny_checkpoint: Path, tmp_path: Path) -> Iterator[Start]:
+def start(many: Path, tiny_campplus: Path, tmp_path: Path) -> Iterator[Start]:
     """Return a function that starts the command on the corpus in a process of its own."""
     started: list[subprocess.Popen[str]] = []
 
     def run(save_dir: str, *overrides: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "balr.main", f"input={many}", f"save_dir={save_dir}", *overrides]
-        command += [f"embeddings.model.model_dir={tiny_checkpoint}", "embeddings.model.model_name=avg_model.pt"]
+        command += [f"embeddings.model.model_dir={tiny_campplus}", "embeddings.model.model_name=avg_model.pt"]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
         process = subprocess.Popen(
             command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True

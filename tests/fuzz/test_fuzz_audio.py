@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import soundfile
-from conftest import TINY, Command, rows, speechlike, write_wav
+from conftest import XVECTOR, Command, rows, speechlike, write_wav
 
 EXTREMES = (0, 1, 2, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFF0, 0xFFFFFFFE, 0xFFFFFFFF)
 HEADER_BYTES = 256
@@ -195,7 +195,7 @@ def test_every_damaged_file_is_embedded_or_listed_and_the_good_ones_are_embedded
     assert good <= {row["id"] for row in listed}
     for row in listed:
         vector = np.load(tmp_path / "out" / row["embedding"])
-        assert vector.shape == (TINY["embed_dim"],) and np.isfinite(vector).all(), row
+        assert vector.shape == (XVECTOR["embed_dim"],) and np.isfinite(vector).all(), row
     assert len(list((tmp_path / "out").rglob("*_emb.npy"))) == len(listed)
     for row in failures:
         assert len(row["reason"].splitlines()) == 1 and not IN_PYTHON.match(row["reason"]), row

@@ -25,7 +25,7 @@ def test_a_run_is_recorded_with_all_that_decided_its_numbers(
     assert run["corpus"]["input"] == str(corpus) and run["corpus"]["utterances"] == 6
     assert run["checkpoint"]["weights_sha256"] == sha256(tiny_checkpoint / "avg_model.pt")
     assert run["checkpoint"]["config_sha256"] == sha256(tiny_checkpoint / "config.yaml")
-    assert run["checkpoint"]["architecture"] == "CAMPPlus" and run["embedding_dim"] == 32
+    assert run["checkpoint"]["architecture"] == "XVEC" and run["embedding_dim"] == 32
     assert run["features"]["num_mel_bins"] == 80 and run["features"]["window_type"] == "hamming"
     assert run["precision"] == "fp32" and run["device"].startswith("cpu")
     assert run["batching"]["concurrent_batches"] == 1 and run["batching"]["batches"] == 6

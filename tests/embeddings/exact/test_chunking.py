@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import speechlike
-from untrained_checkpoint import seeded_network, write_checkpoint
+from conftest import XVECTOR, speechlike
+from untrained_checkpoint import seeded_network
 
 from balr.config import DataConfig
 from balr.data.dataset import AudioDataset
@@ -23,10 +23,12 @@ def network(architecture: str) -> torch.nn.Module:
     return seeded_network(architecture, {"embed_dim": 16} if "SimAM" in architecture else args, {}, 5).eval()
 
 
+MANY = ((701, (333, 5_000)), (1_600, (64, 1_000)))
+LENGTHS = ((405, (200, 5_000)), *(pytest.param(*one, marks=pytest.mark.slow) for one in MANY))
+
+
 @pytest.mark.parametrize("architecture", CUTTABLE)
-@pytest.mark.parametrize(
-    ("frames", "chunks"), [(701, (333, 5_000)), (405, (200,)), pytest.param(1_600, (64, 1_000), marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("frames", "chunks"), LENGTHS)
 def test_a_convolutional_trunk_in_chunks_gives_the_embedding_of_the_whole(
     architecture: str, frames: int, chunks: tuple[int, ...]
 ) -> None:
@@ -44,8 +46,7 @@ def test_a_convolutional_trunk_in_chunks_gives_the_embedding_of_the_whole(
 
 @pytest.mark.parametrize(("pooling", "moments"), [("TSTP", True), ("TAP", True), ("TSDP", True), ("ASTP", False)])
 def test_a_pooling_of_mean_and_variance_alone_is_given_those(pooling: str, moments: bool) -> None:
-    args = {"feat_dim": 80, "embed_dim": 16, "pooling_func": pooling}
-    made = seeded_network("ResNet18", args, {}, 5)
+    made = seeded_network("XVEC", {**XVECTOR, "pooling_func": pooling}, {}, 5).eval()
     features = 3.0 + torch.randn(1, 601, 80, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
         trunk = make_chunked(made, 80, verdicts=Verdicts())
@@ -60,8 +61,8 @@ def test_a_trunk_that_looks_at_the_whole_utterance_is_not_cut(architecture: str)
         assert make_chunked(network(architecture), 80, verdicts=Verdicts()) is None
 
 
-def test_a_trunk_is_not_left_changed(tmp_path: Path) -> None:
-    made = network("ResNet18")
+def test_a_trunk_is_not_left_changed() -> None:
+    made = network("XVEC")
     features = torch.randn(1, 100, 80)
     with torch.inference_mode():
         before = made(features)[-1]
@@ -69,21 +70,18 @@ def test_a_trunk_is_not_left_changed(tmp_path: Path) -> None:
         assert torch.equal(made(features)[-1], before)
 
 
-@pytest.mark.parametrize("architecture", ["ResNet18", "CAMPPlus"])
-def test_the_model_embeds_long_audio_as_without_chunks(tmp_path: Path, architecture: str) -> None:
-    args = {"feat_dim": 80, "embed_dim": 16, "pooling_func": "TSTP"}
-    model = WespeakerModel("", "avg_model.pt", model_dir=write_checkpoint(tmp_path / "c", architecture, args))
+@pytest.mark.parametrize("checkpoint", ["tiny_checkpoint", "tiny_campplus"])  # one that is cut, and one that is not
+def test_the_model_embeds_long_audio_as_without_chunks(checkpoint: str, request: pytest.FixtureRequest) -> None:
+    model = WespeakerModel("", "avg_model.pt", model_dir=request.getfixturevalue(checkpoint))
     waveform = torch.from_numpy(speechlike(11.0))
     whole, parts = model.embed([waveform]), model.embed([waveform], chunk_seconds=2.0)
     assert (whole - parts).abs().max() < 1e-5 * whole.abs().max()
 
 
 def test_audio_too_long_for_a_network_that_sees_it_whole_is_refused_with_what_to_do(
-    tmp_path: Path, corpus: Path, caplog: pytest.LogCaptureFixture
+    tiny_checkpoint: Path, tiny_campplus: Path, corpus: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    args = {"feat_dim": 80, "embed_dim": 16, "pooling_func": "TSTP"}
-    for architecture, number in (("CAMPPlus", 3), ("ResNet18", 6)):  # the corpus goes from 1 to 2 seconds
-        folder = write_checkpoint(tmp_path / architecture, architecture, args)
+    for folder, number in ((tiny_campplus, 3), (tiny_checkpoint, 6)):  # the corpus goes from 1 to 2 seconds
         model = WespeakerModel("", "avg_model.pt", model_dir=folder)
         limits = DataConfig(num_workers=0, chunk_seconds=1.0, max_whole_seconds=1.5)
         assert len(model.extract_embeddings(AudioDataset.from_dir(corpus), False, limits)) == number

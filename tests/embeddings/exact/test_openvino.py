@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Command, needs_bf16, rows, speechlike, write_wav
+from conftest import TINY, Command, needs_bf16, rows, speechlike, write_wav
 from reference import Reference, cosine, relative_difference
 from untrained_checkpoint import seeded_network, write_checkpoint
 
@@ -46,7 +46,7 @@ def model(tiny_checkpoint: Path) -> WespeakerModel:
 def test_embeddings_equal_the_reference_in_batches_and_alone(
     model: WespeakerModel, tiny_checkpoint: Path, corpus: Path
 ) -> None:
-    reference = Reference(tiny_checkpoint, "campplus")
+    reference = Reference(tiny_checkpoint, "tdnn")
     for number, seconds in enumerate((2.6, 2.6, 3.1)):
         write_wav(corpus / f"long{number}.wav", speechlike(seconds, seed=10 + number))
     for size in (1, 8):
@@ -57,14 +57,12 @@ def test_embeddings_equal_the_reference_in_batches_and_alone(
             assert relative_difference(ours, theirs) < 1e-4 and cosine(ours, theirs) > 0.999999
 
 
-def test_audio_of_up_to_three_times_chunk_seconds_is_not_cut_as_chunks_run_in_torch(tmp_path: Path) -> None:
-    checkpoint = write_checkpoint(
-        tmp_path / "resnet", "ResNet18", {"feat_dim": 80, "embed_dim": 16, "pooling_func": "TSTP"}
-    )
-    model = WespeakerModel("", "avg_model.pt", model_dir=checkpoint, engine="openvino")
-    plain = WespeakerModel("", "avg_model.pt", model_dir=checkpoint)
+def test_audio_of_up_to_three_times_chunk_seconds_is_not_cut_as_chunks_run_in_torch(
+    model: WespeakerModel, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = WespeakerModel("", "avg_model.pt", model_dir=tiny_checkpoint)
     chunks: list[float] = []
-    model.on_progress = chunks.append
+    monkeypatch.setattr(model, "on_progress", chunks.append)
     for seconds, is_cut in ((2.9, False), (3.1, True)):
         waveform = torch.from_numpy(speechlike(seconds, seed=4))
         expected, made = plain.embed([waveform]), model.embed([waveform], chunk_seconds=1.0)
@@ -72,14 +70,40 @@ def test_audio_of_up_to_three_times_chunk_seconds_is_not_cut_as_chunks_run_in_to
         assert (made - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-def test_short_clips_of_campplus_run_in_the_engine_too(model: WespeakerModel, tiny_checkpoint: Path) -> None:
-    """A segment of its pooling is 100 frames, here half as many at the rate of the input: one to three segments."""
-    plain = WespeakerModel("", "avg_model.pt", model_dir=tiny_checkpoint)
+# A segment of the pooling in CAM++ is 100 frames: one to three segments, and their bounds.
+@pytest.mark.slow
+def test_short_clips_of_campplus_run_in_the_engine_too(tiny_campplus: Path) -> None:
+    """Half as many frames are pooled as there are in the input."""
+    model = WespeakerModel("", "avg_model.pt", model_dir=tiny_campplus, engine="openvino")
+    plain = WespeakerModel("", "avg_model.pt", model_dir=tiny_campplus)
     for seconds in (0.3, 0.99, 1.0, 1.01, 1.5, 1.99, 2.0, 2.01, 4.0):
         waveform = torch.from_numpy(speechlike(seconds, seed=3))
         expected, made = plain.embed([waveform]), model.embed([waveform])
         assert (made - expected).abs().max() < 1e-5 * expected.abs().max(), seconds
     assert model._compiled is not None and model._compiled.left_to_torch == 0
+
+
+@torch.inference_mode()
+def test_a_layer_of_campplus_gives_the_same_for_any_number_of_segments() -> None:
+    network = seeded_network("CAMPPlus", TINY, {}, 0)
+    layer = next(module for module in network.modules() if type(module).__name__ == "CAMLayer").eval()
+    mels = layer.linear_local.in_channels
+    pooled = Pooled(layer)
+    compiled = CompiledNetwork(pooled, mels=mels, dtype=torch.float32, requests=1, verdicts=Verdicts())
+    for frames in (20, 99, 100, 101, 199, 200, 201, 400):
+        features = torch.randn(1, frames, mels)
+        expected = pooled(features)
+        assert (compiled(features) - expected).abs().max() < 1e-5 * expected.abs().max(), frames
+    assert compiled.left_to_torch == 0
+
+
+class Pooled(torch.nn.Module):
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.layer(features.transpose(1, 2)).std(2)
 
 
 class Wide(torch.nn.Module):

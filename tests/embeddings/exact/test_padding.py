@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import TINY
 from torch import nn
 from untrained_checkpoint import seeded_network
 
@@ -20,7 +21,7 @@ ATTENTIVE = {"feat_dim": 80, "pooling_func": "ASTP"}
 QUICK: dict[str, dict[str, Any]] = {
     "ResNet18": STATISTICS,
     "ECAPA_TDNN_c512": ATTENTIVE,
-    "CAMPPlus": STATISTICS,
+    "CAMPPlus": TINY,
     "SimAM_ResNet34_ASP": {"in_planes": 16},
     "ReDimNetB0": {"feat_dim": 60, "pooling_func": "ASTP"},
     "ReDimNet2B0": {"feat_dim": 72},

@@ -107,8 +107,8 @@ def test_short_and_long_audio_in_one_batch_is_embedded_as_alone(centred: tuple[W
 
 
 @needs_bf16
-def test_no_fp32_copy_is_kept_of_a_network_that_16_bits_suit_at_any_length(tiny_checkpoint: Path) -> None:
-    model = WespeakerModel("", "avg_model.pt", model_dir=tiny_checkpoint, precision="bf16")
+def test_no_fp32_copy_is_kept_of_a_network_that_16_bits_suit_at_any_length(tiny_campplus: Path) -> None:
+    model = WespeakerModel("", "avg_model.pt", model_dir=tiny_campplus, precision="bf16")
     assert model.describe()["shortest_in_16_bits_seconds"] == round(model.shortest_seconds, 3)
     assert model._forward_fp32 is model._forward
 
