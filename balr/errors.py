@@ -1,6 +1,6 @@
-"""What can go wrong: BalrError stops the command, UtteranceError and PlaceError only become a Failure of one utterance.
+"""What can go wrong. Each message is one line: what, where, what to do.
 
-A message is one line: what, where, what to do.
+A BalrError stops the command, except that UtteranceError and PlaceError become a Failure of one utterance.
 """
 
 import os

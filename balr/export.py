@@ -110,9 +110,10 @@ def _fill(out: Path, to: str, source: Path, utterances: Sequence[Utterance], mat
     root = record.corpus_root or os.path.commonpath([os.path.dirname(str(one.audio)) for one in utterances])
     with locked(out):
         store = _STORES[to](StoredCorpus(out.absolute(), utterances, Path(root)))
-        pairs = list(zip(utterances, matrix, strict=True))
-        for start in range(0, len(pairs), _AT_A_TIME):
-            batch = [Embedded(*pair, pair[0].duration_seconds or 0.0) for pair in pairs[start : start + _AT_A_TIME]]
+        for start in range(0, len(utterances), _AT_A_TIME):
+            some = slice(start, start + _AT_A_TIME)
+            pairs = zip(utterances[some], matrix[some], strict=True)
+            batch = [Embedded(one, embedding, one.duration_seconds or 0.0) for one, embedding in pairs]
             for failure in store.write(batch):
                 raise OutputError(failure.reason)
         store.close()

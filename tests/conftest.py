@@ -107,7 +107,7 @@ def balr(tiny_checkpoint: Path) -> Command:
 
     def run(*overrides: str) -> int:
         with pytest.MonkeyPatch.context() as patch:
-            if not re.search(r"experiment|hydra|config", " ".join(overrides)):
+            if not re.search(r"experiment|hydra|config", " ".join(overrides)):  # which may ask for a sweep
                 patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
             return main([*overrides, f"embeddings.model.model_dir={tiny_checkpoint}", "data=serial", *_MODEL_NAME])
 

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from balr.errors import InputError
@@ -19,7 +19,7 @@ def read_dir(folder: Path, audio_formats: Sequence[str] = AUDIO_FORMATS) -> list
     hidden = broken = 0
     found = []
     start = len(os.path.join(folder, ""))
-    for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+    for parent, folders, names in _walk(folder):
         folders[:] = [name for name in folders if name[0] != "." and not _leads_up(Path(parent, name), folder)]
         for name in names:
             file = os.path.join(parent, name)
@@ -36,6 +36,13 @@ def read_dir(folder: Path, audio_formats: Sequence[str] = AUDIO_FORMATS) -> list
     if not found:
         raise InputError(f"{folder}: no audio files; searched for {', '.join(sorted(suffixes))} (see audio_formats).")
     return sorted(found, key=lambda utterance: utterance.id.replace("/", "\0"))  # folder by folder
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    try:
+        yield from os.walk(folder, onerror=_refuse, followlinks=True)
+    except RecursionError:
+        raise InputError(f"{folder}: its folders are nested too deeply to be searched.") from None
 
 
 def _refuse(error: OSError) -> None:

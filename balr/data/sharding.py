@@ -40,7 +40,7 @@ def _durations(utterances: Sequence[Utterance]) -> list[float] | None:
 
 def _sizes(utterances: Sequence[Utterance]) -> list[int] | None:
     """Return the sizes of the files in bytes, without opening one; None where an utterance is a part of a file."""
-    if any(utterance.part != WHOLE for utterance in utterances):
+    if any(utterance.audio is None or utterance.part != WHOLE for utterance in utterances):
         return None
     try:
         return [os.path.getsize(str(utterance.audio)) for utterance in utterances]

@@ -1,4 +1,4 @@
-"""How many seconds of long audio the threads of a run may embed at a time."""
+"""How many seconds of audio the threads of a run may embed at a time."""
 
 import threading
 from collections.abc import Iterator

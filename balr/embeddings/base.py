@@ -1,6 +1,7 @@
 """What every model shares: a corpus in, an embedding or a failure out for each utterance, in the same order."""
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, nullcontext
@@ -20,6 +21,7 @@ from balr.data.decoding import Decoded, WaveformReader, decoded_batches
 from balr.data.pinned import PinnedBlocks
 from balr.data.planning import OneAhead, Plan, plan_in_windows
 from balr.data.read_ahead import ReadAhead
+from balr.embeddings.audio_budget import AudioBudget
 from balr.embeddings.devices import Loading, device_name, prepare_thread, resolve_loading, shared_threads
 from balr.embeddings.outcomes import BarObserver, Delivery, EmbeddingPairs, Observer, find_flaw
 from balr.embeddings.pipeline import run_pipeline
@@ -39,6 +41,7 @@ class EmbeddingsModel(ABC):
     embedding_dim: int | None = None
     on_progress: Callable[[float], None] = staticmethod(lambda _: None)  # with the seconds of a chunk that is done
     _most_samples: float = float("inf")
+    _room: AudioBudget  # shared by batches; an utterance that has no room beside them gets all of it
 
     @cached_property
     def stages(self) -> StageTimer:
@@ -142,7 +145,7 @@ class EmbeddingsModel(ABC):
         begun: Callable[[], None],
     ) -> None:
         """Wire the stages: processes decode, threads compute, one thread saves; call `begun` after forking."""
-        reader = WaveformReader(self.sample_rate_hz, config.max_audio_seconds)
+        reader, self._room = WaveformReader(self.sample_rate_hz, config.max_audio_seconds), AudioBudget()
         threads = min(loading.concurrent_batches, max(1, len(plan.batches)))
         processes = min(loading.num_workers, plan.count)
         read_ahead = plan.read_ahead(dataset, most_seconds=config.max_ahead_seconds)
@@ -202,18 +205,25 @@ class EmbeddingsModel(ABC):
                 outcomes.append(Embedded(utterance, result, waveform.numel() / self.sample_rate_hz))
         return outcomes
 
-    def _embed_or_report(self, waveforms: Sequence[torch.Tensor], config: DataConfig) -> list[Embedding | Exception]:
-        """Embed a batch; where that fails, by halves, so that it costs only the utterance that it is due to."""
+    def _embed_or_report(
+        self, waveforms: Sequence[torch.Tensor], config: DataConfig, *, alone: bool = False
+    ) -> list[Embedding | Exception]:
+        """Embed a batch; where that fails, by halves, so that it costs only the utterance that it is due to.
+
+        An utterance that finds no memory is tried once more when no other batch is being computed.
+        """
         if not waveforms:
             return []
         error: Exception
         if len(waveforms) == 1 or sum(waveform.numel() for waveform in waveforms) <= self._most_samples:
             try:
-                return list(self.embed(waveforms, **_limits(config)).cpu().numpy())
+                with self._room.reserve(math.inf if alone else 0.0, of=0.0):
+                    return list(self.embed(waveforms, **_limits(config)).cpu().numpy())
             except Exception as raised:
                 error = raised.with_traceback(None)  # which would keep the tensors of the attempt
             if len(waveforms) == 1:
-                return [error]
+                is_again = isinstance(error, torch.OutOfMemoryError) and not alone
+                return self._embed_or_report(waveforms, config, alone=True) if is_again else [error]
             if isinstance(error, torch.OutOfMemoryError):
                 half_of_it = sum(waveform.numel() for waveform in waveforms) / 2
                 self._most_samples = min(self._most_samples, half_of_it)

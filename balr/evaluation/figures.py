@@ -81,8 +81,9 @@ def _det(det: Curves, interval: Curves) -> Figure:
     chart += line.encode(x=x, y=alt.Y("miss:Q", **y), order="order:Q")
     caption = (
         "Misses over false alarms as the threshold moves, on probit axes; the band is the 95% interval by speaker "
+        "bootstrap."
     )
-    return Figure("det", "DET curve", f"{caption}bootstrap.", chart)
+    return Figure("det", "DET curve", caption, chart)
 
 
 def _histogram(histogram: Curves) -> Figure:

@@ -3,6 +3,7 @@
 import csv
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from balr.atomic import as_output_error, write_csv, write_rows
@@ -18,7 +19,12 @@ class CommitLog:
         self.path = path
         self._columns = list(columns)
         self._header = [*columns, *more_columns]
-        self.has_begun = False  # so that rows can be appended
+        self._file: tuple[int, int] | None = None  # device and inode, once rows can be appended
+
+    @property
+    def has_begun(self) -> bool:
+        """Return whether rows can be appended."""
+        return self._file is not None
 
     @property
     def is_ours(self) -> bool:
@@ -58,7 +64,8 @@ class CommitLog:
     def begin(self, rows: Iterable[Row]) -> None:
         """Write the file anew, whole or not at all; rows can be appended to it from now on. Raises OutputError."""
         write_csv(self.path, self._header, rows)
-        self.has_begun = True
+        with as_output_error(self.path, "read"):
+            self._file = self._found()
 
     def append(self, rows: Iterable[Row], *, durably: bool) -> None:
         """Add rows; `durably` also flushes them to disk. Raises OutputError, also where the file has vanished."""
@@ -71,20 +78,26 @@ class CommitLog:
 
     def check(self) -> None:
         """Raise OutputError where rows were appended to a file that is no longer in its place."""
-        if self.has_begun and not self.path.is_file():
-            raise OutputError(f"{self.path}: was removed by something else while the run worked.")
+        with suppress(OSError):
+            if self._file is None or self._file == self._found():
+                return
+        raise OutputError(f"{self.path}: was removed or replaced by something else while the run worked.")
 
     def finish(self, rows: Iterable[Row]) -> None:
         """Write the file anew in its final order. Raises OutputError."""
         write_csv(self.path, self._header, rows)
-        self.has_begun = False
+        self._file = None
 
     def remove(self) -> None:
         """Remove the file, if there is one. Raises OutputError."""
         with as_output_error(self.path, "removed"):
             if self.path.is_file():
                 self.path.unlink()
-        self.has_begun = False
+        self._file = None
+
+    def _found(self) -> tuple[int, int]:
+        status = self.path.stat()
+        return status.st_dev, status.st_ino
 
 
 def _lines(content: Iterable[bytes]) -> Iterator[str]:

@@ -78,9 +78,8 @@ class KaldiStore(ListedStore):
         return False
 
     def _remove(self, listed: Mapping[str, Listed]) -> None:
-        (self.folder / _SCP).unlink(missing_ok=True)
-        for ark in {place.rpartition(":")[0] for place, _ in listed.values()}:
-            (self.folder / ark).unlink(missing_ok=True)
+        for name in (_SCP, *{place.rpartition(":")[0] for place, _ in listed.values()}):
+            self._unlink(name)
         self._last = None
 
     def _finish(self) -> None:
@@ -104,7 +103,7 @@ class KaldiStore(ListedStore):
         for name in names:
             places.append(f"{name} {self.folder}/spk_xvector.ark:{means.tell() + len(key_of(name))}")
             means.write(encode_entry(name, (sums[name] / len(of_speaker[name])).astype(np.float32)))
-        (self.folder / _SCP).unlink(missing_ok=True)  # until all lists are written
+        self._unlink(_SCP)  # until all lists are written
         self._write("utt2spk", utt2spk)
         self._write("spk2utt", _content(f"{name} {' '.join(of_speaker[name])}" for name in names))
         # Kaldi ignores spaces at the end; kaldiio looks four bytes ahead, and would take them from the next line.
@@ -115,7 +114,12 @@ class KaldiStore(ListedStore):
 
     def _holds(self, name: str, content: bytes) -> bool:
         path = self.folder / name
-        return path.is_file() and path.read_bytes() == content
+        with as_output_error(path, "read"):
+            return path.is_file() and path.read_bytes() == content
+
+    def _unlink(self, name: str) -> None:
+        with as_output_error(self.folder / name, "removed"):
+            (self.folder / name).unlink(missing_ok=True)
 
     def _write(self, name: str, content: bytes) -> None:
         with whole_file(self.folder / name) as file:

@@ -49,20 +49,20 @@ def test_a_run_holds_no_more_audio_at_a_time_than_the_bound(
         write_wav(tmp_path / "corpus" / f"{number}.wav", speechlike(1.0 + 0.1 * number, seed=number))
     ids = sorted(f"{number}.wav" for number in range(12))
     reserve, release, lock = ReadAhead.reserve, ReadAhead.release, threading.Lock()
-    held: dict[ReadAhead, set[str]] = {}
+    reserved: dict[ReadAhead, set[str]] = {}
     totals: dict[ReadAhead, list[float]] = {}  # also of the one for headers, which has no bound and releases nothing
 
     def noted(self: ReadAhead, batch: tuple[int, ...]) -> bool:
         with lock:
             found = reserve(self, batch)
-            held.setdefault(self, set()).update(ids[index] for index in batch if found)
-            seconds = sum(1.0 + 0.1 * int(id_.removesuffix(".wav")) for id_ in held[self])
+            reserved.setdefault(self, set()).update(ids[index] for index in batch if found)
+            seconds = sum(1.0 + 0.1 * int(id_.removesuffix(".wav")) for id_ in reserved[self])
             totals.setdefault(self, []).append(seconds)
             return found
 
     def removed(self: ReadAhead, done: tuple[int, ...]) -> None:
         with lock:
-            held[self].difference_update(ids[index] for index in done)
+            reserved[self].difference_update(ids[index] for index in done)
             release(self, done)
 
     monkeypatch.setattr(ReadAhead, "reserve", noted)
@@ -75,7 +75,7 @@ def test_a_run_holds_no_more_audio_at_a_time_than_the_bound(
     )
     assert balr("input=corpus", "save_dir=out", "data.max_ahead_seconds=6", *options) == 0
     assert len(embeddings(tmp_path / "out")) == 12
-    (bounded,) = (room for room, left in held.items() if not left)
+    (bounded,) = (room for room, left in reserved.items() if not left)
     assert 4.0 < max(totals[bounded]) <= 6.0
 
 

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -185,6 +186,27 @@ def test_embeddings_are_saved_while_another_takes_long(
     settings = config(batch_size=1, concurrent_batches=1, num_workers=workers, shuffle=False)
     Slow().extract_embeddings(few, True, settings)
     assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+def test_batches_that_have_no_room_side_by_side_are_embedded_one_after_another(dataset: AudioDataset) -> None:
+    class Crowded(Statistics):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lock, self.crowded = threading.Lock(), 0
+
+        def embed(self, waveforms: Sequence[torch.Tensor], **limits: float | None) -> torch.Tensor:
+            if not self.lock.acquire(blocking=False):
+                self.crowded += 1
+                raise torch.OutOfMemoryError("another batch fills the memory")
+            try:
+                time.sleep(0.2)
+                return super().embed(waveforms, **limits)
+            finally:
+                self.lock.release()
+
+    model = Crowded()
+    pairs = model.extract_embeddings(dataset, False, config(batch_size=3, concurrent_batches=2))
+    assert len(pairs) == 7 and model.crowded and [failure.id for failure in pairs.failures] == ["5.wav"]
 
 
 @pytest.mark.parametrize(("threads", "batches"), [(1, 1), (2, 2), (12, 12), (32, 32), (33, 16), (48, 24), (128, 32)])

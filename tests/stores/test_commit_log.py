@@ -60,9 +60,12 @@ def test_a_damaged_row_between_others_is_an_error_with_its_line(tmp_path: Path, 
         list(log(tmp_path).read())
 
 
-def test_a_log_that_vanished_takes_no_more_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_begun_by_another", [False, True])
+def test_a_log_that_vanished_takes_no_more_rows(tmp_path: Path, is_begun_by_another: bool) -> None:
     first = log(tmp_path)
     first.begin(())
-    first.path.unlink()
-    with pytest.raises(OutputError, match="was removed"):
+    first.path.rename(tmp_path / "moved")  # which keeps its inode from being given to the next file
+    if is_begun_by_another:
+        log(tmp_path).begin(())
+    with pytest.raises(OutputError, match="was removed or replaced"):
         first.append([{"id": "a"}], durably=True)

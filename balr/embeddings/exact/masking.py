@@ -154,7 +154,6 @@ def _dims(inputs: torch.Tensor, dim: Any) -> list[int]:
     return sorted(each % inputs.ndim for each in (dim if isinstance(dim, tuple | list) else (dim,)))
 
 
-_FUNCTIONS: tuple[Callable[..., torch.Tensor | None], ...] = (
-    *(_mean, _sum, _var, _softmax, _avg_pool1d, _adaptive_avg_pool2d, _group_norm, _scaled_dot_product_attention),
-)
-_MASKED = {function.__name__[1:]: function for function in _FUNCTIONS}
+_BY_NAME = (_mean, _sum, _var, _softmax, _avg_pool1d, _adaptive_avg_pool2d, _group_norm, _scaled_dot_product_attention)
+# Each is named after the function of torch whose place it takes.
+_MASKED: dict[str, Callable[..., torch.Tensor | None]] = {masked.__name__[1:]: masked for masked in _BY_NAME}
