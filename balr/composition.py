@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -57,7 +57,7 @@ def check(cfg: DictConfig) -> RunConfig:
         if key not in known and not key.startswith("store."):  # whose constructor knows its keys
             raise ConfigError(f"{key}: no such key; --cfg job shows all keys.")
     _take_local_checkpoint(cfg.embeddings.model)
-    run: RunConfig = OmegaConf.to_object(cfg)  # type: ignore[assignment]
+    run = cast(RunConfig, OmegaConf.to_object(cfg))
     run.embeddings, run.store = cfg.embeddings, cfg.store  # nodes, which `build` instantiates
     legal = {
         "input": (run.input, "a csv, a folder, an audio file or a wav.scp"),

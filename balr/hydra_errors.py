@@ -32,7 +32,7 @@ def checked_arguments(argv: Sequence[str]) -> list[str]:
     override cannot be parsed.
     """
     parser = get_args_parser()
-    parser.error = _refuse  # type: ignore[method-assign]
+    vars(parser)["error"] = _refuse
     given, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         _refuse(f"{unknown[0]}: no such flag")

@@ -128,7 +128,7 @@ class DecoderPool:
                         worker.connection.send(tasks[worker.tasks[-1][1]])
 
     def _ready_workers(self) -> list[_Worker]:
-        """Wait for workers that have a result or died, and kill those that exceed the timeout."""
+        """Wait for workers that have a result or died, and kill any that exceeds the timeout."""
         busy = [worker for worker in self._workers if worker.tasks]
         if not busy:
             return []

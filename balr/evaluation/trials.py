@@ -75,7 +75,7 @@ def read_trials(
 
 
 class Lookup:
-    """Find the row of an id; remember the ids that no embedding has, and those that fit several."""
+    """Find the row of an id; remember the ids that no embedding has or that fit several."""
 
     def __init__(self, ids: Sequence[str]) -> None:
         self._rows = {id_: row for row, id_ in enumerate(ids)}

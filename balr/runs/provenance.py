@@ -70,17 +70,8 @@ def _commit() -> str | None:
     checkout, git = Path(__file__).resolve().parents[2], shutil.which("git")
     if git is None or not (checkout / ".git").exists():
         return None
-    command = (
-        git,
-        "--no-optional-locks",
-        "-C",
-        checkout,
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    )
+    describe = "--no-optional-locks describe --always --dirty --abbrev=40 --exclude=*".split()
+    command = (git, "-C", str(checkout), *describe)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(  # noqa: S603

@@ -59,7 +59,7 @@ class KaldiStore(ListedStore):
             file.flush()
             os.fsync(file.fileno())
         if not self.shard.tag:
-            (self.folder / _SCP).unlink(missing_ok=True)  # until it lists these as well
+            self._unlink(_SCP)  # until it lists these as well
         self._last = start + content.tell() - self._entry_bytes
         return written, []
 

@@ -3,20 +3,16 @@
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from conftest import rows
 from example_embeddings import DIM, UTTERANCES, embedded
 
-from balr.data.corpus import Corpus
 from balr.errors import InputError, OutputError
 from balr.records import WHOLE_CORPUS, Embedded, Shard, Utterance
-from balr.runs.verify import forget, verify
 from balr.stores.base import Store, StoredCorpus
 from balr.stores.files import FilesStore
 from balr.stores.kaldi import KaldiStore
@@ -24,7 +20,6 @@ from balr.stores.parquet import ParquetStore
 from balr.stores.reading import load_embeddings, stored
 
 Open = Callable[..., Store]
-RECORD = '{"model": {}, "forcing": false, "embedding_dim": 5, "runs": [{"counts": {"total": 3}}]}'
 STORES: dict[str, tuple[type[Store], dict[str, Any]]] = {
     "npy": (FilesStore, {"format": "npy"}),
     "txt": (FilesStore, {"format": "txt"}),
@@ -267,44 +262,3 @@ def test_names_that_are_not_utf_8_are_kept_or_refused_at_once(open_store: Open, 
     assert ids == [odd.id, "u0"] and matrix[0].tolist() == [1.0] * DIM
     assert table["audio"][0].as_py() == "/corpus/caf\\xe9.wav"
     assert not any(isinstance(one, Exception) for _, one in stored(tmp_path / "out"))
-
-
-def test_the_lists_of_kaldi_are_those_of_what_is_left(tmp_path: Path) -> None:
-    open_kaldi = opener("kaldi", tmp_path / "out")
-    store = open_kaldi()
-    store.write(embedded(0, 1, 2))
-    store.close()
-    (tmp_path / "out" / "run.json").write_text(RECORD)
-    verdict = verify(tmp_path / "out", Corpus([*UTTERANCES[:1], *UTTERANCES[2:3]], Path("/corpus")))
-    assert forget(tmp_path / "out", verdict) == 1
-    open_kaldi(utterances=[UTTERANCES[0], UTTERANCES[2]]).close()
-    for name in ("xvector.scp", "utt2spk"):
-        assert [line.split()[0] for line in (tmp_path / "out" / name).read_text().splitlines()] == ["u0", "u2"]
-    assert (tmp_path / "out" / "spk2utt").read_text() == "s0 u0 u2\n"
-    open_kaldi(utterances=[UTTERANCES[0], replace(UTTERANCES[2], speaker="s9")]).close()
-    assert (tmp_path / "out" / "spk2utt").read_text() == "s0 u0\ns9 u2\n"
-
-
-def spoil_all(part: Path) -> None:
-    part.write_bytes(b"no part")
-
-
-def spoil_the_speakers(part: Path) -> None:
-    columns = [pq.read_metadata(part).row_group(0).column(number) for number in range(8)]
-    (speakers,) = (column for column in columns if column.path_in_schema == "speaker")
-    content = bytearray(part.read_bytes())
-    content[speakers.dictionary_page_offset + speakers.total_compressed_size - 3] ^= 0xFF
-    part.write_bytes(content)
-
-
-@pytest.mark.parametrize("spoil", [spoil_all, spoil_the_speakers])
-def test_a_part_that_cannot_be_read_is_forgotten_whole(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
-    open_parts = opener("parquet_of_one_row", tmp_path / "out")
-    store = open_parts()
-    for number in range(3):
-        store.write(embedded(number))
-    store.close()
-    (tmp_path / "out" / "run.json").write_text(RECORD)
-    spoil(tmp_path / "out" / "part-00001.parquet")
-    assert forget(tmp_path / "out", verify(tmp_path / "out")) == 1
-    assert open_parts().completed() == {"u0", "u2"}
