@@ -70,7 +70,7 @@ def _commit() -> str | None:
     checkout, git = Path(__file__).resolve().parents[2], shutil.which("git")
     if git is None or not (checkout / ".git").exists():
         return None
-    describe = "--no-optional-locks describe --always --dirty --abbrev=40 --exclude=*".split()
+    describe = ["--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     command = (git, "-C", str(checkout), *describe)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
