@@ -146,9 +146,9 @@ def _seconds_to_receive(dataset: AudioDataset) -> float:
     reader = WaveformReader(RATE_HZ, 3600.0)
     plan = [[index] for index in range(len(dataset))]
     with DecoderPool(reader, processes=1, timeout_seconds=60.0) as pool:
-        ahead = ReadAhead([0.0] * len(dataset), most_seconds=1.0)
+        settings = {"seconds": [0.0] * len(dataset), "read_ahead": ReadAhead(most_seconds=1.0)}
         started = time.thread_time()
-        for _ in decoded_batches(dataset, plan, reader, pool=pool, ahead=PREFETCH, read_ahead=ahead, stop=Stop()):
+        for _ in decoded_batches(dataset, plan, reader, pool=pool, ahead=PREFETCH, stop=Stop(), **settings):
             pass
         return time.thread_time() - started
 

@@ -1,11 +1,9 @@
 """Worker processes that decode, one utterance per task: one that crashes or hangs costs the file it was reading.
 
 torch's DataLoader ends with its first dead worker and does not say at which file. Here the parent knows what each
-worker reads and since when. Results come back as JSON or raw float32, never as pickles: a hostile file may have taken
-control of the worker that read it.
+worker reads and since when.
 """
 
-import json
 import multiprocessing
 import os
 import signal
@@ -13,24 +11,20 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from balr.data.batching import Batch
+from balr.data.decoder_worker import Empty, Read, Result, receive, work
 from balr.data.read_ahead import ReadAhead
 from balr.errors import ConfigError, UtteranceError
-from balr.shutdown import Stop, end_with_process
-
-Result = Any  # of a task: a float32 array (samples,), or a value that JSON can hold
-Read = Callable[[Any], Result]
-Empty = Callable[[int], Any]  # gives an array or tensor (samples,) of float32
+from balr.shutdown import Stop
 
 _TASKS_EACH = 2  # the second one waits in the pipe, so that a worker never waits for the parent
 _POLL_SECONDS = 0.2
@@ -88,19 +82,26 @@ class DecoderPool:
         self._workers.clear()
 
     def results(
-        self, plan: Sequence[Batch], tasks: Sequence[Any], *, ahead: int, read_ahead: ReadAhead, stop: Stop
-    ) -> Iterator[tuple[Batch, list[Result | UtteranceError]]]:
-        """Yield each batch of indices with the results of its tasks, as soon as all of them are there.
+        self,
+        plan: Sequence[Batch],
+        tasks: Sequence[Any],
+        *,
+        seconds: Sequence[float],
+        ahead: int,
+        read_ahead: ReadAhead,
+        stop: Stop,
+    ) -> Iterator[tuple[int, list[Result | UtteranceError]]]:
+        """Yield the number of each batch with the results of its tasks, as soon as all of them are there.
 
-        At most `ahead` batches are started and not yet yielded, as far as `read_ahead` has room for them. A task that
-        cost its worker gives an UtteranceError. Ends early when `stop` is set.
+        At most `ahead` batches are started and not yet yielded, as far as `read_ahead` has room for their `seconds`. A
+        task that cost its worker gives an UtteranceError. Ends early when `stop` is set.
         """
         left = deque(range(len(plan)))
         waiting: deque[tuple[int, int]] = deque()
         started: dict[int, dict[int, Result | UtteranceError]] = {}
         while (left or started) and not stop.is_set():
             while left and len(started) < ahead and len(waiting) < len(self._workers):
-                if not read_ahead.reserve(plan[left[0]]):
+                if not read_ahead.reserve(seconds[left[0]]):
                     break
                 number = left.popleft()
                 started[number] = {}
@@ -113,7 +114,7 @@ class DecoderPool:
                 started[number][index] = result
                 if len(started[number]) == len(plan[number]):
                     found = started.pop(number)
-                    yield plan[number], [found[index] for index in plan[number]]
+                    yield number, [found[index] for index in plan[number]]
                     del found  # frees the waveforms before the next batch is awaited
                 del result
 
@@ -151,7 +152,7 @@ class DecoderPool:
         """Return a worker's first task with its result; a dead worker is replaced, and its other tasks wait again."""
         task = worker.tasks.popleft()
         try:
-            result = _receive(worker.connection, self._empty)
+            result = receive(worker.connection, self._empty)
             worker.since = time.monotonic()
         except (EOFError, OSError):
             worker.process.join()
@@ -175,7 +176,7 @@ class DecoderPool:
                 warnings.simplefilter("ignore", DeprecationWarning)  # about idle threads of libraries
                 connection, worker_connection = context.Pipe()
                 parent = os.getpid() if method == _FORK else None  # otherwise the parent is the fork server
-                process = context.Process(target=_work, args=(self._read, worker_connection, parent), daemon=True)
+                process = context.Process(target=work, args=(self._read, worker_connection, parent), daemon=True)
                 process.start()
                 worker_connection.close()
                 self._workers.append(_Worker(process, connection))
@@ -194,57 +195,3 @@ class DecoderPool:
         name = signal.Signals(-code).name if -code in {s.value for s in signal.Signals} else f"signal {-code}"
         hint = " (out of memory?)" if name == "SIGKILL" else ": the file crashes its decoder"
         return f"the process that read it was ended by {name}{hint}"
-
-
-def _receive(connection: "Connection[Any, Any]", empty: Empty) -> Result | UtteranceError:
-    """Receive a result. Raises EOFError or OSError if the worker is dead."""
-    kind, value = json.loads(connection.recv_bytes())
-    if kind == "error":
-        return UtteranceError(value)
-    if kind == "value":
-        return value
-    waveform = empty(value)
-    left = np.asarray(waveform).data.cast("B")
-    while left:  # straight into place: `Connection.recv_bytes_into` copies everything twice
-        received = os.readv(connection.fileno(), [left])
-        if not received:
-            raise EOFError
-        left = left[received:]
-    return waveform
-
-
-def _work(read: Read, connection: "Connection[Any, Any]", parent: int | None) -> None:
-    _set_up_process(parent)
-    with suppress(EOFError, OSError):  # the parent is gone
-        while True:
-            _answer(connection, read, connection.recv())
-
-
-def _answer(connection: "Connection[Any, Any]", read: Read, task: Any) -> None:
-    """Send the result of a task: a line of JSON, then the samples if it is a waveform `(samples,)`."""
-    try:
-        result = read(task)
-        answer = ["waveform", result.size] if isinstance(result, np.ndarray) else ["value", result]
-    except Exception as error:
-        answer = ["error", str(error) if isinstance(error, UtteranceError) else f"{type(error).__name__}: {error}"]
-    connection.send_bytes(json.dumps(answer).encode())
-    if answer[0] == "waveform":
-        left = np.ascontiguousarray(result).data.cast("B")
-        while left:
-            left = left[os.write(connection.fileno(), left) :]
-
-
-def _set_up_process(parent: int | None) -> None:
-    """Ignore signals, end with the parent, and be the first to be killed if memory runs out."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # not those of a progress bar, with its locks
-    if sys.__stderr__ is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where libraries complain about every damaged file
-    end_with_process(os.getppid() if parent is None else parent, signal.SIGKILL)
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
-    import torch
-
-    torch.set_num_threads(1)

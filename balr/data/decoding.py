@@ -13,6 +13,7 @@ from balr.data.audio import Cursor, load_waveform
 from balr.data.batching import Batch
 from balr.data.corpus import Corpus
 from balr.data.decoder_pool import DecoderPool
+from balr.data.pinned import copied_to
 from balr.data.read_ahead import ReadAhead
 from balr.records import Failure, Part, Utterance
 from balr.shutdown import Stop
@@ -22,16 +23,16 @@ _SECONDS_BETWEEN_LOOKS = 0.2
 
 @dataclass(frozen=True)
 class Decoded:
-    """Hold a batch: its utterances, the samples `(samples,)` of each, what failed, and all of these by index."""
+    """Hold a batch: its utterances, the samples `(samples,)` of each, what failed, and how long it is by the plan."""
 
     utterances: tuple[Utterance, ...]
     samples: tuple[torch.Tensor, ...]
     failures: tuple[Failure, ...] = ()
-    indices: Batch = ()
+    planned_seconds: float = 0.0
 
     def waveforms(self, device: torch.device) -> list[torch.Tensor]:
         """Return the waveforms `(samples,)` on a device, which may still be copying them."""
-        return [one.to(device, non_blocking=True) for one in self.samples]
+        return list(self.samples) if device.type == "cpu" else copied_to(device, self.samples)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def decoded_batches(
     plan: Sequence[Batch],
     reader: WaveformReader,
     *,
+    seconds: Sequence[float],
     pool: DecoderPool | None,
     ahead: int,
     read_ahead: ReadAhead,
@@ -61,16 +63,16 @@ def decoded_batches(
 ) -> Iterator[Decoded]:
     """Decode the batches of a plan in the processes of a pool, `ahead` batches at most, or in this one without.
 
-    With processes, an utterance that crashes one or takes too long becomes a Failure like any other. Ends early when
-    `stop` is set.
+    `seconds` are those of each batch. With processes, an utterance that crashes one or takes too long becomes a Failure
+    like any other. Ends early when `stop` is set.
     """
     tasks = [(str(utterance.audio), utterance.part) for utterance in corpus.utterances]
     if pool is None:
-        results = _read_here(plan, tasks, reader, read_ahead=read_ahead, stop=stop)
+        results = _read_here(plan, tasks, reader, seconds=seconds, read_ahead=read_ahead, stop=stop)
     else:
-        results = pool.results(plan, tasks, ahead=ahead, read_ahead=read_ahead, stop=stop)
-    for batch, found in results:
-        yield _together(corpus, batch, found)
+        results = pool.results(plan, tasks, seconds=seconds, ahead=ahead, read_ahead=read_ahead, stop=stop)
+    for number, found in results:
+        yield _together(corpus, plan[number], found, planned_seconds=seconds[number])
         del found  # free its memory before the next batch is read
 
 
@@ -79,15 +81,16 @@ def _read_here(
     tasks: Sequence[tuple[str, Part]],
     reader: WaveformReader,
     *,
+    seconds: Sequence[float],
     read_ahead: ReadAhead,
     stop: Stop,
-) -> Iterator[tuple[Batch, list[Any]]]:
-    for batch in plan:
-        while not stop.is_set() and not read_ahead.reserve(batch):
+) -> Iterator[tuple[int, list[Any]]]:
+    for number, batch in enumerate(plan):
+        while not stop.is_set() and not read_ahead.reserve(seconds[number]):
             read_ahead.wait(_SECONDS_BETWEEN_LOOKS)
         if stop.is_set():
             return
-        yield batch, [_read_or_error(reader, tasks[index]) for index in batch]
+        yield number, [_read_or_error(reader, tasks[index]) for index in batch]
 
 
 def _read_or_error(reader: WaveformReader, task: tuple[str, Part]) -> npt.NDArray[np.float32] | Exception:
@@ -97,12 +100,12 @@ def _read_or_error(reader: WaveformReader, task: tuple[str, Part]) -> npt.NDArra
         return error
 
 
-def _together(corpus: Corpus, batch: Batch, found: Sequence[Any]) -> Decoded:
+def _together(corpus: Corpus, batch: Batch, found: Sequence[Any], *, planned_seconds: float) -> Decoded:
     pairs = [(corpus.utterances[index], result) for index, result in zip(batch, found, strict=True)]
     good = [(utterance, result) for utterance, result in pairs if not isinstance(result, Exception)]
     return Decoded(
         utterances=tuple(utterance for utterance, _ in good),
         samples=tuple(torch.as_tensor(result) for _, result in good),
         failures=tuple(Failure.of(one, "decode", error) for one, error in pairs if isinstance(error, Exception)),
-        indices=batch,
+        planned_seconds=planned_seconds,
     )

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from balr.atomic import write_csv
 from balr.data.read_ahead import ReadAhead
@@ -112,12 +112,12 @@ def _read_isolated(files: Sequence[Path], timeout_seconds: float, stop: Stop, *,
 
     found = [Header()] * len(files)
     plan = [(index,) for index in range(len(files))]
-    unbounded = ReadAhead([0.0] * len(files), most_seconds=math.inf)
+    unbounded: dict[str, Any] = {"seconds": [0.0] * len(files), "read_ahead": ReadAhead(most_seconds=math.inf)}
     processes = min(_READERS, -(-len(files) // _LEAST_FILES_PER_PROCESS))
     with DecoderPool(
         read_header, processes=processes, timeout_seconds=timeout_seconds, beside_threads=beside_threads
     ) as pool:
-        for (index,), (result,) in pool.results(plan, files, ahead=_AT_A_TIME, read_ahead=unbounded, stop=stop):
+        for index, (result,) in pool.results(plan, files, ahead=_AT_A_TIME, **unbounded, stop=stop):
             if isinstance(result, Exception):  # decoding fails in the same way, and reports it
                 log.debug("%s: %s", files[index], result)
             else:

@@ -1,6 +1,8 @@
 """Memory that a GPU copies from while it computes, and that is used again."""
 
 import logging
+from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 
@@ -33,3 +35,19 @@ class PinnedBlocks:
         waveform = self._block[self._used : self._used + samples]
         self._used += samples
         return waveform
+
+
+def copied_to(device: torch.device, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return waveforms `(samples,)` on a device, which may still be copying them: what a block holds, in one copy."""
+    copied = list(waveforms)
+    in_block: dict[int, list[int]] = defaultdict(list)
+    for number, waveform in enumerate(waveforms):
+        in_block[waveform.untyped_storage().data_ptr()].append(number)
+    for numbers in in_block.values():
+        starts = [int(waveforms[number].storage_offset()) for number in numbers]
+        ends = [start + len(waveforms[number]) for start, number in zip(starts, numbers, strict=True)]
+        first = min(starts)
+        block = waveforms[numbers[0]].as_strided((max(ends) - first,), (1,), first).to(device, non_blocking=True)
+        for number, start, end in zip(numbers, starts, ends, strict=True):
+            copied[number] = block[start - first : end - first]
+    return copied

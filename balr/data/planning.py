@@ -12,7 +12,6 @@ from balr.config import DataConfig
 from balr.data.batching import Batch, plan_batches, plan_passes
 from balr.data.corpus import Corpus
 from balr.data.headers import Header, headers
-from balr.data.read_ahead import ReadAhead
 from balr.records import Utterance
 from balr.shutdown import Stop
 
@@ -55,13 +54,13 @@ class Plan:
         """Return the seconds of audio in the batches, as far as headers give them."""
         return sum(self.seconds[index] or 0.0 for batch in self.batches for index in batch)
 
-    def read_ahead(self, corpus: Corpus, *, most_seconds: float) -> ReadAhead:
-        """Return the bound of what is decoded ahead; an utterance of unknown length counts by the size of its file."""
+    def batch_seconds(self, corpus: Corpus) -> list[float]:
+        """Return how long each batch is at most; an utterance of unknown length counts by the size of its file."""
         seconds = [
             _bytes_of(utterance) / _LEAST_BYTES_PER_SECOND if length is None else length
             for utterance, length in zip(corpus.utterances, self.seconds, strict=True)
         ]
-        return ReadAhead(seconds, most_seconds=most_seconds)
+        return [sum(seconds[index] for index in batch) for batch in self.batches]
 
 
 def plan_in_windows(

@@ -32,6 +32,8 @@ from balr.stores.base import Store
 
 log = logging.getLogger(__name__)
 
+_Window = tuple[AudioDataset, Plan]
+
 
 class EmbeddingsModel(ABC):
     """Turn waveforms at `sample_rate_hz` into embeddings on `device`; a model implements `embed`."""
@@ -98,13 +100,14 @@ class EmbeddingsModel(ABC):
         completed = store.completed() if store else frozenset()
         settings = {**loading.planning(), "sample_rate_hz": self.sample_rate_hz, "durations_file": durations_file}
         plans = plan_in_windows(audible, data_config, completed, stop=stop, **settings)
-        with closing(bar), closing(OneAhead(plans)) as ahead:
-            while (ready := ahead.take()) is not None and not stop.is_set():
-                window, whole = ready
-                plan = whole.left(window, completed, failed_before) if store else whole
-                self._batching["batches"] += len(plan.batches)
-                follower.planned(plan.audio_seconds(), upsampled=plan.upsampled)
-                self._run(window, plan, loading, data_config, delivery, stop, ahead.prepare)
+        left = ((window, plan.left(window, completed, failed_before) if store else plan) for window, plan in plans)
+        with closing(bar), closing(OneAhead(left)) as windows:
+            first = windows.take()
+            if first is not None:
+                window, plan = first
+                if len(window) == len(audible):
+                    loading = loading.limited_to(batches=len(plan.batches), utterances=plan.count)
+                self._run(first, windows, loading, data_config, delivery, follower, stop)
         return delivery.pairs(audible.utterances)
 
     def embed_file(self, path: str | Path, *, part: Part = WHOLE) -> Embedding:
@@ -136,39 +139,40 @@ class EmbeddingsModel(ABC):
 
     def _run(
         self,
-        dataset: AudioDataset,
-        plan: Plan,
+        first: _Window,
+        windows: OneAhead[_Window],
         loading: Loading,
         config: DataConfig,
         delivery: Delivery,
+        follower: Observer,
         stop: Stop,
-        begun: Callable[[], None],
     ) -> None:
-        """Wire the stages: processes decode, threads compute, one thread saves; call `begun` after forking."""
+        """Wire the stages: processes decode, threads compute, one thread saves."""
         reader, self._room = WaveformReader(self.sample_rate_hz, config.max_audio_seconds), AudioBudget()
-        threads = min(loading.concurrent_batches, max(1, len(plan.batches)))
-        processes = min(loading.num_workers, plan.count)
-        read_ahead = plan.read_ahead(dataset, most_seconds=config.max_ahead_seconds)
-        settings: dict[str, Any] = {"processes": processes, "timeout_seconds": config.decode_timeout_seconds}
+        read_ahead = ReadAhead(most_seconds=config.max_ahead_seconds)
+        settings: dict[str, Any] = {"processes": loading.num_workers, "timeout_seconds": config.decode_timeout_seconds}
         if self.device.type == "cuda":
             settings["empty"] = PinnedBlocks().empty
-        pool = DecoderPool(reader, **settings) if processes else None
-        with pool or nullcontext(), shared_threads(threads, self.device):
-            begun()
-            batches = decoded_batches(
-                dataset,
-                plan.batches,
-                reader,
-                pool=pool,
-                ahead=processes * loading.prefetch_factor,
-                read_ahead=read_ahead,
-                stop=stop,
-            )
+        pool = DecoderPool(reader, **settings) if loading.num_workers else None
+        ahead: dict[str, Any] = {"ahead": loading.num_workers * loading.prefetch_factor, "read_ahead": read_ahead}
+
+        def decoded() -> Iterator[Decoded]:
+            ready: _Window | None = first
+            while ready is not None and not stop.is_set():
+                windows.prepare()
+                window, plan = ready
+                self._batching["batches"] += len(plan.batches)
+                follower.planned(plan.audio_seconds(), upsampled=plan.upsampled)
+                seconds = plan.batch_seconds(window)
+                yield from decoded_batches(window, plan.batches, reader, seconds=seconds, pool=pool, stop=stop, **ahead)
+                ready = windows.take()
+
+        with pool or nullcontext(), shared_threads(loading.concurrent_batches, self.device):
             run_pipeline(
-                self._waiting_for(batches),
+                self._waiting_for(decoded()),
                 partial(self._embed_and_release, config=config, read_ahead=read_ahead),
                 delivery.deliver,
-                threads=threads,
+                threads=loading.concurrent_batches,
                 is_urgent=lambda outcome: isinstance(outcome, Failure),
                 prepare=partial(prepare_thread, self.device),
                 stop=stop,
@@ -187,7 +191,7 @@ class EmbeddingsModel(ABC):
         try:
             return self._embed_batch(batch, config)
         finally:
-            read_ahead.release(batch.indices)
+            read_ahead.release(batch.planned_seconds)
 
     def _embed_batch(self, batch: Decoded, config: DataConfig) -> list[Outcome]:
         """Return what becomes of each utterance."""

@@ -26,6 +26,11 @@ class Loading:
     num_workers: int
     prefetch_factor: int
 
+    def limited_to(self, *, batches: int, utterances: int) -> "Loading":
+        """Return it with no more threads and processes than have work."""
+        threads = min(self.concurrent_batches, max(1, batches))
+        return replace(self, concurrent_batches=threads, num_workers=min(self.num_workers, utterances))
+
     def planning(self) -> dict[str, Any]:
         """Return what decides the batches, and whether headers are read in processes of their own."""
         isolated = self.num_workers > 0

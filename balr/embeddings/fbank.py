@@ -6,9 +6,9 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
 
 from balr.config import FeaturesConfig, legal_feature
+from balr.embeddings.rows import pad_rows
 from balr.errors import CheckpointError, UtteranceError
 
 _INT16_SCALE = 32768.0
@@ -85,7 +85,7 @@ def fbanks(waveforms: Sequence[torch.Tensor], settings: FbankSettings, *, at_onc
     if not at_once or len(samples) * max(samples) > _MOST_PADDED * sum(samples):
         return [fbank(waveform, settings) for waveform in waveforms]
     counts = [_count_frames(each, settings) for each in samples]
-    padded = _frames(nn.utils.rnn.pad_sequence(list(waveforms), batch_first=True), settings)
+    padded = _frames(pad_rows(waveforms, max(samples)), settings)
     features = _log_mel(padded.flatten(0, 1), settings).unflatten(0, padded.shape[:2])  # (batch, frames, mels)
     if settings.mean_norm:
         own = torch.tensor(counts).to(features.device, non_blocking=True).reshape(-1, 1, 1)

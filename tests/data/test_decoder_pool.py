@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import faulty
 import numpy as np
@@ -25,6 +26,10 @@ def waveforms() -> list[Task]:
     return [("waveform", number * 300_000 + 1) for number in range(10)]
 
 
+def unbounded() -> dict[str, Any]:
+    return {"seconds": [0.0] * len(PLAN), "read_ahead": ReadAhead(most_seconds=math.inf)}
+
+
 def results(
     tasks: Sequence[Task],
     *,
@@ -34,12 +39,11 @@ def results(
     stop: Stop | None = None,
 ) -> list[object]:
     """Return what became of each task, and hold the pool to batches that come back once and whole."""
-    room = ReadAhead([0.0] * len(tasks), most_seconds=math.inf)
     found: dict[int, object] = {}
     with DecoderPool(faulty.read, processes=processes, timeout_seconds=timeout_seconds) as pool:
-        for batch, results in pool.results(PLAN, tasks, ahead=ahead, read_ahead=room, stop=stop or Stop()):
-            assert batch in PLAN and not set(batch) & set(found)
-            found |= dict(zip(batch, results, strict=True))
+        for number, results in pool.results(PLAN, tasks, ahead=ahead, stop=stop or Stop(), **unbounded()):
+            assert not set(PLAN[number]) & set(found)
+            found |= dict(zip(PLAN[number], results, strict=True))
     return [found[index] for index in sorted(found)]
 
 
@@ -91,11 +95,10 @@ def test_a_task_that_waits_behind_a_slow_one_has_its_whole_time() -> None:
 
 def test_a_set_flag_ends_it_early_and_no_process_is_left() -> None:
     stop = Stop()
-    room = ReadAhead([0.0] * 10, most_seconds=math.inf)
     with DecoderPool(faulty.read, processes=2, timeout_seconds=30.0) as pool:
         began = time.monotonic()
         for number, _ in enumerate(
-            pool.results(PLAN, [("value", 0)] * 9 + [("sleep", 20)], ahead=4, read_ahead=room, stop=stop)
+            pool.results(PLAN, [("value", 0)] * 9 + [("sleep", 20)], ahead=4, stop=stop, **unbounded())
         ):
             if number == 2:
                 stop.set()
@@ -104,27 +107,27 @@ def test_a_set_flag_ends_it_early_and_no_process_is_left() -> None:
 
 
 class Recorded(ReadAhead):
-    """The bound for utterances of 10 seconds each, with what was reserved at most."""
+    """The bound, with what was reserved at most."""
 
     now = most = 0.0
 
-    def reserve(self, batch: tuple[int, ...]) -> bool:
-        if not super().reserve(batch):
+    def reserve(self, seconds: float) -> bool:
+        if not super().reserve(seconds):
             return False
-        self.now += 10.0 * len(batch)
+        self.now += seconds
         self.most = max(self.most, self.now)
         return True
 
 
 def test_the_bound_of_what_is_read_ahead_is_kept() -> None:
-    room = Recorded([10.0] * 10, most_seconds=45.0)
+    room, seconds = Recorded(most_seconds=45.0), [10.0 * len(batch) for batch in PLAN]
     with DecoderPool(faulty.read, processes=3, timeout_seconds=30.0) as pool:
         found = []
-        for batch, _ in pool.results(PLAN, waveforms(), ahead=8, read_ahead=room, stop=Stop()):
-            found.append(batch)
-            room.now -= 10.0 * len(batch)
-            room.release(batch)
-        assert sorted(found) == PLAN and 40.0 <= room.most <= 45.0
+        for number, _ in pool.results(PLAN, waveforms(), seconds=seconds, ahead=8, read_ahead=room, stop=Stop()):
+            found.append(number)
+            room.now -= seconds[number]
+            room.release(seconds[number])
+        assert sorted(found) == list(range(len(PLAN))) and 40.0 <= room.most <= 45.0
 
 
 def test_processes_take_no_signal_of_the_run_and_end_with_their_pool() -> None:
@@ -133,8 +136,7 @@ def test_processes_take_no_signal_of_the_run_and_end_with_their_pool() -> None:
         for pid in children:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                 os.kill(int(pid or 0), number)
-        room = ReadAhead([0.0] * 10, most_seconds=math.inf)
-        assert len(list(pool.results(PLAN, waveforms(), ahead=4, read_ahead=room, stop=Stop()))) == len(PLAN)
+        assert len(list(pool.results(PLAN, waveforms(), ahead=4, stop=Stop(), **unbounded()))) == len(PLAN)
     wait_until(lambda: not [child for child in multiprocessing.active_children() if child.pid in children])
 
 

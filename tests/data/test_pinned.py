@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from balr.data.decoder_pool import DecoderPool
-from balr.data.pinned import PinnedBlocks
+from balr.data.pinned import PinnedBlocks, copied_to
 from balr.data.read_ahead import ReadAhead
 from balr.shutdown import Stop
 
@@ -49,12 +49,23 @@ def test_without_a_gpu_waveforms_lie_in_ordinary_memory() -> None:
 def test_decoders_fill_the_memory_they_are_given(blocks: list[torch.Tensor]) -> None:
     tasks = list(range(300_000, 300_008))
     with DecoderPool(_ramp, processes=2, timeout_seconds=30.0, empty=PinnedBlocks().empty) as pool:
+        bound = ReadAhead(most_seconds=math.inf)
         plan = [tuple(range(len(tasks)))]
-        ((_, found),) = pool.results(
-            plan, tasks, ahead=2, read_ahead=ReadAhead([0.0] * len(tasks), most_seconds=math.inf), stop=Stop()
-        )
+        ((_, found),) = pool.results(plan, tasks, seconds=[0.0], ahead=2, read_ahead=bound, stop=Stop())
     assert all(np.array_equal(waveform, _ramp(samples)) for samples, waveform in zip(tasks, found, strict=True))
     assert len(blocks) == 1
+
+
+def test_what_a_block_holds_is_copied_to_a_device_in_one_go(
+    blocks: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = PinnedBlocks()
+    waveforms = [pinned.empty(samples).fill_(samples) for samples in (3_000_000, 500_000, 1_000_000, 7, 5_000_000)]
+    to, copied = torch.Tensor.to, []
+    monkeypatch.setattr(torch.Tensor, "to", lambda one, *a, **k: copied.append(len(one)) or to(one, *a, **k).clone())
+    found = copied_to(torch.device("cpu"), [waveforms[number] for number in (1, 4, 3, 0)])
+    assert copied == [3_500_000, 5_000_000, 7]
+    assert [(len(one), one.unique().item()) for one in found] == [(n, n) for n in (500_000, 5_000_000, 7, 3_000_000)]
 
 
 def _ramp(samples: int) -> np.ndarray:

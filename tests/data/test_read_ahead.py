@@ -1,6 +1,7 @@
 """What is decoded ahead is bounded in seconds of audio, whatever the sizes of batches and the number of processes."""
 
 import threading
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +18,28 @@ from balr.shutdown import Stop
 
 
 def test_batches_are_counted_in_until_the_bound_and_out_when_embedded() -> None:
-    read_ahead = ReadAhead([40.0, 50.0, 30.0], most_seconds=100.0)
-    assert read_ahead.reserve((0,)) and read_ahead.reserve((1,))
-    assert not read_ahead.reserve((2,))
-    read_ahead.release((0,))
-    assert read_ahead.reserve((2,))
+    read_ahead = ReadAhead(most_seconds=100.0)
+    assert read_ahead.reserve(40.0) and read_ahead.reserve(50.0)
+    assert not read_ahead.reserve(30.0)
+    read_ahead.release(40.0)
+    assert read_ahead.reserve(30.0)
 
 
 def test_a_stop_ends_the_wait_for_room_that_never_comes() -> None:
-    read_ahead, stop = ReadAhead([60.0, 60.0], most_seconds=100.0), Stop()
-    assert read_ahead.reserve((0,))
+    read_ahead, stop = ReadAhead(most_seconds=100.0), Stop()
+    assert read_ahead.reserve(60.0)
     corpus = Corpus([Utterance(id_, Path(f"/{id_}.wav")) for id_ in "ab"], Path("/"))
-    settings: dict[str, Any] = {"pool": None, "ahead": 1, "read_ahead": read_ahead, "stop": stop}
+    settings: dict[str, Any] = {"seconds": [60.0], "pool": None, "ahead": 1, "read_ahead": read_ahead, "stop": stop}
     threading.Timer(0.1, stop.set).start()
     assert list(decoded_batches(corpus, [(1,)], WaveformReader(16_000, 60.0), **settings)) == []
 
 
 def test_a_batch_over_the_bound_goes_alone() -> None:
-    read_ahead = ReadAhead([500.0, 1.0], most_seconds=100.0)
-    assert read_ahead.reserve((0,))
-    assert not read_ahead.reserve((1,))
-    read_ahead.release((0,))
-    assert read_ahead.reserve((1,)) and not read_ahead.reserve((0,))
+    read_ahead = ReadAhead(most_seconds=100.0)
+    assert read_ahead.reserve(500.0)
+    assert not read_ahead.reserve(1.0)
+    read_ahead.release(500.0)
+    assert read_ahead.reserve(1.0) and not read_ahead.reserve(500.0)
 
 
 @pytest.mark.parametrize("workers", [0, 3])
@@ -47,23 +48,19 @@ def test_a_run_holds_no_more_audio_at_a_time_than_the_bound(
 ) -> None:
     for number in range(12):
         write_wav(tmp_path / "corpus" / f"{number}.wav", speechlike(1.0 + 0.1 * number, seed=number))
-    ids = sorted(f"{number}.wav" for number in range(12))
     reserve, release, lock = ReadAhead.reserve, ReadAhead.release, threading.Lock()
-    reserved: dict[ReadAhead, set[str]] = {}
     totals: dict[ReadAhead, list[float]] = {}  # also of the one for headers, which has no bound and releases nothing
 
-    def noted(self: ReadAhead, batch: tuple[int, ...]) -> bool:
+    def noted(self: ReadAhead, seconds: float) -> bool:
         with lock:
-            found = reserve(self, batch)
-            reserved.setdefault(self, set()).update(ids[index] for index in batch if found)
-            seconds = sum(1.0 + 0.1 * int(id_.removesuffix(".wav")) for id_ in reserved[self])
-            totals.setdefault(self, []).append(seconds)
+            found = reserve(self, seconds)
+            totals.setdefault(self, [0.0]).append(totals[self][-1] + seconds * found)
             return found
 
-    def removed(self: ReadAhead, done: tuple[int, ...]) -> None:
+    def removed(self: ReadAhead, seconds: float) -> None:
         with lock:
-            reserved[self].difference_update(ids[index] for index in done)
-            release(self, done)
+            totals[self].append(totals[self][-1] - seconds)
+            release(self, seconds)
 
     monkeypatch.setattr(ReadAhead, "reserve", noted)
     monkeypatch.setattr(ReadAhead, "release", removed)
@@ -75,8 +72,9 @@ def test_a_run_holds_no_more_audio_at_a_time_than_the_bound(
     )
     assert balr("input=corpus", "save_dir=out", "data.max_ahead_seconds=6", *options) == 0
     assert len(embeddings(tmp_path / "out")) == 12
-    (bounded,) = (room for room, left in reserved.items() if not left)
-    assert 4.0 < max(totals[bounded]) <= 6.0
+    (bounded,) = (found for found in totals.values() if max(found) > 0)
+    assert 4.0 < max(bounded) <= 6.0 and bounded[-1] == pytest.approx(0.0, abs=1e-9)
+    assert sum(after - before for before, after in pairwise(bounded) if after > before) == pytest.approx(18.6, abs=0.1)
 
 
 def test_a_run_whose_every_batch_is_over_the_bound_ends(

@@ -19,6 +19,7 @@ from balr.embeddings.exact.verdicts import Verdicts
 
 _WIDEST_IN_FP32 = 128  # channels; wider layers are those for which cuDNN chose FFT
 _TRIAL_SHAPE = (16, 10, 88)  # utterances, bins, frames
+_CHANNELS_OF_TENSOR_CORES = 8  # a multiple of which they need
 
 
 def fuse_relu(network: nn.Module, example: torch.Tensor, *, dtype: torch.dtype, verdicts: Verdicts) -> None:
@@ -36,11 +37,15 @@ def fuse_relu(network: nn.Module, example: torch.Tensor, *, dtype: torch.dtype, 
     assert isinstance(stem, nn.Conv2d)
 
     # The network's own ReLU after its first convolution changes nothing then.
-    forwards: dict[Any, Callable[..., torch.Tensor]] = {stem: partial(_relu_of_conv, stem)}
+    relu_of_stem = _relu_of_conv if dtype == torch.float32 else _relu_of_conv_in_tensor_cores
+    forwards: dict[Any, Callable[..., torch.Tensor]] = {stem: partial(relu_of_stem, stem)}
     for block in blocks:
         *first, last = _convolutions(block)
+        shortcut = next(iter(_convolutions(block.get_submodule("shortcut"))), None)
         forwards |= {conv: partial(_relu_of_conv, conv) for conv in first}
-        forwards |= {last: partial(_relu_of_sum, last), block: partial(_run, block)}
+        forwards |= {last: partial(_relu_of_sum, last, shortcut), block: partial(_run, block)}
+        if shortcut is not None:
+            forwards[shortcut] = partial(_without_bias, shortcut)
     replace_forwards("fused convolutions", forwards, network, example, verdicts=verdicts)
 
 
@@ -117,6 +122,29 @@ def _relu_of_conv(conv: nn.Conv2d, inputs: torch.Tensor) -> torch.Tensor:
     return torch.cudnn_convolution_relu(inputs, conv.weight, conv.bias, *geometry)
 
 
-def _relu_of_sum(conv: nn.Conv2d, inputs: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
+def _relu_of_conv_in_tensor_cores(conv: nn.Conv2d, inputs: torch.Tensor) -> torch.Tensor:
+    """Return the ReLU of a convolution of `(batch, 1, bins, frames)`, in channels last.
+
+    Seven channels of zeros beside the one are fewer to compute than what cuDNN does with one, which no tensor core
+    takes and which leaves a layout that the next layer has to change.
+    """
+    batch, channels, bins, frames = inputs.shape
+    padded = inputs.new_zeros(batch, bins, frames, _CHANNELS_OF_TENSOR_CORES)
+    padded[..., :channels] = inputs.movedim(1, -1)
+    weight = nn.functional.pad(conv.weight, (0, 0, 0, 0, 0, _CHANNELS_OF_TENSOR_CORES - channels))
+    weight = weight.contiguous(memory_format=torch.channels_last)
     geometry: Any = (conv.stride, conv.padding, conv.dilation, 1)
-    return torch.cudnn_convolution_add_relu(inputs, conv.weight, shortcut, 1.0, conv.bias, *geometry)
+    return torch.cudnn_convolution_relu(padded.movedim(-1, 1), weight, conv.bias, *geometry)
+
+
+def _relu_of_sum(
+    conv: nn.Conv2d, shortcut: nn.Conv2d | None, inputs: torch.Tensor, added: torch.Tensor
+) -> torch.Tensor:
+    """Return the ReLU of a convolution plus what a shortcut, whose bias it adds too, made of the block's inputs."""
+    bias = conv.bias if shortcut is None or conv.bias is None or shortcut.bias is None else conv.bias + shortcut.bias
+    geometry: Any = (conv.stride, conv.padding, conv.dilation, 1)
+    return torch.cudnn_convolution_add_relu(inputs, conv.weight, added, 1.0, bias, *geometry)
+
+
+def _without_bias(conv: nn.Conv2d, inputs: torch.Tensor) -> torch.Tensor:
+    return nn.functional.conv2d(inputs, conv.weight, None, conv.stride, conv.padding)

@@ -15,12 +15,12 @@ Span = tuple[int, int, int, int]
 class BatchLengths:
     """Know the length of each utterance at each layer, by the number of frames that the padded tensor has there.
 
-    `device` is that of the indices and masks that it returns.
+    `device` is that of the masks that it returns.
     """
 
     lengths_at: dict[int, Lengths]
     device: torch.device
-    tails: dict[tuple[int, Span], tuple[torch.Tensor, torch.Tensor] | None] = field(default_factory=dict)
+    paddings: dict[tuple[int, int], tuple[int, torch.Tensor]] = field(default_factory=dict)
     masks: dict[int, Mask] = field(default_factory=dict)
     learned: set[tuple[int, int, Span]] = field(default_factory=set)
 
@@ -39,16 +39,13 @@ class BatchLengths:
         if self.lengths_at.setdefault(after, lengths) != lengths:
             raise LengthsError(f"two tensors of {after} frames hold utterances of different lengths")
 
-    def tails_at(self, frames: int, span: Span) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return the row and frame indices of the padding that a kernel can read from within an utterance, if any."""
-        if (frames, span) not in self.tails:
-            kernel, stride, left, _ = span
-            lengths = self.lengths(frames)
-            reach = max((_shrunk(length, span) - 1) * stride + kernel - left - length for length in lengths)
-            spots = [(n, t) for n, k in enumerate(lengths) for t in range(k, min(k + reach, frames))]
-            indices = torch.tensor(spots, dtype=torch.long).reshape(-1, 2).to(self.device, non_blocking=True)
-            self.tails[frames, span] = (indices[:, 0], indices[:, 1]) if spots else None
-        return self.tails[frames, span]
+    def padding_at(self, frames: int, ndim: int) -> tuple[int, torch.Tensor]:
+        """Return the first frame that is padding anywhere, and which are from there on `(batch, 1, ..., frames)`."""
+        if (frames, ndim) not in self.paddings:
+            first = min(self.lengths(frames))
+            padding = self.mask_at(frames).padding[:, first:]
+            self.paddings[frames, ndim] = first, padding.reshape(len(padding), *[1] * (ndim - 2), -1)
+        return self.paddings[frames, ndim]
 
     def mask_at(self, frames: int) -> Mask:
         """Return which frames are padding."""

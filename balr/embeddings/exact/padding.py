@@ -1,8 +1,8 @@
 """Exact batches of utterances of different lengths, around WeSpeaker's untouched networks.
 
-No WeSpeaker network takes lengths, and padding with zeros changes an embedding. Here the padding that a convolution can
-read from within an utterance is set to zero before each convolution, as its own zero padding would be; layers with
-global context (pooling, squeeze and excitation, attention) leave the padding out of their reductions.
+No WeSpeaker network takes lengths, and padding with zeros changes an embedding. Here the padding is set to zero before
+each convolution, as its own zero padding would be; layers with global context (pooling, squeeze and excitation,
+attention) leave the padding out of their reductions.
 """
 
 import logging
@@ -21,6 +21,7 @@ from balr.embeddings.exact.lengths import BatchLengths, Lengths, Span, kernel_sp
 from balr.embeddings.exact.masking import LengthsError, MaskedReductions, simam
 from balr.embeddings.exact.precision import LARGEST_RELATIVE_DIFFERENCE
 from balr.embeddings.exact.verdicts import Verdicts
+from balr.embeddings.rows import pad_rows
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class RaggedNetwork:
         self._thread = threading.local()
         for module in network.modules():
             if isinstance(module, nn.Conv1d | nn.Conv2d) and (span := kernel_span(module)) != (1, 1, 0, 0):
-                module.register_forward_pre_hook(partial(self._clear_tails, span))
+                module.register_forward_pre_hook(self._clear_padding)
                 module.register_forward_hook(partial(self._learn_lengths, span))
             if (context := has_global_context(module)) is not None:
                 method, dim = context
@@ -63,13 +64,13 @@ class RaggedNetwork:
 
     def __call__(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the embeddings `(batch, dim)` of features `(frames, mels)`, each as if it were alone."""
-        cut = [self._whole_strides(one) for one in features]
+        cut = features if self._frame_multiple == 1 else [self._whole_strides(one) for one in features]
         lengths = tuple(map(len, cut))
         frames = padded_frames(max(lengths)) if len(cut) > 1 else lengths[0]
         frames = -(-frames // self._aligned_to) * self._aligned_to
         if min(lengths) == frames:
             return run_network(self.network, torch.stack(list(cut)))
-        return self.run_padded(_padded(cut, frames, 0.0), lengths)
+        return self.run_padded(pad_rows(cut, frames), lengths)
 
     def run_padded(self, padded: torch.Tensor, lengths: Lengths) -> torch.Tensor:
         """Return the embeddings `(batch, dim)` of padded features `(batch, frames, mels)`; the padding is ignored."""
@@ -102,7 +103,7 @@ class RaggedNetwork:
         lengths = tuple(map(len, features))
         alone = torch.cat([run_network(self.network, one.unsqueeze(0)) for one in features]).float()
         try:
-            together = self.run_padded(_padded(features, max(lengths) + 24, _PROBE_FILLING), lengths).float()
+            together = self.run_padded(pad_rows(features, max(lengths) + 24, filling=_PROBE_FILLING), lengths).float()
         except (LengthsError, RuntimeError, IndexError) as error:
             log.debug("a ragged batch failed: %s", error)
             return float("inf")
@@ -116,10 +117,11 @@ class RaggedNetwork:
     def _batch(self) -> BatchLengths | None:
         return getattr(self._thread, "batch", None)
 
-    def _clear_tails(self, span: Span, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        """Set, in place, the padding that the kernel can read from within an utterance to zero."""
-        if (batch := self._batch) is not None and (tails := batch.tails_at(inputs[0].shape[-1], span)) is not None:
-            inputs[0].movedim(-1, 1)[tails] = 0.0
+    def _clear_padding(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        """Set, in place, the padding to zero."""
+        if (batch := self._batch) is not None:
+            first, padding = batch.padding_at(inputs[0].shape[-1], inputs[0].ndim)
+            inputs[0][..., first:].masked_fill_(padding, 0.0)
 
     def _learn_lengths(self, span: Span, _: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         if (batch := self._batch) is not None:
@@ -135,9 +137,3 @@ class RaggedNetwork:
                 return masked(inputs, **settings)
 
         return run
-
-
-def _padded(features: Sequence[torch.Tensor], frames: int, filling: float) -> torch.Tensor:
-    """Return a batch of features `(batch, frames, mels)` with so many frames each."""
-    padded = nn.utils.rnn.pad_sequence(list(features), batch_first=True, padding_value=filling)
-    return nn.functional.pad(padded, (0, 0, 0, frames - padded.shape[1]), value=filling)
