@@ -7,6 +7,7 @@ the lengths of VoxCeleb2.
 """
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -28,6 +29,7 @@ PRECISIONS = ("fp32", "bf16")
 BATCH_SIZES = (1, 16, 64, 256, 512)
 MOST_SECONDS = 1200.0
 RECIPE_FILES = 10
+COPIES = 20  # of each file, as lengths repeat in a large corpus
 RECIPE = "WeSpeaker's recipe, one by one"
 
 Run = Callable[[], object]
@@ -96,13 +98,16 @@ def recipe(architecture: str, files: Sequence[Path]) -> Run:
     return run
 
 
-def write_files(folder: Path, seconds: Sequence[float]) -> list[Path]:
-    """Write noise of these lengths, and return the files."""
+def write_files(folder: Path, seconds: Sequence[float], *, copies: int) -> list[Path]:
+    """Write noise of these lengths, link each file so many times, and return all of them."""
     folder.mkdir()
     noise = (np.random.default_rng(0).standard_normal(70 * RATE_HZ) * 3000).astype(np.int16)
     for number, length in enumerate(seconds):
         start = 40 * (number % 5000)
-        soundfile.write(folder / f"{number:05}.wav", noise[start : start + round(length * RATE_HZ)], RATE_HZ)
+        file = folder / f"000-{number:05}.wav"
+        soundfile.write(file, noise[start : start + round(length * RATE_HZ)], RATE_HZ)
+        for copy in range(1, copies):
+            os.link(file, folder / f"{copy:03}-{number:05}.wav")
     return sorted(folder.glob("*.wav"))
 
 
@@ -139,12 +144,13 @@ def load(architecture: str, place: Path) -> dict[str, WespeakerModel]:
 
 def from_files(architecture: str, place: Path, *, repeats: int, counts: dict[str, int]) -> list[str]:
     """Measure files to embeddings: the recipe one by one, and balr with its default settings."""
-    lengths = {"2 s clips": [2.0] * counts["2 s clips"], "speech": list(speech_lengths(counts["speech"]))}
+    different = {kind: count // COPIES for kind, count in counts.items()}
+    lengths = {"2 s clips": [2.0] * different["2 s clips"], "speech": list(speech_lengths(different["speech"]))}
     table: dict[str, list[str]] = {RECIPE: []} | {f"balr, {name}": [] for name in PRECISIONS}
     models = load(architecture, place)
     for kind, seconds in lengths.items():
         folder = place / kind.replace(" ", "-")
-        files = sorted(folder.glob("*.wav")) if folder.is_dir() else write_files(folder, seconds)
+        files = sorted(folder.glob("*.wav")) if folder.is_dir() else write_files(folder, seconds, copies=COPIES)
         corpus = AudioDataset.from_dir(folder)
         contestants: dict[str, Run] = {RECIPE: recipe(architecture, files[:RECIPE_FILES])}
         for name, model in models.items():
@@ -153,7 +159,7 @@ def from_files(architecture: str, place: Path, *, repeats: int, counts: dict[str
         few = sum(seconds[:RECIPE_FILES])
         recipe_pace = few / statistics.median(taken[RECIPE])
         for name, turns in taken.items():
-            audio = few if name == RECIPE else sum(seconds)
+            audio = few if name == RECIPE else COPIES * sum(seconds)
             table[name].append(f"{pace(audio, turns)}, {audio / statistics.median(turns) / recipe_pace:.1f} x")
     header = f"| {architecture}, from files | {' | '.join(f'{kind} ({counts[kind]})' for kind in lengths)} |"
     return [header, "|---|---|---|", *(f"| {name} | {' | '.join(cells)} |" for name, cells in table.items())]

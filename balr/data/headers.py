@@ -20,6 +20,7 @@ KEY_COLUMNS = ("audio", "bytes", "changed_ns")
 COLUMNS = (*KEY_COLUMNS, "seconds", "sample_rate_hz", "channels", "seeks")
 _READERS = 8  # more than cores, as they wait for the disk
 _LEAST_FILES_PER_PROCESS = 64
+_FILES_PER_TASK = 32  # of a thread, to which handing over a task takes longer than a local disk
 _MANY = 5000
 _AT_A_TIME = 1000  # a pool keeps all that it is given in memory until it is done
 _LONGEST_SECONDS = 1e9
@@ -102,9 +103,9 @@ def read_header(path: Path) -> Header:
 
 
 def _in_threads(function: Callable[[Path], _Result], files: Sequence[Path]) -> list[_Result]:
+    chunks = (files[start : start + _FILES_PER_TASK] for start in range(0, len(files), _FILES_PER_TASK))
     with ThreadPoolExecutor(_READERS) as pool:
-        chunks = (files[start : start + _AT_A_TIME] for start in range(0, len(files), _AT_A_TIME))
-        return [result for chunk in chunks for result in pool.map(function, chunk)]
+        return [result for found in pool.map(lambda chunk: list(map(function, chunk)), chunks) for result in found]
 
 
 def _read_isolated(files: Sequence[Path], timeout_seconds: float, stop: Stop, *, beside_threads: bool) -> list[Header]:
