@@ -26,8 +26,8 @@ from balr.data.dataset import AudioDataset
 from balr.embeddings.wespeaker import WespeakerModel
 
 PRECISIONS = ("fp32", "bf16")
-BATCH_SIZES = (1, 16, 64, 256, 512)
-MOST_SECONDS = 1200.0
+BATCH_SIZES = (1, 16, 64, 256, 1024)
+MOST_SECONDS = 2400.0
 RECIPE_FILES = 10
 COPIES = 20  # of each file, as lengths repeat in a large corpus
 RECIPE = "WeSpeaker's recipe, one by one"
