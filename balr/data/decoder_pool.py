@@ -12,10 +12,11 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
@@ -35,6 +36,17 @@ _BESIDE_THREADS = "forkserver" if sys.platform == "linux" else "spawn"
 
 def _empty(samples: int) -> "np.ndarray[Any, Any]":
     return np.empty(samples, np.float32)
+
+
+@contextmanager
+def _no_main() -> Iterator[None]:
+    """Keep new processes from importing, and so running, a script that calls balr without a guard around its work."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @dataclass(eq=False)
@@ -172,7 +184,7 @@ class DecoderPool:
         if method != _FORK:
             context.set_forkserver_preload(["balr.data.decoding"])
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _no_main():
                 warnings.simplefilter("ignore", DeprecationWarning)  # about idle threads of libraries
                 connection, worker_connection = context.Pipe()
                 parent = os.getpid() if method == _FORK else None  # otherwise the parent is the fork server

@@ -51,12 +51,12 @@ def faulty(tmp_path: Path, tiny_checkpoint: Path) -> Callable[..., "subprocess.C
         write_wav(tmp_path / "corpus" / f"{name}.wav", speechlike(1.05 + 0.2 * number, seed=number))
     for name in ("segfault", "hang"):
         write_wav(tmp_path / "corpus" / f"header-{name}.wav", speechlike(1.0))
+    (tmp_path / "faults").mkdir()
+    (tmp_path / "faults" / "sitecustomize.py").write_text(SITECUSTOMIZE)
 
     def run(*overrides: str) -> "subprocess.CompletedProcess[str]":
         model = [f"embeddings.model.model_dir={tiny_checkpoint}", "embeddings.model.model_name=avg_model.pt"]
         settings = ["input=corpus", "data.decode_timeout_seconds=2", *model, *overrides]
-        (tmp_path / "faults").mkdir(exist_ok=True)
-        (tmp_path / "faults" / "sitecustomize.py").write_text(SITECUSTOMIZE)
         return run_command("python", "-m", "balr.main", *settings, cwd=tmp_path, PYTHONPATH="faults")
 
     return run
@@ -77,3 +77,19 @@ def test_each_costs_its_own_utterance_and_the_run_goes_on(
 
     assert main([*done.args[3:]]) == 0, "the same command, without the faults"
     assert len(embeddings(tmp_path / "out")) == 15 and not (tmp_path / "out" / "failures.csv").exists()
+
+
+@pytest.mark.usefixtures("faulty")
+def test_a_script_without_a_guard_around_its_work_is_not_run_again_by_a_new_decoder(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    (tmp_path / "script.py").write_text(f"""
+from balr import DataConfig, load_model
+
+print("started")
+config = DataConfig(num_workers=1, decode_timeout_seconds=2)
+pairs = load_model({str(tiny_checkpoint)!r}).extract_embeddings("corpus", data_config=config)
+print(len(pairs), "embedded,", len(pairs.failures), "failed")
+""")
+    done = run_command("python", "script.py", cwd=tmp_path, PYTHONPATH="faults")
+    assert done.stdout.splitlines() == ["started", "10 embedded, 5 failed"], done.stderr
