@@ -20,9 +20,8 @@ KEY_COLUMNS = ("audio", "bytes", "changed_ns")
 COLUMNS = (*KEY_COLUMNS, "seconds", "sample_rate_hz", "channels", "seeks")
 _READERS = 8  # more than cores, as they wait for the disk
 _LEAST_FILES_PER_PROCESS = 64
-_FILES_PER_TASK = 32  # of a thread, to which handing over a task takes longer than a local disk
+_FILES_PER_TASK = 32  # as handing over a task takes longer than a local disk
 _MANY = 5000
-_AT_A_TIME = 1000  # a pool keeps all that it is given in memory until it is done
 _LONGEST_SECONDS = 1e9
 
 _State = tuple[str, str, str]  # KEY_COLUMNS
@@ -103,27 +102,40 @@ def read_header(path: Path) -> Header:
 
 
 def _in_threads(function: Callable[[Path], _Result], files: Sequence[Path]) -> list[_Result]:
-    chunks = (files[start : start + _FILES_PER_TASK] for start in range(0, len(files), _FILES_PER_TASK))
     with ThreadPoolExecutor(_READERS) as pool:
-        return [result for found in pool.map(lambda chunk: list(map(function, chunk)), chunks) for result in found]
+        found = pool.map(lambda task: list(map(function, task)), _in_tasks(files))
+        return [result for results in found for result in results]
 
 
 def _read_isolated(files: Sequence[Path], timeout_seconds: float, stop: Stop, *, beside_threads: bool) -> list[Header]:
     from balr.data.decoder_pool import DecoderPool
 
-    found = [Header()] * len(files)
-    plan = [(index,) for index in range(len(files))]
-    unbounded: dict[str, Any] = {"seconds": [0.0] * len(files), "read_ahead": ReadAhead(most_seconds=math.inf)}
+    found: dict[Path, Header] = {}
     processes = min(_READERS, -(-len(files) // _LEAST_FILES_PER_PROCESS))
     with DecoderPool(
-        read_header, processes=processes, timeout_seconds=timeout_seconds, beside_threads=beside_threads
+        _read_headers, processes=processes, timeout_seconds=timeout_seconds, beside_threads=beside_threads
     ) as pool:
-        for index, (result,) in pool.results(plan, files, ahead=_AT_A_TIME, **unbounded, stop=stop):
-            if isinstance(result, Exception):  # decoding fails in the same way, and reports it
-                log.debug("%s: %s", files[index], result)
-            else:
-                found[index] = Header(*result)
-    return found
+
+        def read(tasks: Sequence[Sequence[Path]]) -> None:
+            plan = [(number,) for number in range(len(tasks))]
+            unbounded: dict[str, Any] = {"seconds": [0.0] * len(tasks), "read_ahead": ReadAhead(most_seconds=math.inf)}
+            for number, (result,) in pool.results(plan, tasks, ahead=2 * processes, **unbounded, stop=stop):
+                if isinstance(result, Exception):  # decoding fails in the same way, and reports it
+                    log.debug("%s: %s", tasks[number][0], result)
+                else:
+                    found.update(zip(tasks[number], (Header(*values) for values in result), strict=True))
+
+        read(_in_tasks(files))
+        read([[file] for file in files if file not in found])  # what lost its process may be due to one of its task
+    return [found.get(file, Header()) for file in files]
+
+
+def _in_tasks(files: Sequence[Path]) -> list[Sequence[Path]]:
+    return [files[start : start + _FILES_PER_TASK] for start in range(0, len(files), _FILES_PER_TASK)]
+
+
+def _read_headers(files: Sequence[Path]) -> list[Header]:
+    return [read_header(file) for file in files]
 
 
 def _state(path: Path) -> _State:
