@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from balr.config import DataConfig
+from balr.embeddings.exact.precision import exact_kernels
 from balr.errors import ConfigError
 
 _MOST_CONCURRENT = 32
@@ -87,14 +88,13 @@ def device_name(device: torch.device) -> str:
 
 @contextmanager
 def shared_threads(concurrent_batches: int, device: torch.device) -> Iterator[None]:
-    """Divide torch's threads among the batches computed at a time, and keep tf32 off meanwhile."""
+    """Divide torch's threads among the batches computed at a time."""
     threads = torch.get_num_threads()
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # the weights were copied on another stream
-    # tf32 is off for the whole process: a thread that switched it back on would affect the batches of the others.
     with (
         torch.cuda.device(device) if device.type == "cuda" else nullcontext(),
-        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+        exact_kernels(),
     ):
         try:
             if device.type == "cpu":

@@ -1,8 +1,11 @@
 """Reduced precision: the layers before the pooling, where nearly all the work is, in 16 bits; the rest in fp32."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,11 +45,61 @@ def checked_precision(precision: str, device: torch.device) -> torch.dtype:
     return _TYPES[precision]
 
 
-@contextmanager
-def exact_kernels() -> Iterator[None]:
-    """Keep tf32 out of convolutions, where torch allows it by default: fp32 means fp32."""
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        yield
+class _ExactKernels:
+    """Change settings of the process while any thread is inside; the last one out gives back those of the user."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before: list[tuple[Callable[[Any], None], Any]] = []
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._before = [(change, value) for read, change, _ in _settings() for value in _readable(read)]
+                for _, change, exact in _settings():
+                    change(exact)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                for change, value in self._before:
+                    change(value)
+
+
+def _settings() -> list[tuple[Callable[[], Any], Callable[[Any], None], Any]]:
+    """Return how to read and change each setting of torch that makes fp32 less exact, and what keeps it exact."""
+    backends: Any = torch.backends
+    values: list[tuple[Any, str, Any]] = [(backends.cudnn, "enabled", True), (backends.cudnn, "benchmark", False)]
+    values += [(backends.cudnn, "allow_tf32", False)]  # before those that it changes, as the one of matrix products is
+    layers = (
+        backends.cudnn.conv,
+        backends.cudnn.rnn,
+        backends.cuda.matmul,
+        backends.mkldnn.conv,
+        backends.mkldnn.matmul,
+    )
+    values += [(each, "fp32_precision", "ieee") for each in layers]
+    named = [(partial(getattr, owner, name), partial(setattr, owner, name), value) for owner, name, value in values]
+    return [(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"), *named]
+
+
+def _readable(read: Callable[[], Any]) -> list[Any]:
+    """Return the value of a setting, or none where torch refuses because the user set another that contradicts it."""
+    try:
+        return [read()]
+    except RuntimeError:
+        return []
+
+
+_EXACT_KERNELS = _ExactKernels()
+
+
+def exact_kernels() -> AbstractContextManager[None]:
+    """Keep tf32 and bf16 out of fp32, for all threads, whatever the user allows; by default torch allows tf32."""
+    return _EXACT_KERNELS
 
 
 def lower_trunk(network: nn.Module, dtype: torch.dtype) -> None:

@@ -64,7 +64,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
     """Return what else decides a verdict: processor or GPU, threads, settings of torch, versions, code."""
     facts: dict[str, Any] = {"device": device_name(device), "code": _code()}
     facts |= {"processor": [torch.cpu.get_capabilities(), torch.backends.cpu.get_cpu_capability()]}
-    facts |= {"settings": [torch.get_float32_matmul_precision(), torch.backends.mkldnn.enabled]}
+    facts |= {"settings": [torch.backends.mkldnn.enabled]}
     if device.type == "cuda":
         facts |= {"cuda": [torch.version.cuda, torch.backends.cudnn.version()]}
     for name in _LIBRARIES:
