@@ -144,7 +144,7 @@ def load(architecture: str, place: Path) -> dict[str, WespeakerModel]:
 
 def from_files(architecture: str, place: Path, *, repeats: int, counts: dict[str, int]) -> list[str]:
     """Measure files to embeddings: the recipe one by one, and balr with its default settings."""
-    different = {kind: count // COPIES for kind, count in counts.items()}
+    different = {kind: max(1, count // COPIES) for kind, count in counts.items()}
     lengths = {"2 s clips": [2.0] * different["2 s clips"], "speech": list(speech_lengths(different["speech"]))}
     table: dict[str, list[str]] = {RECIPE: []} | {f"balr, {name}": [] for name in PRECISIONS}
     models = load(architecture, place)
@@ -161,7 +161,8 @@ def from_files(architecture: str, place: Path, *, repeats: int, counts: dict[str
         for name, turns in taken.items():
             audio = few if name == RECIPE else COPIES * sum(seconds)
             table[name].append(f"{pace(audio, turns)}, {audio / statistics.median(turns) / recipe_pace:.1f} x")
-    header = f"| {architecture}, from files | {' | '.join(f'{kind} ({counts[kind]})' for kind in lengths)} |"
+    shown = (f"{kind} ({COPIES} times {different[kind]} files)" for kind in lengths)
+    header = f"| {architecture}, from files | {' | '.join(shown)} |"
     return [header, "|---|---|---|", *(f"| {name} | {' | '.join(cells)} |" for name, cells in table.items())]
 
 

@@ -1,4 +1,4 @@
-"""Worker processes that decode, one utterance per task: one that crashes or hangs costs the file it was reading.
+"""Worker processes that read files, an utterance per task: one that crashes or hangs costs what it was reading.
 
 torch's DataLoader ends with its first dead worker and does not say at which file. Here the parent knows what each
 worker reads and since when.
@@ -8,15 +8,15 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
@@ -38,15 +38,19 @@ def _empty(samples: int) -> "np.ndarray[Any, Any]":
     return np.empty(samples, np.float32)
 
 
+_STARTING = threading.Lock()  # what a new process inherits is changed for a moment
+
+
 @contextmanager
-def _no_main() -> Iterator[None]:
+def _without_main_script() -> Iterator[None]:
     """Keep new processes from importing, and so running, a script that calls balr without a guard around its work."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
+    main = vars(sys.modules["__main__"])
+    hidden: dict[str, Any] = {name: main.pop(name) for name in ("__spec__", "__file__") if name in main}
+    main["__spec__"] = None
     try:
         yield
     finally:
-        sys.modules["__main__"] = main
+        main |= hidden
 
 
 @dataclass(eq=False)
@@ -132,13 +136,16 @@ class DecoderPool:
 
     def _send_tasks(self, waiting: deque[tuple[int, int]], tasks: Sequence[Any]) -> None:
         for depth in range(1, _TASKS_EACH + 1):
-            for worker in self._workers:
+            for worker in list(self._workers):
                 if waiting and len(worker.tasks) < depth:
                     if not worker.tasks:
                         worker.since = time.monotonic()
                     worker.tasks.append(waiting.popleft())
-                    with suppress(OSError):  # a dead worker, which `_ready_workers` finds
+                    try:
                         worker.connection.send(tasks[worker.tasks[-1][1]])
+                    except OSError:
+                        if len(worker.tasks) == 1:  # it died with nothing to do; if at a task, `_result_of` finds it
+                            self._replace(worker, waiting)
 
     def _ready_workers(self) -> list[_Worker]:
         """Wait for workers that have a result or died, and kill any that exceeds the timeout."""
@@ -166,25 +173,29 @@ class DecoderPool:
         try:
             result = receive(worker.connection, self._empty)
             worker.since = time.monotonic()
-        except (EOFError, OSError):
-            worker.process.join()
-            worker.connection.close()
-            self._workers.remove(worker)
-            waiting.extendleft(reversed(worker.tasks))
-            try:
-                self._start(_BESIDE_THREADS)
-            except ConfigError:
-                if not self._workers:
-                    raise
+        except Exception:  # it is dead, or a hostile file speaks for it
+            worker.process.kill()
+            self._replace(worker, waiting)
             result = UtteranceError(self._cause_of_death(worker))
         return task, result
+
+    def _replace(self, worker: _Worker, waiting: deque[tuple[int, int]]) -> None:
+        worker.process.join()
+        worker.connection.close()
+        self._workers.remove(worker)
+        waiting.extendleft(reversed(worker.tasks))
+        try:
+            self._start(_BESIDE_THREADS)
+        except ConfigError:
+            if not self._workers:
+                raise
 
     def _start(self, method: str) -> None:
         context: Any = multiprocessing.get_context(method)
         if method != _FORK:
             context.set_forkserver_preload(["balr.data.decoding"])
         try:
-            with warnings.catch_warnings(), _no_main():
+            with _STARTING, warnings.catch_warnings(), _without_main_script():
                 warnings.simplefilter("ignore", DeprecationWarning)  # about idle threads of libraries
                 connection, worker_connection = context.Pipe()
                 parent = os.getpid() if method == _FORK else None  # otherwise the parent is the fork server

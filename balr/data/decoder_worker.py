@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -22,25 +23,33 @@ Result = Any  # of a task: a float32 array (samples,), or a value that JSON can 
 Read = Callable[[Any], Result]
 Empty = Callable[[int], Any]  # gives an array or tensor (samples,) of float32
 
+_HEADER = Struct("<cQ")  # of a result: its kind and how many bytes it has
+_WAVEFORM, _VALUE, _ERROR = b"w", b"v", b"e"
+
 
 def receive(connection: "Connection[Any, Any]", empty: Empty) -> Result | UtteranceError:
     """Receive the result of a task, a waveform `(samples,)` in memory from `empty`.
 
     Raises EOFError or OSError if the worker is dead.
     """
-    kind, value = json.loads(connection.recv_bytes())
-    if kind == "error":
-        return UtteranceError(value)
-    if kind == "value":
-        return value
-    waveform = empty(value)
-    left = np.asarray(waveform).data.cast("B")
-    while left:  # straight into place: `Connection.recv_bytes_into` copies everything twice
+    kind, size = _HEADER.unpack(_read_into(connection, bytearray(_HEADER.size)))
+    if kind == _WAVEFORM:
+        waveform = empty(size // 4)
+        _read_into(connection, np.asarray(waveform).data.cast("B"))
+        return waveform
+    value = json.loads(bytes(_read_into(connection, bytearray(size))))
+    return UtteranceError(value) if kind == _ERROR else value
+
+
+def _read_into(connection: "Connection[Any, Any]", memory: Any) -> Any:
+    """Fill memory straight from a pipe: `Connection.recv_bytes_into` copies everything twice."""
+    left = memoryview(memory)
+    while left:
         received = os.readv(connection.fileno(), [left])
         if not received:
             raise EOFError
         left = left[received:]
-    return waveform
+    return memory
 
 
 def work(read: Read, connection: "Connection[Any, Any]", parent: int | None) -> None:
@@ -52,17 +61,19 @@ def work(read: Read, connection: "Connection[Any, Any]", parent: int | None) -> 
 
 
 def _answer(connection: "Connection[Any, Any]", read: Read, task: Any) -> None:
-    """Send the result of a task: a line of JSON, then the samples if it is a waveform `(samples,)`."""
+    """Send the kind and size of a task's result, and with them its samples `(samples,)` or JSON."""
     try:
-        result = read(task)
-        answer = ["waveform", result.size] if isinstance(result, np.ndarray) else ["value", result]
+        result, kind = read(task), _VALUE
     except Exception as error:
-        answer = ["error", str(error) if isinstance(error, UtteranceError) else f"{type(error).__name__}: {error}"]
-    connection.send_bytes(json.dumps(answer).encode())
-    if answer[0] == "waveform":
-        left = np.ascontiguousarray(result).data.cast("B")
-        while left:
-            left = left[os.write(connection.fileno(), left) :]
+        result, kind = str(error) if isinstance(error, UtteranceError) else f"{type(error).__name__}: {error}", _ERROR
+    if isinstance(result, np.ndarray):
+        payload, kind = np.ascontiguousarray(result).data.cast("B"), _WAVEFORM
+    else:
+        payload = memoryview(json.dumps(result).encode())
+    written = os.writev(connection.fileno(), [_HEADER.pack(kind, len(payload)), payload]) - _HEADER.size
+    while len(payload) > written:
+        payload = payload[max(0, written) :]
+        written = os.write(connection.fileno(), payload)
 
 
 def _set_up_process(parent: int | None) -> None:

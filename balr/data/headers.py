@@ -20,7 +20,7 @@ KEY_COLUMNS = ("audio", "bytes", "changed_ns")
 COLUMNS = (*KEY_COLUMNS, "seconds", "sample_rate_hz", "channels", "seeks")
 _READERS = 8  # more than cores, as they wait for the disk
 _LEAST_FILES_PER_PROCESS = 64
-_FILES_PER_TASK = 32  # as handing over a task takes longer than a local disk
+_FILES_PER_TASK = 32  # as handing over a task takes longer than reading a header from a local disk
 _MANY = 5000
 _LONGEST_SECONDS = 1e9
 
@@ -116,17 +116,17 @@ def _read_isolated(files: Sequence[Path], timeout_seconds: float, stop: Stop, *,
         _read_headers, processes=processes, timeout_seconds=timeout_seconds, beside_threads=beside_threads
     ) as pool:
 
-        def read(tasks: Sequence[Sequence[Path]]) -> None:
+        def read_into_found(tasks: Sequence[Sequence[Path]]) -> None:
             plan = [(number,) for number in range(len(tasks))]
             unbounded: dict[str, Any] = {"seconds": [0.0] * len(tasks), "read_ahead": ReadAhead(most_seconds=math.inf)}
             for number, (result,) in pool.results(plan, tasks, ahead=2 * processes, **unbounded, stop=stop):
                 if isinstance(result, Exception):  # decoding fails in the same way, and reports it
-                    log.debug("%s: %s", tasks[number][0], result)
+                    log.debug("%d files from %s on: %s", len(tasks[number]), tasks[number][0], result)
                 else:
                     found.update(zip(tasks[number], (Header(*values) for values in result), strict=True))
 
-        read(_in_tasks(files))
-        read([[file] for file in files if file not in found])  # what lost its process may be due to one of its task
+        read_into_found(_in_tasks(files))
+        read_into_found([[file] for file in files if file not in found])  # one of 32 may have ended their process
     return [found.get(file, Header()) for file in files]
 
 

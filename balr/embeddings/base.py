@@ -47,7 +47,7 @@ class EmbeddingsModel(ABC):
 
     @cached_property
     def stages(self) -> StageTimer:
-        """Add up how long decoding keeps this waiting, and how long features, forward passes and writing take."""
+        """Add up how long plans and decoding keep this waiting, and how long features, networks and writing take."""
         return StageTimer()
 
     @cached_property
@@ -103,10 +103,12 @@ class EmbeddingsModel(ABC):
         left = ((window, plan.left(window, completed, failed_before) if store else plan) for window, plan in plans)
         with closing(bar), closing(OneAhead(left)) as windows:
             first = windows.take()
-            if first is not None:
+            if first is not None and not stop.is_set():
                 window, plan = first
-                if len(window) == len(audible):
-                    loading = loading.limited_to(batches=len(plan.batches), utterances=plan.count)
+                batches, todo = len(plan.batches), plan.count
+                if len(window) < len(audible):
+                    batches = todo = sum(utterance.id not in completed for utterance in audible.utterances)
+                loading = loading.limited_to(batches=batches, utterances=todo)
                 self._run(first, windows, loading, data_config, delivery, follower, stop)
         return delivery.pairs(audible.utterances)
 
@@ -233,6 +235,7 @@ class EmbeddingsModel(ABC):
                 self._most_samples = min(self._most_samples, half_of_it)
                 torch.cuda.empty_cache()
                 log.warning("out of memory with %d utterances at once: going on with half of that", len(waveforms))
+            log.debug("%d utterances at once: %s", len(waveforms), error)
         half = len(waveforms) // 2
         return [
             *self._embed_or_report(waveforms[:half], config),

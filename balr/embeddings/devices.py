@@ -28,7 +28,7 @@ class Loading:
     prefetch_factor: int
 
     def limited_to(self, *, batches: int, utterances: int) -> "Loading":
-        """Return it with no more threads and processes than have work."""
+        """Return these settings with no more threads and processes than have work."""
         threads = min(self.concurrent_batches, max(1, batches))
         return replace(self, concurrent_batches=threads, num_workers=min(self.num_workers, utterances))
 
@@ -53,7 +53,7 @@ def resolve_loading(config: DataConfig, device: torch.device) -> Loading:
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
         is_cuda = device.type == "cuda"
         memory = torch.cuda.get_device_properties(device).total_memory if is_cuda and torch.cuda.is_available() else 0
-        size, seconds = (1024, 2400.0) if memory > _LARGE_GPU_BYTES else (256, 600.0)
+        size, seconds = (512, 1200.0) if memory > _LARGE_GPU_BYTES else (256, 600.0)
         defaults = Loading(size, seconds, 2 if is_cuda else 1, min(8, cores), 2)
     chosen = {option.name: getattr(config, option.name) for option in fields(Loading)}
     return replace(defaults, **{name: value for name, value in chosen.items() if value is not None})

@@ -26,7 +26,7 @@ class Observer(Protocol):
     """Follow a run: how much audio is planned, then each utterance as it is done.
 
     `upsampled` of the utterances have a lower rate than the model. `under_way` is called by any thread, with seconds
-    of audio that are done of a long utterance, the others by one thread.
+    of audio that are done of a long utterance, `planned` by the thread that decodes, the others by the one that saves.
     """
 
     def planned(self, audio_seconds: float, *, upsampled: int) -> None: ...

@@ -4,8 +4,10 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import faulty
@@ -86,6 +88,30 @@ def test_other_results_come_back_as_json_has_them() -> None:
 def test_each_process_may_be_lost_and_the_pool_goes_on() -> None:
     found = results([("signal", signal.SIGSEGV)] * 10, processes=2)
     assert len(found) == 10 and all(isinstance(result, UtteranceError) for result in found)
+
+
+def test_a_process_that_ends_with_nothing_to_do_costs_nothing() -> None:
+    with DecoderPool(faulty.read, processes=2, timeout_seconds=30.0) as pool:
+        for child in multiprocessing.active_children():
+            child.kill()
+            child.join()
+        found = [
+            result
+            for _, found in pool.results(PLAN, waveforms(), ahead=4, stop=Stop(), **unbounded())
+            for result in found
+        ]
+    assert len(found) == 10 and all(isinstance(result, np.ndarray) for result in found)
+
+
+def test_pools_that_start_side_by_side_leave_the_main_script_as_it_was() -> None:
+    main = sys.modules["__main__"]
+    before = main.__spec__, getattr(main, "__file__", None)
+    settings: dict[str, Any] = {"processes": 2, "timeout_seconds": 30.0, "beside_threads": True}
+    with ThreadPoolExecutor(2) as threads:
+        for pool in threads.map(lambda _: DecoderPool(faulty.read, **settings), range(2)):
+            with pool:
+                assert len(list(pool.results(PLAN, waveforms(), ahead=4, stop=Stop(), **unbounded()))) == len(PLAN)
+    assert sys.modules["__main__"] is main and (main.__spec__, getattr(main, "__file__", None)) == before
 
 
 def test_a_task_that_waits_behind_a_slow_one_has_its_whole_time() -> None:

@@ -93,3 +93,17 @@ print(len(pairs), "embedded,", len(pairs.failures), "failed")
 """)
     done = run_command("python", "script.py", cwd=tmp_path, PYTHONPATH="faults")
     assert done.stdout.splitlines() == ["started", "10 embedded, 5 failed"], done.stderr
+
+
+@pytest.mark.usefixtures("faulty")
+def test_a_header_that_ends_or_hangs_its_reader_costs_no_other_file_its_length(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("""
+from pathlib import Path
+from balr.data.headers import headers
+
+files = sorted(Path("corpus").iterdir())
+found = headers(files, isolated=True, timeout_seconds=2.0)
+print(len(files), *(file.stem for file, header in zip(files, found) if header.seconds is None))
+""")
+    done = run_command("python", "script.py", cwd=tmp_path, PYTHONPATH="faults")
+    assert done.stdout.split() == ["15", "header-hang", "header-segfault"], done.stderr

@@ -125,8 +125,8 @@ def _relu_of_conv(conv: nn.Conv2d, inputs: torch.Tensor) -> torch.Tensor:
 def _relu_of_conv_in_tensor_cores(conv: nn.Conv2d, inputs: torch.Tensor) -> torch.Tensor:
     """Return the ReLU of a convolution of `(batch, 1, bins, frames)`, in channels last.
 
-    Seven channels of zeros beside the one are fewer to compute than what cuDNN does with one, which no tensor core
-    takes and which leaves a layout that the next layer has to change.
+    With seven channels of zeros beside it, it costs less than in cuDNN's kernel for a single channel, which uses no
+    tensor cores and returns a layout that the next layer has to change.
     """
     batch, channels, bins, frames = inputs.shape
     padded = inputs.new_zeros(batch, bins, frames, _CHANNELS_OF_TENSOR_CORES)

@@ -40,7 +40,7 @@ class BatchLengths:
             raise LengthsError(f"two tensors of {after} frames hold utterances of different lengths")
 
     def padding_at(self, frames: int, ndim: int) -> tuple[int, torch.Tensor]:
-        """Return the first frame that is padding anywhere, and which are from there on `(batch, 1, ..., frames)`."""
+        """Return the shortest length, and a mask `(batch, 1, ..., frames)` of the padding from that frame on."""
         if (frames, ndim) not in self.paddings:
             first = min(self.lengths(frames))
             padding = self.mask_at(frames).padding[:, first:]

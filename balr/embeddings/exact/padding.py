@@ -55,7 +55,8 @@ class RaggedNetwork:
         self._thread = threading.local()
         for module in network.modules():
             if isinstance(module, nn.Conv1d | nn.Conv2d) and (span := kernel_span(module)) != (1, 1, 0, 0):
-                module.register_forward_pre_hook(self._clear_padding)
+                if span[0] > 1:
+                    module.register_forward_pre_hook(self._clear_padding)
                 module.register_forward_hook(partial(self._learn_lengths, span))
             if (context := has_global_context(module)) is not None:
                 method, dim = context
