@@ -56,6 +56,7 @@ class WespeakerModel(EmbeddingsModel):
     _fewest_frames = 0
     _shortest_in_16_bits: float | None = None
 
+    @exact_kernels()
     def __init__(
         self,
         model_repo: str = "Wespeaker/wespeaker-voxceleb-resnet34-LM",
@@ -103,6 +104,7 @@ class WespeakerModel(EmbeddingsModel):
         log.info("%s from %s on %s", self.architecture, self.files.source, self.device)
 
     @torch.inference_mode()
+    @exact_kernels()
     def embed(
         self,
         waveforms: Sequence[torch.Tensor],
@@ -121,28 +123,25 @@ class WespeakerModel(EmbeddingsModel):
         is_long = [each > max(longest, self._shortest_in_16_bits or 0.0) for each in seconds]
         max_whole_seconds = max_whole_seconds or inf
         self._refuse_lengths(min(seconds), max(seconds), max_whole_seconds if any(is_long) else inf)
-        with exact_kernels():
-            with self.stages.timed("features", self.device):
-                features = self._frontend.compute([waveform.to(self.device) for waveform in waveforms])
-            with self.stages.timed("forward", self.device):
-                if not any(is_long):
+        with self.stages.timed("features", self.device):
+            features = self._frontend.compute([waveform.to(self.device) for waveform in waveforms])
+        with self.stages.timed("forward", self.device):
+            if not any(is_long):
+                return self._embed_features(features).float()
+            if self._chunked is None:
+                with self._budget.reserve(sum(seconds), of=max_whole_seconds):
                     return self._embed_features(features).float()
-                if self._chunked is None:
-                    with self._budget.reserve(sum(seconds), of=max_whole_seconds):
-                        return self._embed_features(features).float()
-                chunk_frames = int((chunk_seconds or 0.0) / 2 * self._frontend.frames_per_second)
-                rows = [
-                    self._embed_in_chunks(one, chunk_frames) if long else self._embed_features([one])
-                    for one, long in zip(features, is_long, strict=True)
-                ]
-                return torch.cat(rows).float()
+            rows = [
+                self._embed_in_chunks(one, chunk_seconds or 0.0) if long else self._embed_features([one])
+                for one, long in zip(features, is_long, strict=True)
+            ]
+            return torch.cat(rows).float()
 
-    def _embed_in_chunks(self, features: torch.Tensor, chunk_frames: int) -> torch.Tensor:
+    def _embed_in_chunks(self, features: torch.Tensor, chunk_seconds: float) -> torch.Tensor:
         assert self._chunked is not None
         rate = self._frontend.frames_per_second
-        return self._chunked.embed(
-            features[None], chunk_frames=chunk_frames, on_chunk=lambda frames: self.on_progress(frames / rate)
-        )
+        frames = int(chunk_seconds / 2 * rate)
+        return self._chunked.embed(features[None], chunk_frames=frames, on_chunk=lambda n: self.on_progress(n / rate))
 
     def _embed_features(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """Embed the features `(frames, mels)` of each utterance to `(batch, dim)`, in as few batches as are exact."""

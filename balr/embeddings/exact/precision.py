@@ -2,8 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -97,9 +97,14 @@ def _readable(read: Callable[[], Any]) -> list[Any]:
 _EXACT_KERNELS = _ExactKernels()
 
 
-def exact_kernels() -> AbstractContextManager[None]:
-    """Keep tf32 and bf16 out of fp32, for all threads, whatever the user allows; by default torch allows tf32."""
-    return _EXACT_KERNELS
+@contextmanager
+def exact_kernels() -> Iterator[None]:
+    """Keep tf32 and bf16 out of fp32, for all threads, whatever the user allows; by default torch allows tf32.
+
+    Autocast is off in the calling thread, which is where torch keeps it.
+    """
+    with _EXACT_KERNELS, torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
 
 
 def lower_trunk(network: nn.Module, dtype: torch.dtype) -> None:

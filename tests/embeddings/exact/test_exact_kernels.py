@@ -81,3 +81,10 @@ def expected(tiny_checkpoint: Path) -> np.ndarray:
 @pytest.mark.usefixtures("allowed")
 def test_embeddings_are_the_same_whatever_a_user_allows(tiny_checkpoint: Path, expected: np.ndarray) -> None:
     assert np.array_equal(load_model(tiny_checkpoint).embed_waveform(speechlike(1.0), 16_000), expected)
+
+
+def test_autocast_reaches_neither_loading_nor_embedding(tiny_checkpoint: Path, expected: np.ndarray) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        embedding = load_model(tiny_checkpoint).embed_waveform(speechlike(1.0), 16_000)
+        assert torch.is_autocast_enabled("cpu")
+    assert np.array_equal(embedding, expected)
