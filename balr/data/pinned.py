@@ -38,7 +38,7 @@ class PinnedBlocks:
 
 
 def copied_to(device: torch.device, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return waveforms `(samples,)` on a device, which may still be copying them: what a block holds, in one copy."""
+    """Return waveforms `(samples,)` on a device, which may still be copying them; those of a block are one copy."""
     copied = list(waveforms)
     in_block: dict[int, list[int]] = defaultdict(list)
     for number, waveform in enumerate(waveforms):

@@ -19,7 +19,7 @@ from balr.embeddings.exact.verdicts import Verdicts
 
 _WIDEST_IN_FP32 = 128  # channels; wider layers are those for which cuDNN chose FFT
 _TRIAL_SHAPE = (16, 10, 88)  # utterances, bins, frames
-_CHANNELS_OF_TENSOR_CORES = 8  # a multiple of which they need
+_CHANNELS_OF_TENSOR_CORES = 8  # they take multiples of it
 
 
 def fuse_relu(network: nn.Module, example: torch.Tensor, *, dtype: torch.dtype, verdicts: Verdicts) -> None:
@@ -140,7 +140,7 @@ def _relu_of_conv_in_tensor_cores(conv: nn.Conv2d, inputs: torch.Tensor) -> torc
 def _relu_of_sum(
     conv: nn.Conv2d, shortcut: nn.Conv2d | None, inputs: torch.Tensor, added: torch.Tensor
 ) -> torch.Tensor:
-    """Return the ReLU of a convolution plus what a shortcut, whose bias it adds too, made of the block's inputs."""
+    """Return the ReLU of a convolution plus the output of a shortcut, whose bias is added here."""
     bias = conv.bias if shortcut is None or conv.bias is None or shortcut.bias is None else conv.bias + shortcut.bias
     geometry: Any = (conv.stride, conv.padding, conv.dilation, 1)
     return torch.cudnn_convolution_add_relu(inputs, conv.weight, added, 1.0, bias, *geometry)

@@ -119,7 +119,7 @@ class RaggedNetwork:
         return getattr(self._thread, "batch", None)
 
     def _clear_padding(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        """Set, in place, the padding to zero."""
+        """Set the padding of a layer's input to zero, in place."""
         if (batch := self._batch) is not None:
             first, padding = batch.padding_at(inputs[0].shape[-1], inputs[0].ndim)
             inputs[0][..., first:].masked_fill_(padding, 0.0)
