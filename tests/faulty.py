@@ -1,6 +1,7 @@
 """What processes of a decoder pool do in tests: importable, so that processes of a fork server find it, too."""
 
 import faulthandler
+import multiprocessing
 import os
 import time
 
@@ -20,6 +21,8 @@ def read(task: tuple[str, int]) -> object:
         os._exit(number)
     if what == "sleep":
         time.sleep(number)
+    if what == "rubbish":
+        multiprocessing.current_process()._args[1].send_bytes(b"rubbish" * 10)  # type: ignore[attr-defined]
     if what == "bad":
         raise UtteranceError("bad audio")
     if what == "broken":

@@ -65,6 +65,7 @@ def test_waveforms_come_back_bit_for_bit_in_their_batches(processes: int, ahead:
         (("exit", 7), "ended with exit code 7"),
         (("memory", 0), "^MemoryError"),
         (("sleep", 60), "took over 1 s"),
+        (("rubbish", 0), "ended by SIGKILL"),
         (("bad", 0), "^bad audio$"),
         (("broken", 3), "^KeyError: 3$"),
     ],
