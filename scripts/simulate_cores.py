@@ -22,10 +22,10 @@ from bench_measure import MODELS, Corpus, make_corpora, write_model
 
 from balr.config import DataConfig
 from balr.data.audio import load_waveform
+from balr.data.audio_budget import AudioBudget
 from balr.data.dataset import AudioDataset
 from balr.data.decoder_pool import DecoderPool
 from balr.data.decoding import WaveformReader, decoded_batches
-from balr.data.read_ahead import ReadAhead
 from balr.embeddings.devices import resolve_loading, shared_threads
 from balr.embeddings.exact import openvino
 from balr.embeddings.wespeaker import WespeakerModel
@@ -146,7 +146,7 @@ def _seconds_to_receive(dataset: AudioDataset) -> float:
     reader = WaveformReader(RATE_HZ, 3600.0)
     plan = [[index] for index in range(len(dataset))]
     with DecoderPool(reader, processes=1, timeout_seconds=60.0) as pool:
-        settings = {"seconds": [0.0] * len(dataset), "read_ahead": ReadAhead(most_seconds=1.0)}
+        settings = {"seconds": [0.0] * len(dataset), "read_ahead": AudioBudget(1.0)}
         started = time.thread_time()
         for _ in decoded_batches(dataset, plan, reader, pool=pool, ahead=PREFETCH, stop=Stop(), **settings):
             pass

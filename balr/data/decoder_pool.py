@@ -21,9 +21,9 @@ from typing import Any, Self
 
 import numpy as np
 
+from balr.data.audio_budget import AudioBudget
 from balr.data.batching import Batch
 from balr.data.decoder_worker import Empty, Read, Result, receive, work
-from balr.data.read_ahead import ReadAhead
 from balr.errors import ConfigError, UtteranceError
 from balr.shutdown import Stop
 
@@ -104,7 +104,7 @@ class DecoderPool:
         *,
         seconds: Sequence[float],
         ahead: int,
-        read_ahead: ReadAhead,
+        read_ahead: AudioBudget,
         stop: Stop,
     ) -> Iterator[tuple[int, list[Result | UtteranceError]]]:
         """Yield the number of each batch with the results of its tasks, as soon as all of them are there.
@@ -117,7 +117,7 @@ class DecoderPool:
         started: dict[int, dict[int, Result | UtteranceError]] = {}
         while (left or started) and not stop.is_set():
             while left and len(started) < ahead and len(waiting) < len(self._workers):
-                if not read_ahead.reserve(seconds[left[0]]):
+                if not read_ahead.try_reserve(seconds[left[0]]):
                     break
                 number = left.popleft()
                 started[number] = {}

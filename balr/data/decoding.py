@@ -10,11 +10,11 @@ import numpy.typing as npt
 import torch
 
 from balr.data.audio import Cursor, load_waveform
+from balr.data.audio_budget import AudioBudget
 from balr.data.batching import Batch
 from balr.data.corpus import Corpus
 from balr.data.decoder_pool import DecoderPool
 from balr.data.pinned import copied_to
-from balr.data.read_ahead import ReadAhead
 from balr.records import Failure, Part, Utterance
 from balr.shutdown import Stop
 
@@ -58,7 +58,7 @@ def decoded_batches(
     seconds: Sequence[float],
     pool: DecoderPool | None,
     ahead: int,
-    read_ahead: ReadAhead,
+    read_ahead: AudioBudget,
     stop: Stop,
 ) -> Iterator[Decoded]:
     """Decode the batches of a plan in the processes of a pool, `ahead` batches at most, or in this one without.
@@ -82,11 +82,11 @@ def _read_here(
     reader: WaveformReader,
     *,
     seconds: Sequence[float],
-    read_ahead: ReadAhead,
+    read_ahead: AudioBudget,
     stop: Stop,
 ) -> Iterator[tuple[int, list[Any]]]:
     for number, batch in enumerate(plan):
-        while not stop.is_set() and not read_ahead.reserve(seconds[number]):
+        while not stop.is_set() and not read_ahead.try_reserve(seconds[number]):
             read_ahead.wait(_SECONDS_BETWEEN_LOOKS)
         if stop.is_set():
             return

@@ -15,13 +15,12 @@ import torch
 
 from balr.config import DataConfig
 from balr.data.audio import as_waveform, load_waveform
+from balr.data.audio_budget import AudioBudget
 from balr.data.dataset import AudioDataset
 from balr.data.decoder_pool import DecoderPool
 from balr.data.decoding import Decoded, WaveformReader, decoded_batches
 from balr.data.pinned import PinnedBlocks
 from balr.data.planning import OneAhead, Plan, plan_in_windows
-from balr.data.read_ahead import ReadAhead
-from balr.embeddings.audio_budget import AudioBudget
 from balr.embeddings.devices import Loading, device_name, prepare_thread, resolve_loading, shared_threads
 from balr.embeddings.outcomes import BarObserver, Delivery, EmbeddingPairs, Observer, find_flaw
 from balr.embeddings.pipeline import run_pipeline
@@ -151,7 +150,7 @@ class EmbeddingsModel(ABC):
     ) -> None:
         """Wire the stages: processes decode, threads compute, one thread saves."""
         reader, self._room = WaveformReader(self.sample_rate_hz, config.max_audio_seconds), AudioBudget()
-        read_ahead = ReadAhead(most_seconds=config.max_ahead_seconds)
+        read_ahead = AudioBudget(config.max_ahead_seconds)
         settings: dict[str, Any] = {"processes": loading.num_workers, "timeout_seconds": config.decode_timeout_seconds}
         if self.device.type == "cuda":
             settings["empty"] = PinnedBlocks().empty
@@ -189,7 +188,7 @@ class EmbeddingsModel(ABC):
             yield batch
             del batch  # free its memory before the next one is decoded
 
-    def _embed_and_release(self, batch: Decoded, *, config: DataConfig, read_ahead: ReadAhead) -> list[Outcome]:
+    def _embed_and_release(self, batch: Decoded, *, config: DataConfig, read_ahead: AudioBudget) -> list[Outcome]:
         try:
             return self._embed_batch(batch, config)
         finally:
@@ -223,7 +222,7 @@ class EmbeddingsModel(ABC):
         error: Exception
         if len(waveforms) == 1 or sum(waveform.numel() for waveform in waveforms) <= self._most_samples:
             try:
-                with self._room.reserve(math.inf if alone else 0.0, of=0.0):
+                with self._room.reserve(math.inf if alone else 0.0):
                     return list(self.embed(waveforms, **_limits(config)).cpu().numpy())
             except Exception as raised:
                 error = raised.with_traceback(None)  # which would keep the tensors of the attempt

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from balr.config import DataConfig
-from balr.embeddings.exact.precision import exact_kernels
+from balr.embeddings.exact.kernels import exact_kernels
 from balr.errors import ConfigError
 
 _MOST_CONCURRENT = 32

@@ -13,19 +13,20 @@ import torch
 from balr.atomic import sha256
 from balr.checkpoints import find_checkpoint
 from balr.config import FeaturesConfig
+from balr.data.audio_budget import AudioBudget
 from balr.data.batching import group_by_length
 from balr.embeddings.architectures import run_network
-from balr.embeddings.audio_budget import AudioBudget
 from balr.embeddings.base import EmbeddingsModel
 from balr.embeddings.devices import select_device
 from balr.embeddings.exact.attention import attend_in_blocks
 from balr.embeddings.exact.chunking import ChunkedNetwork, longest_whole, make_chunked
 from balr.embeddings.exact.cudnn import avoid_fft, fuse_relu
 from balr.embeddings.exact.folding import channels_last, fold
+from balr.embeddings.exact.kernels import exact_kernels
 from balr.embeddings.exact.openvino import check_engine, compiled
 from balr.embeddings.exact.padding import RaggedNetwork, by_group
 from balr.embeddings.exact.pointwise import run_pointwise_in_onednn
-from balr.embeddings.exact.precision import checked_precision, exact_kernels, lower_trunk
+from balr.embeddings.exact.precision import checked_precision, lower_trunk
 from balr.embeddings.exact.probe import (
     EXAMPLE_SECONDS,
     LONGEST_SHORTEST_SECONDS,

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from conftest import wait_until
 
+from balr.data.audio_budget import AudioBudget
 from balr.data.decoder_pool import DecoderPool
-from balr.data.read_ahead import ReadAhead
 from balr.errors import ConfigError, UtteranceError
 from balr.shutdown import Stop
 
@@ -29,7 +29,7 @@ def waveforms() -> list[Task]:
 
 
 def unbounded() -> dict[str, Any]:
-    return {"seconds": [0.0] * len(PLAN), "read_ahead": ReadAhead(most_seconds=math.inf)}
+    return {"seconds": [0.0] * len(PLAN), "read_ahead": AudioBudget(math.inf)}
 
 
 def results(
@@ -133,13 +133,13 @@ def test_a_set_flag_ends_it_early_and_no_process_is_left() -> None:
     assert not multiprocessing.active_children()
 
 
-class Recorded(ReadAhead):
+class Recorded(AudioBudget):
     """The bound, with what was reserved at most."""
 
     now = most = 0.0
 
-    def reserve(self, seconds: float) -> bool:
-        if not super().reserve(seconds):
+    def try_reserve(self, seconds: float, **of: Any) -> bool:
+        if not super().try_reserve(seconds, **of):
             return False
         self.now += seconds
         self.most = max(self.most, self.now)
@@ -147,7 +147,7 @@ class Recorded(ReadAhead):
 
 
 def test_the_bound_of_what_is_read_ahead_is_kept() -> None:
-    room, seconds = Recorded(most_seconds=45.0), [10.0 * len(batch) for batch in PLAN]
+    room, seconds = Recorded(45.0), [10.0 * len(batch) for batch in PLAN]
     with DecoderPool(faulty.read, processes=3, timeout_seconds=30.0) as pool:
         found = []
         for number, _ in pool.results(PLAN, waveforms(), seconds=seconds, ahead=8, read_ahead=room, stop=Stop()):

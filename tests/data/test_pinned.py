@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from balr.data.audio_budget import AudioBudget
 from balr.data.decoder_pool import DecoderPool
 from balr.data.pinned import PinnedBlocks, copied_to
-from balr.data.read_ahead import ReadAhead
 from balr.shutdown import Stop
 
 
@@ -49,7 +49,7 @@ def test_without_a_gpu_waveforms_lie_in_ordinary_memory() -> None:
 def test_decoders_fill_the_memory_they_are_given(blocks: list[torch.Tensor]) -> None:
     tasks = list(range(300_000, 300_008))
     with DecoderPool(_ramp, processes=2, timeout_seconds=30.0, empty=PinnedBlocks().empty) as pool:
-        bound = ReadAhead(most_seconds=math.inf)
+        bound = AudioBudget(math.inf)
         plan = [tuple(range(len(tasks)))]
         ((_, found),) = pool.results(plan, tasks, seconds=[0.0], ahead=2, read_ahead=bound, stop=Stop())
     assert all(np.array_equal(waveform, _ramp(samples)) for samples, waveform in zip(tasks, found, strict=True))

@@ -9,25 +9,25 @@ import pytest
 import torch
 from conftest import Command, embeddings, speechlike, write_wav
 
+from balr.data.audio_budget import AudioBudget
 from balr.data.corpus import Corpus
 from balr.data.decoding import WaveformReader, decoded_batches
-from balr.data.read_ahead import ReadAhead
 from balr.embeddings.wespeaker import WespeakerModel
 from balr.records import Utterance
 from balr.shutdown import Stop
 
 
 def test_batches_are_counted_in_until_the_bound_and_out_when_embedded() -> None:
-    read_ahead = ReadAhead(most_seconds=100.0)
-    assert read_ahead.reserve(40.0) and read_ahead.reserve(50.0)
-    assert not read_ahead.reserve(30.0)
+    read_ahead = AudioBudget(100.0)
+    assert read_ahead.try_reserve(40.0) and read_ahead.try_reserve(50.0)
+    assert not read_ahead.try_reserve(30.0)
     read_ahead.release(40.0)
-    assert read_ahead.reserve(30.0)
+    assert read_ahead.try_reserve(30.0)
 
 
 def test_a_stop_ends_the_wait_for_room_that_never_comes() -> None:
-    read_ahead, stop = ReadAhead(most_seconds=100.0), Stop()
-    assert read_ahead.reserve(60.0)
+    read_ahead, stop = AudioBudget(100.0), Stop()
+    assert read_ahead.try_reserve(60.0)
     corpus = Corpus([Utterance(id_, Path(f"/{id_}.wav")) for id_ in "ab"], Path("/"))
     settings: dict[str, Any] = {"seconds": [60.0], "pool": None, "ahead": 1, "read_ahead": read_ahead, "stop": stop}
     threading.Timer(0.1, stop.set).start()
@@ -35,11 +35,11 @@ def test_a_stop_ends_the_wait_for_room_that_never_comes() -> None:
 
 
 def test_a_batch_over_the_bound_goes_alone() -> None:
-    read_ahead = ReadAhead(most_seconds=100.0)
-    assert read_ahead.reserve(500.0)
-    assert not read_ahead.reserve(1.0)
+    read_ahead = AudioBudget(100.0)
+    assert read_ahead.try_reserve(500.0)
+    assert not read_ahead.try_reserve(1.0)
     read_ahead.release(500.0)
-    assert read_ahead.reserve(1.0) and not read_ahead.reserve(500.0)
+    assert read_ahead.try_reserve(1.0) and not read_ahead.try_reserve(500.0)
 
 
 @pytest.mark.parametrize("workers", [0, 3])
@@ -48,22 +48,22 @@ def test_a_run_holds_no_more_audio_at_a_time_than_the_bound(
 ) -> None:
     for number in range(12):
         write_wav(tmp_path / "corpus" / f"{number}.wav", speechlike(1.0 + 0.1 * number, seed=number))
-    reserve, release, lock = ReadAhead.reserve, ReadAhead.release, threading.Lock()
-    totals: dict[ReadAhead, list[float]] = {}  # also of the one for headers, which has no bound and releases nothing
+    reserve, release, lock = AudioBudget.try_reserve, AudioBudget.release, threading.Lock()
+    totals: dict[AudioBudget, list[float]] = {}  # also of the one for headers, which has no bound and releases nothing
 
-    def noted(self: ReadAhead, seconds: float) -> bool:
+    def noted(self: AudioBudget, seconds: float, **of: Any) -> bool:
         with lock:
-            found = reserve(self, seconds)
+            found = reserve(self, seconds, **of)
             totals.setdefault(self, [0.0]).append(totals[self][-1] + seconds * found)
             return found
 
-    def removed(self: ReadAhead, seconds: float) -> None:
+    def removed(self: AudioBudget, seconds: float) -> None:
         with lock:
             totals[self].append(totals[self][-1] - seconds)
             release(self, seconds)
 
-    monkeypatch.setattr(ReadAhead, "reserve", noted)
-    monkeypatch.setattr(ReadAhead, "release", removed)
+    monkeypatch.setattr(AudioBudget, "try_reserve", noted)
+    monkeypatch.setattr(AudioBudget, "release", removed)
     options = (
         "data.batch_size=2",
         f"data.num_workers={workers}",

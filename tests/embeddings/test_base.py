@@ -2,59 +2,25 @@
 
 import itertools
 import logging
-import multiprocessing
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from conftest import speechlike, wait_until, write_wav
+from statistics_model import Statistics
 
 from balr.config import DataConfig
-from balr.data import decoding, planning
+from balr.data import decoding
 from balr.data.dataset import AudioDataset
-from balr.data.decoder_pool import DecoderPool
 from balr.data.decoding import Decoded
-from balr.embeddings.base import EmbeddingsModel
 from balr.embeddings.devices import resolve_loading
-from balr.records import Embedded, Failure
 from balr.shutdown import Stop
-from balr.stores.base import Store
 
 LENGTHS = (1.0, 1.31, 1.02, 1.3, 1.01, 0.5, 1.29, 1.03)
-
-
-class Statistics(EmbeddingsModel):
-    """A model whose embedding is what anybody can compute, and which can be short of memory."""
-
-    sample_rate_hz = 16_000
-    device = torch.device("cpu")
-
-    def __init__(self, *, room_for: int = 1000) -> None:
-        self.room_for = room_for
-        self.batches: list[list[int]] = []
-        self.threads: set[int] = set()
-        self._lock = threading.Lock()
-
-    def embed(
-        self,
-        waveforms: Sequence[torch.Tensor],
-        *,
-        chunk_seconds: float | None = None,
-        max_whole_seconds: float | None = None,
-    ) -> torch.Tensor:
-        with self._lock:
-            self.batches.append([waveform.numel() for waveform in waveforms])
-            self.threads.add(torch.get_num_threads())
-        if len(waveforms) > self.room_for:
-            raise torch.OutOfMemoryError("no room")
-        if any(waveform.numel() == 8_000 for waveform in waveforms):
-            raise ValueError("half a second is bad luck")
-        return torch.stack([torch.stack([one.mean(), one.std(), one[0]]) for one in waveforms])
 
 
 @pytest.fixture
@@ -128,72 +94,6 @@ def test_threads_are_shared_out_and_given_back(dataset: AudioDataset, monkeypatc
         assert model.threads == {4} and torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.fixture
-def windows_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("balr.data.planning._UTTERANCES_PER_WINDOW", 3)
-
-
-@pytest.mark.usefixtures("windows_of_three")
-def test_decoders_and_threads_last_through_all_windows_of_a_corpus(
-    dataset: AudioDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pools: list[DecoderPool] = []
-    threads: set[int] = set()
-
-    class Noted(DecoderPool):
-        def __init__(self, *arguments: Any, **settings: Any) -> None:
-            pools.append(self)
-            super().__init__(*arguments, **settings)
-
-    class Model(Statistics):
-        def embed(self, waveforms: Sequence[torch.Tensor], **limits: float | None) -> torch.Tensor:
-            threads.add(threading.get_native_id())
-            return super().embed(waveforms, **limits)
-
-    monkeypatch.setattr("balr.embeddings.base.DecoderPool", Noted)
-    pairs = Model().extract_embeddings(dataset, False, DataConfig(batch_size=1, concurrent_batches=2, num_workers=2))
-    assert len(pairs) == 7 and len(pairs.failures) == 1
-    assert len(pools) == 1 and len(threads) <= 2
-
-
-@pytest.mark.usefixtures("windows_of_three")
-def test_what_is_left_of_a_corpus_in_windows_has_all_threads(dataset: AudioDataset) -> None:
-    class Left(Statistics):
-        def completed(self) -> set[str]:
-            return {f"{number}.wav" for number in range(8)} - {"1.wav", "5.wav"}
-
-        def write(self, batch: Sequence[Embedded]) -> list[Failure]:
-            return []
-
-    before, model = torch.get_num_threads(), Left()
-    torch.set_num_threads(4)
-    try:
-        model.extract_embeddings(dataset, False, config(concurrent_batches=4), store=cast("Store", model))
-        assert model.threads == {2} and len(model.batches) == 2
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("windows_of_three")
-def test_an_error_in_the_plan_of_a_later_window_ends_the_run_with_it(
-    dataset: AudioDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan, seen = planning.plan_corpus, []
-
-    def second_broken(corpus: Any, *arguments: Any, **settings: Any) -> planning.Plan:
-        seen.append(corpus)
-        if len(seen) == 2:
-            raise OSError("broken")
-        return plan(corpus, *arguments, **settings)
-
-    monkeypatch.setattr(planning, "plan_corpus", second_broken)
-    model = Statistics()
-    with pytest.raises(OSError, match="broken"):
-        model.extract_embeddings(dataset, False, config(batch_size=1, num_workers=2))
-    assert len(seen) == 2 and len(model.batches) <= 3
-    assert not multiprocessing.active_children()
 
 
 def test_a_stopped_run_saves_what_was_begun(dataset: AudioDataset, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from balr.embeddings.exact.precision import exact_kernels
+from balr.embeddings.exact.kernels import exact_kernels
 from balr.embeddings.exact.replacement import replace_forwards
 from balr.embeddings.exact.verdicts import Verdicts
 

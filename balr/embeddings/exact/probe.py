@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from balr.embeddings.exact.precision import LEAST_COSINE, exact_kernels, least_cosine, refuse_far
+from balr.embeddings.exact.kernels import exact_kernels
+from balr.embeddings.exact.precision import LEAST_COSINE, least_cosine, refuse_far
 from balr.embeddings.frontend import Frontend
 from balr.errors import UtteranceError
 

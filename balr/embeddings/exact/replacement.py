@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from balr.embeddings.architectures import run_network
-from balr.embeddings.exact.precision import exact_kernels, relative_difference
+from balr.embeddings.exact.kernels import exact_kernels
+from balr.embeddings.exact.precision import relative_difference
 from balr.embeddings.exact.verdicts import Verdicts
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from balr.embeddings.audio_budget import AudioBudget
+from balr.data.audio_budget import AudioBudget
 
 
 def test_threads_never_hold_more_than_the_limit_but_for_one_alone() -> None:

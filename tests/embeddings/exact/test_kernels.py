@@ -10,7 +10,7 @@ import torch
 from conftest import speechlike
 
 from balr import load_model
-from balr.embeddings.exact.precision import exact_kernels
+from balr.embeddings.exact.kernels import exact_kernels
 
 BACKENDS = torch.backends
 LAYERS = (
