@@ -40,7 +40,7 @@ def evaluate(save_dir: Path, settings: EvaluationConfig) -> tuple[Judgement, Pat
     path = None if settings.trials is None else Path(settings.trials).expanduser()
     trials = _all_pairs(own, settings) if path is None else _listed(path, own, settings)
     mean, names = _mean(own, settings.mean), [*own.ids, *(name for name, _ in trials.models)]
-    centred = scoring.enrolled(own.matrix, trials, of_unit=settings.enrollment == "mean_of_unit") - mean
+    centred = scoring.enrolled(own.matrix - mean, trials, of_unit=settings.enrollment == "mean_of_unit")
     used = np.unique(np.concatenate([trials.enrollment, trials.test]))
     scoring.refuse_unusable(centred[used], [names[row] for row in used])
     scores = scoring.score(centred, trials, _cohort(own, settings, mean))

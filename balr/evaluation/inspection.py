@@ -52,7 +52,7 @@ def inspect(own: Embeddings, *, mean: Matrix) -> Inspection:
     centred = own.matrix - mean
     norms = np.linalg.norm(centred, axis=1)
     usable = np.isfinite(norms) & (norms > 0)
-    units = np.where(usable[:, None], unit(np.where(usable[:, None], centred, 1.0)), 0.0).astype(np.float32)
+    units = np.where(usable[:, None], unit(centred), np.float32(0))
     speakers, sessions = own.speakers, numbered([session_of(id_) or id_ for id_ in own.ids])
     nearest, cosine, elsewhere, queries = _neighbours(units, sessions)
     suspects = [*_duplicates(own, nearest, cosine, queries)]
@@ -125,7 +125,7 @@ def _labels(own: Embeddings, units: Matrix, speakers: Indices, sessions: Indices
     lengths = np.linalg.norm(rest, axis=1)
     likeness = np.einsum("ij,ij->i", units[known], rest) / np.maximum(lengths, 1e-9)
     is_judged = np.bincount(groups[:, 0], minlength=len(numbers))[speaker] > 1
-    means = unit(np.where(np.linalg.norm(sums, axis=1, keepdims=True) > 0, sums, 1.0))
+    means = unit(sums)
     rival, rivals = np.full(len(known), -2.0, np.float32), np.zeros(len(known), np.int64)
     for start in range(0, len(known), _ROWS) if len(numbers) > 1 else ():
         part = slice(start, start + _ROWS)

@@ -26,15 +26,12 @@ class Cohort:
 
 
 def enrolled(embeddings: Matrix, trials: Trials, *, of_unit: bool) -> Matrix:
-    """Return the embeddings `(utterances + models, dim)`, those of models being means of their utterances.
+    """Return embeddings `(utterances, dim)`, less the mean, and those of models, the means of their utterances.
 
     `of_unit`: of embeddings divided by their length, where WeSpeaker averages them as they are.
     """
-    rows = [embeddings]
-    for _, members in trials.models:
-        one = embeddings[members]
-        rows.append((unit(one) if of_unit else one).mean(axis=0, keepdims=True))
-    return np.concatenate(rows) if trials.models else embeddings
+    averaged = unit(embeddings) if of_unit and trials.models else embeddings
+    return np.concatenate([embeddings, *(averaged[rows].mean(axis=0, keepdims=True) for _, rows in trials.models)])
 
 
 def refuse_unusable(embeddings: Matrix, names: list[str]) -> None:
@@ -49,8 +46,9 @@ def refuse_unusable(embeddings: Matrix, names: list[str]) -> None:
 
 
 def unit(embeddings: Matrix) -> Matrix:
-    """Divide embeddings `(utterances, dim)` by their Euclidean norms."""
-    scaled: Matrix = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    """Divide embeddings `(utterances, dim)` by their Euclidean norms; zeros stay zeros."""
+    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    scaled: Matrix = embeddings / (norms + (norms == 0))
     return scaled
 
 
@@ -76,12 +74,11 @@ def score(centred: Matrix, trials: Trials, cohort: Cohort | None = None) -> Matr
     by mean and standard deviation of its own `top_n` highest cosines with the cohort, and the two are averaged
     (adaptive S-norm 1; Matějka et al., Interspeech 2017).
     """
-    used = np.unique(np.concatenate([trials.enrollment, trials.test]))
-    units = np.zeros_like(centred)
-    units[used] = unit(centred[used])
+    units = unit(centred)
     scores = cosines(units, trials.enrollment, trials.test)
     if cohort is None:
         return scores
+    used = np.unique(np.concatenate([trials.enrollment, trials.test]))
     means, deviations = np.zeros(len(units), np.float32), np.ones(len(units), np.float32)
     means[used], deviations[used] = _highest(units[used], unit(cohort.centred), cohort.top_n)
     sides = [(scores - means[side]) / deviations[side] for side in (trials.enrollment, trials.test)]

@@ -118,6 +118,24 @@ def test_the_cohort_and_the_mean_of_another_folder_are_used(store: Folder, tmp_p
     assert judged(store, mean="none").counts.scores.max() <= 1.0 + 1e-6 < by_folder.counts.scores.max()
 
 
+def test_models_are_enrolled_by_embeddings_less_the_mean(tmp_path: Path) -> None:
+    ids, matrix = speaker_embeddings()
+    matrix += 50  # next to which each embedding is short, as with some networks
+    matrix *= np.random.default_rng(0).uniform(0.5, 2, size=(len(ids), 1)).astype(np.float32)
+    store, models = write_store(tmp_path / "store", ids, matrix), range(0, len(ids), 6)
+    (tmp_path / "map").write_text("\n".join(f"m{row // 6} {ids[row]} {ids[row + 1]}" for row in models))
+    pairs = [(model, test) for model in range(8) for test in range(len(ids)) if test % 6 > 1]
+    (tmp_path / "list").write_text("\n".join(f"m{one} {ids[other]} {int(other // 6 == one)}" for one, other in pairs))
+    centred = matrix - matrix.mean(axis=0, dtype=np.float64)
+    units = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    for enrollment, members in (("mean", centred), ("mean_of_unit", units)):
+        enrolled = members.reshape(8, 6, -1)[:, :2].mean(axis=1)
+        enrolled /= np.linalg.norm(enrolled, axis=1, keepdims=True)
+        judged(store, trials="list", enrollment_map="map", enrollment=enrollment, bootstrap=0)
+        for row, (one, other) in zip(rows(store / "evaluation/list/scores.csv"), pairs, strict=True):
+            assert float(row["score"]) == pytest.approx(enrolled[one] @ units[other], abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

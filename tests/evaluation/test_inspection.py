@@ -67,6 +67,17 @@ def test_one_speaker_under_two_names_is_found() -> None:
     assert [(one.speaker, one.other_speaker) for one in alike] == [("s0", "s1")]
 
 
+def test_a_speaker_whose_embeddings_cancel_out_is_like_no_other() -> None:
+    random = np.random.default_rng(0)
+    matrix = random.normal(size=(12, 16)).astype(np.float32)
+    matrix[::2] = -matrix[1::2]
+    matrix[2:] += 5  # of one direction, that of ones
+    ids = [f"s{number // 2}/v{number % 2}/x" for number in range(12)]
+    names = [id_.split("/")[0] for id_ in ids]
+    found = inspect(Embeddings(Path(), ids, matrix, names, pa.table({"audio": ids})), mean=np.zeros(16, np.float32))
+    assert "s0" not in {one.other_speaker for one in found.suspects}
+
+
 def test_short_and_odd_recordings_are_listed() -> None:
     ids, matrix = speaker_embeddings(spread=0.2)
     seconds = np.random.default_rng(0).uniform(6, 9, len(ids))

@@ -61,6 +61,11 @@ def test_a_model_is_the_mean_of_its_utterances_as_they_are_or_of_unit_length() -
     assert score(plain, trials)[0] == pytest.approx(cosine(plain[-1], plain[0]))
 
 
+def test_zeros_have_no_direction_and_what_is_no_number_stays_so() -> None:
+    units = unit(np.array([[3.0, 4.0], [0.0, 0.0], [np.nan, 1.0]], np.float32))
+    assert units[:2].tolist() == [pytest.approx([0.6, 0.8]), [0.0, 0.0]] and np.isnan(units[2]).any()
+
+
 def test_embeddings_without_a_direction_are_named() -> None:
     matrix = np.array([[1.0, 0.0], [0.0, 0.0], [np.nan, 1.0]], np.float32)
     with pytest.raises(InputError, match=r"2 embeddings .*: b, c"):
