@@ -90,7 +90,8 @@ def report(
     balr report outputs/embeddings/voxceleb2-metadata/resnet34_lm
     balr report outputs/embeddings/voxceleb2-metadata/* --figures paper/figures
     """
-    folders = [Path(folder).expanduser() for folder in save_dirs]
+    named = [Path(folder).expanduser() for folder in save_dirs]
+    folders = [one for one in named if one.suffix != ".html" or not one.is_file()] or named  # `*` names an earlier page
     above = folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.absolute() for folder in folders]))
 
     from balr.report import report as write

@@ -42,7 +42,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.folder.parent.name}/{self.folder.name}"
+        return "/".join(Path(os.path.abspath(self.folder)).parts[1:][-2:])
 
     @property
     def last(self) -> Mapping[str, Any]:

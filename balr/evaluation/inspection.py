@@ -3,6 +3,7 @@
 An utterance is compared with those of other sessions, as a label is often wrong for a whole session (VoxCeleb's faces).
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from balr.evaluation.pairs import numbered, session_of
 from balr.evaluation.scoring import Matrix, unit
 from balr.evaluation.source import Embeddings
 from balr.evaluation.trials import Indices
+
+log = logging.getLogger(__name__)
 
 _DUPLICATE = 0.9999
 _SHORT_SECONDS = 2.0
@@ -77,6 +80,9 @@ def _neighbours(units: Matrix, sessions: Indices) -> tuple[Indices, Matrix, Indi
     count = len(units)
     queries = np.arange(count)
     if count > _MOST_QUERIES:
+        log.warning(
+            "duplicates and nearest utterances are those of a random %s of %s", f"{_SAMPLED_QUERIES:,}", f"{count:,}"
+        )
         queries = np.sort(np.random.default_rng(0).choice(count, _SAMPLED_QUERIES, replace=False))
     nearest, cosine = np.zeros(len(queries), np.int64), np.zeros(len(queries), np.float32)
     elsewhere = np.zeros(len(queries), np.int64)

@@ -1,4 +1,4 @@
-"""The files of an evaluation: evaluation.json, curves.json, scores.csv or scores.parquet."""
+"""The files of an evaluation: curves.json, scores.csv or scores.parquet, and last evaluation.json."""
 
 import json
 from collections.abc import Iterator
@@ -9,13 +9,15 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from balr.atomic import whole_file, write_csv
+from balr.atomic import as_output_error, whole_file, write_csv
 from balr.config import EvaluationConfig
 from balr.evaluation.curves import curves
 from balr.evaluation.judgement import Judgement, Scored
 from balr.evaluation.trials import Trials
+from balr.stores.reading import as_utf8
 
 EVALUATION, CURVES = "evaluation.json", "curves.json"
+_COLUMNS = ("enrollment", "test", "label", "score", "llr")
 _MOST_CSV = 1_000_000
 _WORST = 10
 
@@ -24,28 +26,32 @@ def write_results(
     out: Path, judgement: Judgement, scored: Scored, trials: Trials, names: list[str], settings: EvaluationConfig
 ) -> None:
     """Write the numbers of an evaluation, the curves of its page, and the scores of its trials. Raises OutputError."""
-    lines = curves(judgement, scored) | {"worst": _worst(scored, trials, names)}
-    for name, content in ((EVALUATION, judgement.as_json()), (CURVES, lines)):
-        with whole_file(out / name) as file:
-            indent = 2 if name == EVALUATION else None
-            file.write(json.dumps(content, indent=indent, allow_nan=False).encode() + b"\n")
-    for name in ("scores.csv", "scores.parquet"):  # one of another evaluation would pass for this one's
-        (out / name).unlink(missing_ok=True)
+    with as_output_error(out):
+        for name in (
+            EVALUATION,
+            "scores.csv",
+            "scores.parquet",
+        ):  # of another evaluation, they would pass for this one's
+            (out / name).unlink(missing_ok=True)
+    _write_json(out / CURVES, curves(judgement, scored) | {"worst": _worst(scored, trials, names)})
     format_ = settings.scores or ("csv" if len(trials) <= _MOST_CSV else "parquet")
     if format_ == "parquet":
-        columns = {
-            "enrollment": pa.DictionaryArray.from_arrays(trials.enrollment.astype(np.int32), names),
-            "test": pa.DictionaryArray.from_arrays(trials.test.astype(np.int32), names),
-            "label": trials.is_target.astype(np.int8),
-            "score": scored.scores,
-        }
-        table = pa.table(columns | ({} if judgement.llrs is None else {"llr": judgement.llrs}))
+        ids = [as_utf8(name) for name in names]
+        sides = [
+            pa.DictionaryArray.from_arrays(side.astype(np.int32), ids) for side in (trials.enrollment, trials.test)
+        ]
+        columns = [*sides, trials.is_target.astype(np.int8), scored.scores, judgement.llrs]
+        found = {name: column for name, column in zip(_COLUMNS, columns, strict=True) if column is not None}
         with whole_file(out / "scores.parquet") as file:
-            parquet.write_table(table, file, compression="zstd")
+            parquet.write_table(pa.table(found), file, compression="zstd")
     elif format_ == "csv":
-        write_csv(
-            out / "scores.csv", ("enrollment", "test", "label", "score", "llr"), _rows(judgement, scored, trials, names)
-        )
+        write_csv(out / "scores.csv", _COLUMNS, _rows(judgement, scored, trials, names))
+    _write_json(out / EVALUATION, judgement.as_json(), indent=2)
+
+
+def _write_json(path: Path, content: Any, *, indent: int | None = None) -> None:
+    with whole_file(path) as file:
+        file.write(json.dumps(content, indent=indent, allow_nan=False).encode() + b"\n")
 
 
 def _rows(judgement: Judgement, scored: Scored, trials: Trials, names: list[str]) -> Iterator[dict[str, str]]:

@@ -13,7 +13,7 @@ from balr.data.headers import read_cache
 from balr.evaluation.pairs import numbered
 from balr.evaluation.scoring import Matrix
 from balr.evaluation.trials import Indices
-from balr.stores.reading import load_embeddings
+from balr.stores.reading import load_embeddings, number_in
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Embeddings:
     def _numbers(self, name: str) -> npt.NDArray[np.float64]:
         if name not in self.table.column_names:
             return np.full(len(self.ids), np.nan)
-        return np.array([float(cell) if cell not in (None, "") else np.nan for cell in self.table[name].to_pylist()])
+        return np.array([number_in(cell) for cell in self.table[name].to_pylist()], float)  # None becomes NaN
 
 
 def read_embeddings(folder: Path) -> Embeddings:

@@ -70,8 +70,21 @@ def utterance_of(folder: Path, row: Row) -> Utterance:
         folder / row["embedding"],
         {name: cell for name, cell in row.items() if name not in _KNOWN},
         part,
-        float(seconds) if (seconds := row.get("duration_seconds") or row.get("duration")) else None,
+        number_in(row.get("duration_seconds") or row.get("duration")),
     )
+
+
+def number_in(cell: object) -> float | None:
+    """Return the number in a cell, None where there is none: a column may be a user's own."""
+    try:
+        return float(cell)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+
+
+def as_utf8(text: str) -> str:
+    """Escape bytes that are not UTF-8, as names of files may have."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def read_place(folder: Path, place: str) -> npt.NDArray[Any]:
@@ -109,9 +122,7 @@ def load_embeddings(save_dir: str | Path) -> "tuple[list[str], npt.NDArray[np.fl
         raise InputError(f"{folder}: holds no embeddings; give the save_dir of a run.")
     ids = columns.pop("id")
     others = {
-        name: [cell.encode(errors="surrogateescape").decode(errors="backslashreplace") for cell in cells]
-        for name, cells in columns.items()
-        if name not in ("embedding", "crc32")
+        name: [as_utf8(cell) for cell in cells] for name, cells in columns.items() if name not in ("embedding", "crc32")
     }
     return ids, np.frombuffer(numbers, np.float32).reshape(len(ids), -1), pa.table(others)
 

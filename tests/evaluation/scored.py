@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from collections.abc import Mapping
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -10,7 +11,7 @@ from unittest import mock
 import numpy as np
 import numpy.typing as npt
 
-from balr.records import Embedded, Utterance
+from balr.records import NOTHING, Embedded, Utterance
 from balr.stores.base import StoredCorpus
 from balr.stores.files import FilesStore
 
@@ -50,10 +51,18 @@ def speaker_embeddings(
     return ids, (np.repeat(centres, each, axis=0) + spread * noise).astype(np.float32)
 
 
-def write_store(folder: Path, ids: list[str], matrix: npt.NDArray[np.float32], *, with_speakers: bool = True) -> Path:
+def write_store(
+    folder: Path,
+    ids: list[str],
+    matrix: npt.NDArray[np.float32],
+    *,
+    with_speakers: bool = True,
+    extra: Mapping[str, str] = NOTHING,
+) -> Path:
     """Write embeddings as a run does."""
     utterances = [
-        Utterance(id_, Path(f"/corpus/{id_}.wav"), id_.split("/")[0] if with_speakers else None) for id_ in ids
+        Utterance(id_, Path(f"/corpus/{id_}.wav"), id_.split("/")[0] if with_speakers else None, extra=extra)
+        for id_ in ids
     ]
     folder.mkdir(parents=True)
     store = FilesStore(StoredCorpus(folder, utterances, Path("/corpus"), embedding_dim=matrix.shape[1]), format="npy")

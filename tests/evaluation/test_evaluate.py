@@ -3,7 +3,9 @@
 import json
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,6 +15,7 @@ from evaluation.scored import speaker_embeddings, write_store
 from typer.testing import CliRunner
 
 from balr import cli
+from balr.atomic import whole_file
 from balr.config import EvaluationConfig
 from balr.errors import BalrError, OutputError
 from balr.evaluate import evaluate
@@ -67,6 +70,33 @@ def test_results_say_what_they_are_of_and_scores_are_listed(store: Folder, tmp_p
     evaluate(store, EvaluationConfig(trials=str(trials), bootstrap=0, scores="parquet"))
     assert pq.read_table(folder / "scores.parquet")["score"].to_pylist() == pytest.approx(scores, abs=1e-6)
     assert not (folder / "scores.csv").exists()
+
+
+def test_an_id_that_is_not_utf8_is_escaped_in_parquet_and_as_it_is_in_csv(tmp_path: Path) -> None:
+    ids, matrix = speaker_embeddings(speakers=3, each=2)
+    store = write_store(tmp_path / "store", [id_.replace("s0", "s\udce9") for id_ in ids], matrix)
+    judged(store, scores="parquet", bootstrap=0)
+    folder = store / "evaluation" / "all-pairs"
+    assert pq.read_table(folder / "scores.parquet")["enrollment"][0].as_py() == "s\\xe9/0"
+    judged(store, scores="csv", bootstrap=0)
+    assert b"\ns\xe9/0," in (folder / "scores.csv").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["curves.json", "scores.csv", "evaluation.json"])
+def test_an_evaluation_that_was_killed_leaves_no_numbers_of_another(
+    name: str, store: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: Path, *_: object) -> AbstractContextManager[BinaryIO]:
+        if path.name == name:
+            raise KeyboardInterrupt
+        return whole_file(path)
+
+    judged(store, bootstrap=0)
+    monkeypatch.setattr("balr.evaluation.results.whole_file", write)
+    monkeypatch.setattr("balr.evaluation.results.write_csv", write)
+    with pytest.raises(KeyboardInterrupt):
+        judged(store, bootstrap=0, mean="none")
+    assert not (store / "evaluation/all-pairs/evaluation.json").exists()
 
 
 def test_speakers_are_taken_from_target_trials_or_from_folders_where_no_list_names_them(tmp_path: Path) -> None:

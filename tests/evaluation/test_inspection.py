@@ -10,8 +10,10 @@ from evaluation.scored import speaker_embeddings, write_store
 from typer.testing import CliRunner
 
 from balr.cli import app
+from balr.data.corpus import Corpus
 from balr.evaluation.inspection import Inspection, inspect
-from balr.evaluation.source import Embeddings
+from balr.evaluation.source import Embeddings, read_embeddings
+from balr.export import export
 
 NO_SECONDS = np.full(48, np.nan)
 
@@ -86,6 +88,20 @@ def test_short_and_odd_recordings_are_listed() -> None:
     inspection = looked_at(ids, matrix, seconds)
     assert found(inspection, "short") == ["s0/1"] and set(found(inspection, "odd duration")) == {"s0/1", "s0/2"}
     assert "s0/4" in found(inspection, "odd norm")
+
+
+def test_a_duration_that_is_no_number_is_unknown(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", *speaker_embeddings(), extra={"duration_seconds": "n/a"})
+    assert np.isnan(read_embeddings(store).seconds).all()
+    assert {one.duration_seconds for one in Corpus.from_path(store).utterances} == {None}
+    assert export(store, tmp_path / "out", to="parquet") == 48
+
+
+def test_a_sample_of_many_utterances_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("balr.evaluation.inspection._MOST_QUERIES", 40)
+    monkeypatch.setattr("balr.evaluation.inspection._SAMPLED_QUERIES", 30)
+    assert looked_at(*speaker_embeddings(spread=0.2)).neighbour_accuracy == 1.0
+    assert "those of a random 30 of 48" in caplog.text
 
 
 def test_a_corpus_without_speakers_is_searched_for_duplicates_alone() -> None:

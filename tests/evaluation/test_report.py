@@ -151,7 +151,10 @@ def test_a_run_that_was_killed_and_one_with_failures_have_a_page(tmp_path: Path)
 
 def test_the_command_says_where_the_page_is_and_refuses_a_folder_without_embeddings(tmp_path: Path) -> None:
     write_corpus(tmp_path / "store")
-    done = CliRunner().invoke(cli.app, ["report", "store"])
-    assert done.exit_code == 0 and done.output == "store/report.html\n"
+    for folders in (["store"], ["store", "report.html"], ["store", "store"]):  # as `*` names them from the second time
+        done = CliRunner().invoke(cli.app, ["report", *folders, "--out", "report.html"])
+        assert done.exit_code == 0 and done.output == "report.html\n"
+    assert f"<h2>{tmp_path.name}/store</h2>" in Path("report.html").read_text()
+    assert CliRunner().invoke(cli.app, ["report", "store"]).output == "store/report.html\n"
     with pytest.raises(BalrError, match="audio: holds no embeddings; give the save_dir of a run"):
         CliRunner().invoke(cli.app, ["report", "audio"], catch_exceptions=False)
