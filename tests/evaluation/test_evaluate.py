@@ -171,7 +171,7 @@ def test_models_are_enrolled_by_embeddings_less_the_mean(tmp_path: Path) -> None
     [
         ({"trials": "one_class.txt"}, "there is no nontarget trial"),
         ({"trials": "unknown.txt"}, "1 ids have no embedding: s9/9"),
-        ({"trials": "missing.txt"}, "no such trial list"),
+        ({"trials": "missing.txt"}, "no such list"),
         ({"mean": "other_size"}, "mean=other_size: 4 numbers, and the embeddings have 16"),
         ({"mean": "nowhere.npy"}, "mean=nowhere.npy: no such folder or file"),
         ({"cohort": "other_model"}, "its embeddings are of b, and store of a"),

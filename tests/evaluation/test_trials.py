@@ -19,6 +19,9 @@ FORMATS = {
     "Kaldi": "s0/a s0/b target\ns0/a s1/a nontarget\n",
     "3D-Speaker": "s0/a s0/b 1\ns0/a s1/a 0\n",
     "tabs": "s0/a\ts0/b\ttgt\ns0/a\ts1/a\timp\n",
+    "ours, as a spreadsheet saves it": "\ufeffenrollment,test,label\r\ns0/a,s0/b,1\r\ns0/a,s1/a,0\r\n",
+    "VoxCeleb, with the mark of a spreadsheet": "\ufeff1 s0/a s0/b\n0 s0/a s1/a\n",
+    "ours, below an empty line": "\nenrollment,test,label\ns0/a,s0/b,1\ns0/a,s1/a,0\n",
     "quoted": '"enrollment","test","label"\n"s0/a","s0/b",1\n"s0/a","s1/a",0\n',
 }
 
@@ -52,6 +55,13 @@ def test_a_list_that_is_written_is_read_again(tmp_path: Path, trials: list[tuple
     assert list(zip(found.enrollment, found.test, found.is_target, strict=True)) == trials
 
 
+def test_ids_that_look_like_labels_are_told_from_labels_by_the_whole_list(tmp_path: Path) -> None:
+    for text in ("1 0 1\n0 0 2\n", "0 1 1\n0 2 0\n"):
+        trials = read_trials(written(tmp_path, text), ["0", "1", "2"])
+        assert (trials.enrollment.tolist(), trials.test.tolist()) == ([0, 0], [1, 2])
+        assert trials.is_target.tolist() == [True, False]
+
+
 def test_all_unknown_ids_are_listed_before_anything_is_scored(tmp_path: Path) -> None:
     path = written(tmp_path, "1 s0/a s0/b\n0 s0/a nope1\n0 nope2 s1/a\n")
     with pytest.raises(InputError, match="2 ids have no embedding: nope1, nope2; --allow-missing"):
@@ -69,10 +79,10 @@ def test_all_unknown_ids_are_listed_before_anything_is_scored(tmp_path: Path) ->
             "1 s0/a s0/b\n1 s0/a s1/a\n0 s0/a s0/b.wav\n",
             "1 trials come with both labels, first s0/a s0/b, trials 1 and 3",
         ),
-        ("1 s0/a s0/b\n0 s0/a\n", "line 2: 2 fields, 3 are expected"),
-        ("enrollment,test,label\ns0/a,s0/b,1\ns0/a,1\n", "line 3: 2 fields, 3 are expected"),
+        ("1 s0/a s0/b\n0 s0/a\n", "Row #2: Expected 3 columns, got 2"),
+        ("enrollment,test,label\ns0/a,s0/b,1\ns0/a,1\n", "Row #3: Expected 3 columns, got 2"),
         ("s0/a s0/b\n", "2 fields a line"),
-        ("s0/a s0/b maybe\n", "neither the first nor the last field"),
+        ("s0/a s0/b maybe\n", "label 's0/a': 1, 0, target or nontarget is expected in the first or the last field"),
         ("enrollment,test,label\ns0/a,s0/b,maybe\n", "label 'maybe'"),
         ("enrollment,test\ns0/a,s0/b\n", "enrollment, test and label are needed"),
         ("", "not a trial list"),
@@ -104,9 +114,14 @@ def test_enrollment_models_of_several_utterances_get_rows_of_their_own(tmp_path:
     trials = read_trials(written(tmp_path, "m0 s0/a 1\nm1 s0/a 0\n"), IDS, enrollment_map=models)
     assert trials.enrollment.tolist() == [4, 5] and trials.test.tolist() == [0, 0]
     assert [(name, rows.tolist()) for name, rows in trials.models] == [("m0", [0, 1]), ("m1", [2, 3])]
+    models.write_text("m0 nope s0/a\nm1 nope\n")
+    trials = read_trials(written(tmp_path, "m0 s0/b 1\nm1 s0/a 0\n"), IDS, enrollment_map=models, allow_missing=True)
+    assert (trials.enrollment.tolist(), trials.source["left_out"]) == ([4], 1)
     models.write_text("m0\n")
     with pytest.raises(InputError, match="line 1"):
         read_trials(written(tmp_path, "m0 s0/a 1\n"), IDS, enrollment_map=models)
+    with pytest.raises(InputError, match="nowhere: no such list"):
+        read_trials(written(tmp_path, "m0 s0/a 1\n"), IDS, enrollment_map=tmp_path / "nowhere")
 
 
 def test_the_histogram_of_all_pairs_counts_what_the_list_has() -> None:
