@@ -14,16 +14,15 @@ from balr.errors import InputError
 from balr.evaluation import pairs, scoring
 from balr.evaluation.inspection import Inspection, Suspect
 from balr.evaluation.inspection import inspect as inspect_utterances
-from balr.evaluation.judgement import CAUTION, Judgement, Scored, judge, tables
+from balr.evaluation.judgement import CAUTION, Judgement, judge, tables
 from balr.evaluation.metrics import ScoreCounts, count_scores
 from balr.evaluation.results import write_results
-from balr.evaluation.source import Embeddings, read_embeddings
+from balr.evaluation.source import Embeddings, mean_of, read_embeddings, refuse_unknown_speakers
 from balr.evaluation.trials import Trials, read_trials
 from balr.runs.provenance import now
 from balr.runs.record import Record
 from balr.runs.summary import as_text as render
 from balr.runs.summary import relative
-from balr.stores.embedding_files import read_embedding
 
 log = logging.getLogger(__name__)
 
@@ -43,14 +42,14 @@ def evaluate(save_dir: Path, settings: EvaluationConfig) -> tuple[Judgement, Pat
     centred = scoring.enrolled(own.matrix - mean, trials, of_unit=settings.enrollment == "mean_of_unit")
     used = np.unique(np.concatenate([trials.enrollment, trials.test]))
     scoring.refuse_unusable(centred[used], [names[row] for row in used])
-    scores = scoring.score(centred, trials, _cohort(own, settings, mean))
-    scored = Scored(scores, trials.is_target, _speakers_of(trials, own))
-    facts = _facts(own, trials, settings)
-    counts = {} if path is not None else _session_counts(own, trials, scored, mean)
-    judgement = judge(scored, counts=counts, draws=settings.bootstrap, facts=facts)
+    cohort = _cohort(own, settings)
+    scores = scoring.score(centred, trials, cohort=None if cohort is None else cohort - mean, top_n=settings.top_n)
+    counts = {} if path is not None else _session_counts(own, trials, scores, mean)
+    speakers, facts = _speakers_of(trials, own), _facts(own, trials, settings)
+    judgement = judge(scores, trials.is_target, speakers, counts=counts, draws=settings.bootstrap, facts=facts)
     name = "all-pairs" if path is None else path.stem
     out = Path(settings.out).expanduser() if settings.out else save_dir / "evaluation" / name
-    write_results(out, judgement, scored, trials, names, settings)
+    write_results(out, judgement, scores, trials, names, settings)
     return judgement, out
 
 
@@ -73,9 +72,7 @@ def _listed(path: Path, own: Embeddings, settings: EvaluationConfig) -> Trials:
 
 
 def _all_pairs(own: Embeddings, settings: EvaluationConfig) -> Trials:
-    if (own.speakers < 0).any():
-        unknown = own.ids[int(np.argmax(own.speakers < 0))]
-        raise InputError(f"{own.folder}: {unknown} has no speaker; give a trial list, or a corpus with speakers.")
+    refuse_unknown_speakers(own.ids, own.names)
     if len(own.ids) * (len(own.ids) - 1) // 2 <= pairs.MOST_TRIALS:
         return pairs.all_pairs(own.speakers)
     if settings.cohort:
@@ -83,7 +80,9 @@ def _all_pairs(own: Embeddings, settings: EvaluationConfig) -> Trials:
     return pairs.sampled_pairs(own.speakers)
 
 
-def _session_counts(own: Embeddings, trials: Trials, scored: Scored, mean: scoring.Matrix) -> dict[str, ScoreCounts]:
+def _session_counts(
+    own: Embeddings, trials: Trials, scores: scoring.Matrix, mean: scoring.Matrix
+) -> dict[str, ScoreCounts]:
     """Count all pairs where only a sample is listed; and pairs across sessions, where ids name sessions."""
     named = [pairs.session_of(id_) for id_ in own.ids]
     of_speaker = [f"{speaker}/{session}" for speaker, session in zip(own.speakers, named, strict=True)]
@@ -92,58 +91,46 @@ def _session_counts(own: Embeddings, trials: Trials, scored: Scored, mean: scori
         return pairs.pairs_by_histogram(scoring.unit(own.matrix - mean), own.speakers, sessions)
     if sessions is None:
         return {}
-    across = (sessions[trials.enrollment] != sessions[trials.test]) | ~scored.is_target
-    if across.all() or not scored.is_target[across].any():
+    across = (sessions[trials.enrollment] != sessions[trials.test]) | ~trials.is_target
+    if across.all() or not trials.is_target[across].any():
         return {}
-    return {"across sessions": count_scores(scored.scores[across], scored.is_target[across])}
+    return {"across sessions": count_scores(scores[across], trials.is_target[across])}
 
 
 def _mean(own: Embeddings, choice: str) -> scoring.Matrix:
-    if choice == "none":
-        mean = np.zeros(own.matrix.shape[1], np.float32)
-    elif choice == "self":
-        mean = own.mean
-    elif Path(choice).expanduser().is_dir():
-        other = read_embeddings(Path(choice).expanduser())
-        _refuse_another_model(own.folder, other.folder)
-        mean = other.mean
-    elif not Path(choice).expanduser().is_file():
-        raise InputError(f"mean={choice}: no such folder or file; self and none are others.")
-    else:
-        mean = read_embedding(Path(choice).expanduser()).astype(np.float32)
-    if mean.shape != own.matrix.shape[1:]:
-        raise InputError(f"mean={choice}: {mean.size} numbers, and the embeddings have {own.matrix.shape[1]}.")
-    return mean
+    folder = Path(choice).expanduser()
+    is_folder = choice not in ("self", "none") and folder.is_dir()
+    return _another(own, folder).mean if is_folder else mean_of(own.matrix, choice)
 
 
-def _cohort(own: Embeddings, settings: EvaluationConfig, mean: scoring.Matrix) -> scoring.Cohort | None:
+def _cohort(own: Embeddings, settings: EvaluationConfig) -> scoring.Matrix | None:
+    """Return the mean of each speaker of the cohort `(speakers, dim)`."""
     if settings.cohort is None:
         return None
-    other = read_embeddings(Path(settings.cohort).expanduser())
-    _refuse_another_model(own.folder, other.folder)
+    other = _another(own, Path(settings.cohort).expanduser())
     if (other.speakers < 0).any():
         raise InputError(f"{other.folder}: a cohort needs a speaker for each utterance.")
-    if other.matrix.shape[1] != own.matrix.shape[1]:
-        raise InputError(
-            f"{other.folder}: {other.matrix.shape[1]} numbers each, and {own.matrix.shape[1]} in {own.folder}."
-        )
     count = int(other.speakers.max()) + 1
     if count < _FEWEST_OF_A_COHORT:
         raise InputError(f"{other.folder}: a cohort needs some speakers, and this one has {count}.")
+    if settings.top_n > count:
+        log.warning("the cohort has %d speakers, fewer than top_n=%d: all are used", count, settings.top_n)
     order = np.argsort(other.speakers, kind="stable")
     starts = np.searchsorted(other.speakers[order], np.arange(count))
     sums = np.add.reduceat(other.matrix[order], starts, axis=0, dtype=np.float64)
-    means = (sums / np.bincount(other.speakers)[:, None]).astype(np.float32)
-    if settings.top_n > count:
-        log.warning("the cohort has %d speakers, fewer than top_n=%d: all are used", count, settings.top_n)
-    return scoring.Cohort(means - mean, min(settings.top_n, count))
+    return (sums / np.bincount(other.speakers)[:, None]).astype(np.float32)
 
 
-def _refuse_another_model(own: Path, other: Path) -> None:
-    record, model = Record.of(own), Record.of(other).model
+def _another(own: Embeddings, folder: Path) -> Embeddings:
+    """Read another folder. Raises InputError where its embeddings are not of the same model."""
+    other, record, model = read_embeddings(folder), Record.of(own.folder), Record.of(folder).model
     if record.model and model and not record.is_of(model):
-        names = f"of {model.get('name')}, and {own} of {record.model.get('name')}"
-        raise InputError(f"{other}: its embeddings are {names}, or their settings differ; embed both alike.")
+        names = f"of {model.get('name')}, and {own.folder} of {record.model.get('name')}"
+        raise InputError(f"{folder}: its embeddings are {names}, or their settings differ; embed both alike.")
+    if other.matrix.shape[1] != own.matrix.shape[1]:
+        sizes = f"{other.matrix.shape[1]} numbers each, and {own.matrix.shape[1]} in {own.folder}"
+        raise InputError(f"{folder}: {sizes}.")
+    return other
 
 
 def _speakers_of(trials: Trials, own: Embeddings) -> npt.NDArray[np.int32]:
@@ -185,6 +172,7 @@ def _facts(own: Embeddings, trials: Trials, settings: EvaluationConfig) -> dict[
 
 def as_text(judgement: Judgement, folder: Path) -> str:
     """Return what a person reads on a terminal."""
-    heading = f"{judgement.targets:,} target and {judgement.nontargets:,} nontarget trials"
-    shown = [render(rows, columns, left=columns[:1]) for columns, rows in tables(judgement.as_json())]
+    found = judgement.as_json()
+    heading = "{targets:,} target and {nontargets:,} nontarget trials".format(**found["trial_counts"])
+    shown = [render(rows, columns, left=columns[:1]) for columns, rows in tables(found)]
     return "\n\n".join([heading, *shown, f"{CAUTION}\nresults  {relative(folder)}"])

@@ -1,11 +1,10 @@
 """`balr export`: from a store of any kind to any other, with the same numbers unless asked to change them."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -13,25 +12,23 @@ import numpy.typing as npt
 from balr.atomic import whole_file, write_csv
 from balr.errors import ConfigError, InputError, OutputError
 from balr.evaluation.scoring import refuse_unusable, unit
+from balr.evaluation.source import mean_of
 from balr.records import Embedded, Utterance
 from balr.runs.provenance import now
 from balr.runs.record import Facts, Record
 from balr.stores.base import Store, StoredCorpus
 from balr.stores.commit_log import Row
-from balr.stores.embedding_files import read_embedding
 from balr.stores.files import FilesStore
 from balr.stores.folder import locked
 from balr.stores.kaldi import KaldiStore
 from balr.stores.parquet import ParquetStore
 from balr.stores.reading import load_embeddings, rows_of, utterance_of
 
-_STORES: Mapping[str, Callable[[StoredCorpus], Store]] = MappingProxyType(
-    {
-        "files": partial(FilesStore, format="npy"),
-        "parquet": partial(ParquetStore, rows_per_part=8_192),
-        "kaldi": KaldiStore,
-    }
-)
+_STORES: Mapping[str, Callable[[StoredCorpus], Store]] = {
+    "files": partial(FilesStore, format="npy"),
+    "parquet": partial(ParquetStore, rows_per_part=8_192),
+    "kaldi": KaldiStore,
+}
 _FORMATS = (*_STORES, "npz", "csv")
 _AT_A_TIME = 4_096
 _Matrix = npt.NDArray[np.float32]  # (utterances, dim)
@@ -54,7 +51,7 @@ def export(
     _, matrix, _ = load_embeddings(source)  # its rows are in the order of `rows_of`
     utterances = [_utterance(source, row) for row in rows_of(source)]
     if mean is not None:
-        matrix = matrix - _mean(mean, matrix)
+        matrix = matrix - mean_of(matrix, mean)
     if per_speaker:
         utterances, matrix = _by_speaker(utterances, matrix)
     if normalize:
@@ -65,7 +62,10 @@ def export(
             np.savez(file, ids=np.array([utterance.id for utterance in utterances]), data=matrix)
     elif to == "csv":
         columns = ["id", "speaker", *(f"e{number}" for number in range(matrix.shape[1]))]
-        write_csv(out, columns, _rows(columns, utterances, matrix))
+        cells = (
+            (one.id, one.speaker or "", *map("{:.9g}".format, row)) for one, row in zip(utterances, matrix, strict=True)
+        )
+        write_csv(out, columns, (dict(zip(columns, row, strict=True)) for row in cells))
     else:
         changes = {"subtract_mean": mean, "per_speaker": per_speaker, "normalize": normalize}
         _fill(out, to, source, utterances, matrix, changes)
@@ -76,13 +76,6 @@ def _utterance(source: Path, row: Row) -> Utterance:
     """Return the utterance of a row; one that was listed with its embedding alone is named after that."""
     utterance = utterance_of(source, row)
     return utterance if utterance.audio else replace(utterance, audio=utterance.embedding)
-
-
-def _mean(mean: str, matrix: _Matrix) -> _Matrix:
-    found = matrix.mean(axis=0, dtype=np.float64) if mean == "self" else read_embedding(Path(mean).expanduser())
-    if found.shape != matrix.shape[1:]:
-        raise InputError(f"{mean}: embeddings have {matrix.shape[1]} numbers, and the mean has {found.size}.")
-    return found.astype(np.float32)
 
 
 def _by_speaker(utterances: Sequence[Utterance], matrix: _Matrix) -> tuple[list[Utterance], _Matrix]:
@@ -96,12 +89,6 @@ def _by_speaker(utterances: Sequence[Utterance], matrix: _Matrix) -> tuple[list[
     ]
     means = [matrix[rows].mean(axis=0, dtype=np.float64) for rows in of_speaker.values()]
     return speakers, np.array(means, np.float32)
-
-
-def _rows(columns: Sequence[str], utterances: Sequence[Utterance], matrix: _Matrix) -> Iterator[Row]:
-    for one, embedding in zip(utterances, matrix, strict=True):
-        cells = (one.id, one.speaker or "", *(f"{number:.9g}" for number in embedding))
-        yield dict(zip(columns, cells, strict=True))
 
 
 def _fill(out: Path, to: str, source: Path, utterances: Sequence[Utterance], matrix: _Matrix, changes: Facts) -> None:

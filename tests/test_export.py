@@ -99,8 +99,8 @@ def test_what_cannot_be_exported_is_one_line(source: Path, tmp_path: Path) -> No
     for options, reason in (
         ({"to": "tar"}, "one of files, parquet, kaldi, npz, csv is expected"),
         ({"to": "files", "per_speaker": True}, "files are named after utterances"),
-        ({"to": "npz", "mean": "nowhere.npy"}, "nowhere.npy: not an embedding"),
-        ({"to": "npz", "mean": str(tmp_path / "short.npy")}, "and the mean has 3"),
+        ({"to": "npz", "mean": "nowhere.npy"}, "mean=nowhere.npy: no such file"),
+        ({"to": "npz", "mean": str(tmp_path / "short.npy")}, "short.npy: 3 numbers, and the embeddings have 32"),
         ({"to": "npz", "mean": str(tmp_path / "first.npy"), "normalize": True}, "so they have no direction: u0"),
     ):
         with pytest.raises(BalrError, match=reason):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from balr.evaluation.metrics import ScoreCounts
+from balr.evaluation.metrics import ScoreCounts, sample_of
 
 _MOST_TRIALS = 1_000_000
 _MOST_SCORES = 20_000
@@ -27,15 +27,15 @@ def intervals(
 
     Of over a million trials, a random million; nearby scores of many are taken as one.
     """
-    random = np.random.default_rng(0)
     if len(scores) > _MOST_TRIALS:
-        sample = _sampled(is_target, random)
+        sample = sample_of(is_target, _MOST_TRIALS)
         scores, is_target, speakers = scores[sample], is_target[sample], speakers[sample]
     distinct, place = _few(scores)
     numbers, sides = np.unique(speakers, return_inverse=True)
     sides = sides.reshape(speakers.shape)
     classes = [(place[kind], sides[kind, 0], sides[kind, 1]) for kind in (is_target, ~is_target)]
     found: dict[str, list[float]] = {}
+    random = np.random.default_rng(0)
     for _ in range(draws):
         drawn = np.bincount(random.integers(len(numbers), size=len(numbers)), minlength=len(numbers)).astype(float)
         targets, nontargets = (
@@ -48,17 +48,6 @@ def intervals(
                 found.setdefault(name, []).append(value)
     central = {name: np.quantile(values, (0.025, 0.975)) for name, values in found.items()}
     return {name: (float(low), float(high)) for name, (low, high) in central.items()}
-
-
-def _sampled(is_target: npt.NDArray[np.bool_], random: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Choose trials, of the rarer class all up to half of them."""
-    targets, nontargets = np.flatnonzero(is_target), np.flatnonzero(~is_target)
-    count = min(len(targets), max(_MOST_TRIALS // 2, _MOST_TRIALS - len(nontargets)))
-    chosen = [
-        random.choice(one, size, replace=False)
-        for one, size in ((targets, count), (nontargets, min(len(nontargets), _MOST_TRIALS - count)))
-    ]
-    return np.concatenate(chosen)
 
 
 def _few(scores: npt.NDArray[np.floating]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:

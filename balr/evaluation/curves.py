@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from balr.evaluation.bootstrap import Interval
-from balr.evaluation.judgement import FALSE_ALARMS, Judgement, Scored
+from balr.evaluation.judgement import FALSE_ALARMS, Judgement
 from balr.evaluation.metrics import Array, ScoreCounts, cllr, convex_hull, count_scores, error_rates
 
 _POINTS = 300
@@ -23,14 +23,14 @@ _LOG10 = np.log(10)
 Curves = dict[str, Any]
 
 
-def curves(judgement: Judgement, scored: Scored) -> Curves:
+def curves(judgement: Judgement, is_target: npt.NDArray[np.bool_]) -> Curves:
     """Return all curves of a judgement; those of LRs only where it has them."""
     found = {"det": _det(judgement.counts), "det_interval": _det_interval(judgement.intervals)}
     found["histogram"] = _histogram(judgement.counts)
     if judgement.llrs is not None:
         lrs = judgement.llrs / _LOG10
-        counts = count_scores(np.round(lrs, _DECIMALS), scored.is_target)
-        found |= {"tippett": _tippett(lrs, scored.is_target), "ece": _ece(counts), "pav": _pav(counts)}
+        counts = count_scores(np.round(lrs, _DECIMALS), is_target)
+        found |= {"tippett": _tippett(lrs, is_target), "ece": _ece(counts), "pav": _pav(counts)}
     return found
 
 

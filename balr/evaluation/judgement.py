@@ -39,23 +39,12 @@ CAUTION = "Thresholds hold for this corpus, model, mean and normalisation, and f
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Hold scored trials `(trials,)`, with numbers of the speakers of both sides `(trials, 2)`."""
-
-    scores: npt.NDArray[np.float32]
-    is_target: npt.NDArray[np.bool_]
-    speakers: npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True)
 class Judgement:
     """Hold metrics of trials, thresholds, and 95% intervals of both by speaker bootstrap.
 
     `llrs` `(trials,)` are natural-log LRs, cross-validated over speakers; None where speakers are too few.
     """
 
-    targets: int
-    nontargets: int
     metrics: Mapping[str, float]
     points: list[OperatingPoint]
     intervals: Mapping[str, Interval]
@@ -65,6 +54,7 @@ class Judgement:
 
     def as_json(self) -> dict[str, Any]:
         """Return what evaluation.json holds; rates are fractions, intervals `[low, high]`."""
+        counts = {"targets": int(self.counts.targets.sum()), "nontargets": int(self.counts.nontargets.sum())}
         metrics = {name: {"value": value, "interval": self.intervals.get(name)} for name, value in self.metrics.items()}
         points = [
             asdict(point)
@@ -72,7 +62,6 @@ class Judgement:
             | {f"{kind}_interval": self.intervals.get(f"{point.name}: {kind}") for kind in ("miss", "false_alarm")}
             for point in self.points
         ]
-        counts = {"targets": self.targets, "nontargets": self.nontargets}
         return {**self.facts, "trial_counts": counts, "metrics": metrics, "decisions": points}
 
 
@@ -94,19 +83,27 @@ def tables(evaluation: Mapping[str, Any]) -> list[tuple[tuple[str, ...], list[tu
     return [(METRICS, metrics), (DECISIONS, decisions)]
 
 
-def judge(scored: Scored, *, counts: Mapping[str, ScoreCounts], draws: int, facts: Mapping[str, Any]) -> Judgement:
-    """Compute the metrics of scored trials.
+def judge(
+    scores: npt.NDArray[np.float32],
+    is_target: npt.NDArray[np.bool_],
+    speakers: npt.NDArray[np.int32],
+    *,
+    counts: Mapping[str, ScoreCounts],
+    draws: int,
+    facts: Mapping[str, Any],
+) -> Judgement:
+    """Compute the metrics of scored trials `(trials,)` with numbers of the speakers of both sides `(trials, 2)`.
 
     `counts` are those of `all` trials and perhaps of those `across sessions`, where they are more than the trials that
     are given one by one; else both are counted from these. Raises InputError where a class has no trial, or a score is
     no number.
     """
-    whole = counts["all"] if "all" in counts else count_scores(scored.scores, scored.is_target)
+    whole = counts["all"] if "all" in counts else count_scores(scores, is_target)
     metrics, points = _of_counts(whole), operating_points(error_rates(whole))
     if "across sessions" in counts:
         metrics["eer_across_sessions"] = equal_error_rate(error_rates(counts["across sessions"]))
-    llrs = cross_validated(scored.scores, scored.is_target, scored.speakers)
-    shown = FALSE_ALARMS[FALSE_ALARMS * (~scored.is_target).sum() >= 1]
+    llrs = cross_validated(scores, is_target, speakers)
+    shown = FALSE_ALARMS[FALSE_ALARMS * (~is_target).sum() >= 1]
 
     def drawn(some: ScoreCounts) -> dict[str, float]:
         at, found = error_rates(some), _of_counts(some)
@@ -116,19 +113,15 @@ def judge(scored: Scored, *, counts: Mapping[str, ScoreCounts], draws: int, fact
         misses = np.interp(shown, at.false_alarm[::-1], at.miss[::-1])
         return found | {f"det {rate}": miss for rate, miss in zip(shown, misses, strict=True)}
 
-    spread = intervals(scored.scores, scored.is_target, scored.speakers, drawn, draws=draws)
+    def cost(some: ScoreCounts) -> dict[str, float]:
+        return {"cllr": cllr(some.scores, some.targets, some.nontargets)}
+
+    spread = intervals(scores, is_target, speakers, drawn, draws=draws)
     if llrs is not None:
-        metrics["cllr"] = cllr(llrs, scored.is_target, ~scored.is_target)
-        spread |= intervals(
-            llrs,
-            scored.is_target,
-            scored.speakers,
-            lambda some: {"cllr": cllr(some.scores, some.targets, some.nontargets)},
-            draws=draws,
-        )
+        metrics["cllr"] = cllr(llrs, is_target, ~is_target)
+        spread |= intervals(llrs, is_target, speakers, cost, draws=draws)
     metrics = {name: metrics[name] for name in TITLES if name in metrics}
-    targets, nontargets = int(whole.targets.sum()), int(whole.nontargets.sum())
-    return Judgement(targets, nontargets, metrics, points, spread, whole, llrs, facts)
+    return Judgement(metrics, points, spread, whole, llrs, facts)
 
 
 def _of_counts(counts: ScoreCounts) -> dict[str, float]:

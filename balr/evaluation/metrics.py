@@ -43,6 +43,14 @@ class OperatingPoint:
     false_alarm: float
 
 
+def sample_of(is_target: npt.NDArray[np.bool_], most: int) -> npt.NDArray[np.int64]:
+    """Choose at most so many trials, of the rarer class all up to half of them."""
+    random = np.random.default_rng(0)
+    targets, nontargets = (random.permutation(np.flatnonzero(kind)) for kind in (is_target, ~is_target))
+    targets = targets[: max(most // 2, most - len(nontargets))]
+    return np.concatenate([targets, nontargets[: most - len(targets)]])
+
+
 def count_scores(scores: npt.NDArray[np.floating], is_target: npt.NDArray[np.bool_]) -> ScoreCounts:
     """Group the scores `(trials,)` of trials. Raises InputError where one is no number, or a class has none."""
     if not np.isfinite(scores).all():
@@ -92,18 +100,15 @@ def convex_hull(counts: ScoreCounts) -> tuple[Array, ScoreCounts]:
     The score of a pool is its highest. The EER of the pools is that on the convex hull of the ROC (ROCCH-EER; Brümmer,
     PhD thesis, 2010), never above the EER.
     """
-    from sklearn.isotonic import isotonic_regression
+    from scipy.optimize import isotonic_regression
 
-    targets = counts.targets / counts.targets.sum()
-    weights = targets + counts.nontargets / counts.nontargets.sum()
-    shares = isotonic_regression(targets / weights, sample_weight=weights, y_min=0.0, y_max=1.0)
-    ends = np.flatnonzero(np.append(np.diff(shares) > 0, True))
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    pools = ScoreCounts(
-        counts.scores[ends], np.add.reduceat(counts.targets, starts), np.add.reduceat(counts.nontargets, starts)
-    )
+    totals = counts.targets.sum(), counts.nontargets.sum()
+    weights = counts.targets / totals[0] + counts.nontargets / totals[1]
+    starts = isotonic_regression(counts.targets / totals[0] / weights, weights=weights).blocks
+    targets, nontargets = (np.add.reduceat(one, starts[:-1]) for one in (counts.targets, counts.nontargets))
     with np.errstate(divide="ignore"):  # pools of one class
-        return np.log(shares[ends]) - np.log1p(-shares[ends]), pools
+        llrs = np.log(targets / totals[0]) - np.log(nontargets / totals[1])
+    return llrs, ScoreCounts(counts.scores[starts[1:] - 1], targets, nontargets)
 
 
 def detection_cost(rates: ErrorRates, prior: float) -> Array:

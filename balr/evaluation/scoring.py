@@ -3,8 +3,6 @@
 wespeaker: examples/voxceleb/v2/local/{score.sh,score_norm.sh}, wespeaker/bin/{score.py,score_norm.py}.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
@@ -15,14 +13,6 @@ _ROWS = 1_024
 _TRIALS = 32_768
 _DENSE = 40  # a product of all with all is as fast as gathering, for so many pairs to a trial
 Matrix = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """Hold one embedding for each speaker of a cohort `(speakers, dim)`, less the mean, and how many are used."""
-
-    centred: Matrix
-    top_n: int
 
 
 def enrolled(embeddings: Matrix, trials: Trials, *, of_unit: bool) -> Matrix:
@@ -67,12 +57,12 @@ def cosines(units: Matrix, enrollment: Indices, test: Indices) -> Matrix:
     return scores
 
 
-def score(centred: Matrix, trials: Trials, cohort: Cohort | None = None) -> Matrix:
+def score(centred: Matrix, trials: Trials, *, cohort: Matrix | None = None, top_n: int = 0) -> Matrix:
     """Return the score of each trial `(trials,)`: the cosine, with a cohort after AS-norm.
 
-    `centred` `(utterances + models, dim)`: embeddings after mean subtraction. AS-norm: each side's score is normalised
-    by mean and standard deviation of its own `top_n` highest cosines with the cohort, and the two are averaged
-    (adaptive S-norm 1; Matějka et al., Interspeech 2017).
+    `centred` `(utterances + models, dim)`, `cohort` `(speakers, dim)`: embeddings after mean subtraction. AS-norm: each
+    side's score is normalised by mean and standard deviation of its own `top_n` highest cosines with the cohort, and
+    the two are averaged (adaptive S-norm 1; Matějka et al., Interspeech 2017).
     """
     units = unit(centred)
     scores = cosines(units, trials.enrollment, trials.test)
@@ -80,7 +70,7 @@ def score(centred: Matrix, trials: Trials, cohort: Cohort | None = None) -> Matr
         return scores
     used = np.unique(np.concatenate([trials.enrollment, trials.test]))
     means, deviations = np.zeros(len(units), np.float32), np.ones(len(units), np.float32)
-    means[used], deviations[used] = _highest(units[used], unit(cohort.centred), cohort.top_n)
+    means[used], deviations[used] = _highest(units[used], unit(cohort), min(top_n, len(cohort)))
     sides = [(scores - means[side]) / deviations[side] for side in (trials.enrollment, trials.test)]
     return np.asarray((sides[0] + sides[1]) / 2, np.float32)
 

@@ -1,6 +1,7 @@
 """The embeddings of a folder with what is known of their utterances, for evaluation."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +11,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from balr.data.headers import read_cache
+from balr.errors import InputError
 from balr.evaluation.pairs import numbered
 from balr.evaluation.scoring import Matrix
 from balr.evaluation.trials import Indices
+from balr.stores.embedding_files import read_embedding
 from balr.stores.reading import load_embeddings, number_in
 
 log = logging.getLogger(__name__)
@@ -38,7 +41,7 @@ class Embeddings:
     @cached_property
     def mean(self) -> Matrix:
         """Return the mean `(dim,)`."""
-        return np.asarray(self.matrix.mean(axis=0, dtype=np.float64), np.float32)
+        return mean_of(self.matrix)
 
     @cached_property
     def audio(self) -> list[str]:
@@ -66,13 +69,42 @@ class Embeddings:
 
 
 def read_embeddings(folder: Path) -> Embeddings:
-    """Read the embeddings of a folder. Where no utterance has a speaker, the first folder of its id is taken as one.
-
-    Raises InputError where the folder holds no embeddings, or a damaged one.
-    """
+    """Read the embeddings of a folder. Raises InputError where it holds none, or a damaged one."""
     ids, matrix, table = load_embeddings(folder)
-    names = [name or "" for name in table["speaker"].to_pylist()]
-    if not any(names) and all("/" in id_ for id_ in ids):
+    listed = table["speaker"].to_pylist()
+    names = speakers_of(ids, listed)
+    if any(names) and not any(listed):
         log.info("%s lists no speakers: the first folder of each id is taken as its speaker", folder)
-        names = [id_.partition("/")[0] for id_ in ids]
     return Embeddings(folder, ids, matrix, names, table)
+
+
+def speakers_of(ids: Sequence[str], names: Sequence[str | None]) -> list[str]:
+    """Return the name of each utterance's speaker, "" where unknown: the first folder of ids where no list has any."""
+    if not any(names) and all("/" in id_ for id_ in ids):
+        return [id_.partition("/")[0] for id_ in ids]
+    return [name or "" for name in names]
+
+
+def refuse_unknown_speakers(ids: Sequence[str], names: Sequence[str | None]) -> None:
+    """Raise InputError where an utterance has no speaker, by name or by its id."""
+    for id_, name in zip(ids, speakers_of(ids, names), strict=True):
+        if not name:
+            raise InputError(f"{id_} has no speaker; give a trial list, or a corpus with speakers.")
+
+
+def mean_of(matrix: Matrix, choice: str = "self") -> Matrix:
+    """Return the mean `(dim,)` to subtract: that of the embeddings `(utterances, dim)`, none, or of a file.
+
+    Raises InputError.
+    """
+    if choice == "self":
+        return np.asarray(matrix.mean(axis=0, dtype=np.float64), np.float32)
+    if choice == "none":
+        return np.zeros(matrix.shape[1], np.float32)
+    path = Path(choice).expanduser()
+    if not path.exists():
+        raise InputError(f"mean={choice}: no such file or folder; self and none are others.")
+    mean = read_embedding(path).astype(np.float32)
+    if mean.shape != matrix.shape[1:]:
+        raise InputError(f"mean={choice}: {mean.size} numbers, and the embeddings have {matrix.shape[1]}.")
+    return mean

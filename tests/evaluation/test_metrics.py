@@ -9,7 +9,7 @@ from scipy.optimize import brentq
 from sklearn.metrics import roc_curve
 
 from balr.errors import InputError
-from balr.evaluation.calibration import cross_validated, fit
+from balr.evaluation.calibration import calibrated, cross_validated
 from balr.evaluation.metrics import (
     ScoreCounts,
     cllr,
@@ -20,6 +20,7 @@ from balr.evaluation.metrics import (
     error_rates,
     min_dcf,
     operating_points,
+    sample_of,
 )
 
 SEEDS = range(10)
@@ -138,9 +139,17 @@ def test_scores_that_are_no_numbers_or_of_one_class_are_refused() -> None:
 
 def test_calibration_of_gaussian_scores_finds_their_llrs() -> None:
     scores, is_target = gaussian_scores(1, targets=20_000, nontargets=20_000)
-    calibration = fit(scores, is_target)
-    assert calibration.slope == pytest.approx(2.0, rel=0.05) and calibration.offset == pytest.approx(-2.0, rel=0.05)
-    assert calibration(np.array([1e9]))[0] == pytest.approx(np.log(20_001))
+    at_none, at_one, far = calibrated(scores, is_target, np.array([0.0, 1.0, 1e9]))
+    assert at_one - at_none == pytest.approx(2.0, rel=0.05) and at_none == pytest.approx(-2.0, rel=0.05)
+    assert far == pytest.approx(np.log(20_001))
+
+
+def test_a_sample_has_all_of_the_rarer_class_up_to_half() -> None:
+    for targets, nontargets, expected in ((30, 500, 30), (80, 500, 50), (80, 20, 80), (500, 30, 70), (3, 4, 3)):
+        is_target = np.arange(targets + nontargets) < targets
+        sample = sample_of(is_target, 100)
+        assert len(np.unique(sample)) == len(sample) == min(100, targets + nontargets)
+        assert is_target[sample].sum() == expected
 
 
 def test_cross_validation_judges_no_speaker_by_itself() -> None:

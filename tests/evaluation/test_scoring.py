@@ -6,7 +6,7 @@ import pytest
 from evaluation.scored import speaker_embeddings
 
 from balr.errors import InputError
-from balr.evaluation.scoring import Cohort, cosines, enrolled, refuse_unusable, score, unit
+from balr.evaluation.scoring import cosines, enrolled, refuse_unusable, score, unit
 from balr.evaluation.trials import Trials
 
 Vector = npt.NDArray[np.float64]
@@ -36,7 +36,7 @@ def test_cosine_and_as_norm_are_those_of_the_recipe(top_n: int) -> None:
     mean, trials = others.mean(axis=0), some_trials(200, len(matrix))
     centred, cohort = matrix.astype(float) - mean, list(others.astype(float) - mean)
     plain = score(matrix - mean, trials)
-    normed = score(matrix - mean, trials, Cohort(others - mean, top_n))
+    normed = score(matrix - mean, trials, cohort=others - mean, top_n=top_n)
     for number, (one, other) in enumerate(zip(trials.enrollment, trials.test, strict=True)):
         assert plain[number] == pytest.approx(cosine(centred[one], centred[other]), abs=1e-5)
         assert normed[number] == pytest.approx(as_norm(centred[one], centred[other], cohort, top_n), abs=1e-3)
