@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,14 @@ import numpy as np
 
 from balr.atomic import whole_file
 from balr.config import EvaluationConfig
-from balr.errors import InputError, one_line
 from balr.evaluate import evaluate
 from balr.evaluation.figures import evaluation_figures
 from balr.evaluation.inspection import Inspection, inspect
 from balr.evaluation.judgement import CAUTION, TITLES, percent, tables
-from balr.evaluation.page import Section, big_numbers, page, table, write_figures
-from balr.evaluation.pictures import corpus_figures
+from balr.evaluation.page import page, write_figures
+from balr.evaluation.pictures import corpus_figures, snippet
 from balr.evaluation.results import CURVES, EVALUATION
 from balr.evaluation.scoring import unit
-from balr.evaluation.sections import suspects, worst_errors
 from balr.evaluation.source import Embeddings, read_embeddings
 from balr.runs.failures import FAILURES, read_failures
 from balr.runs.record import Record
@@ -66,19 +63,17 @@ def report(folders: Sequence[Path], out: Path, *, figures: Path | None = None) -
     A run with speakers that was never evaluated is evaluated over all pairs. Raises a BalrError.
     """
     runs = [_read(folder) for folder in folders]
-    sections, written = [], [out]
-    if len(runs) > 1:
-        sections.append(Section(f"<h2>Comparison</h2>{_comparison(runs)}"))
-    for run in runs:
-        found = _sections(run, out)
-        sections += found
-        if figures is not None:
-            prefix = f"{run.name.replace('/', '-')}-" if len(runs) > 1 else ""
-            written += write_figures([one for section in found for one in section.figures], figures, prefix=prefix)
+    shown = [_shown(run, out) for run in runs]
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-    text = page(f"Speaker embeddings: {title}", sections)
+    comparison = [_compared(run, runs[0]) for run in runs if len(runs) > 1]
+    text = page(f"Speaker embeddings: {title}", shown, comparison=comparison, caution=CAUTION)
     with whole_file(out) as file:
         file.write(text.encode("utf-8", errors="replace"))
+    written = [out]
+    for run, one in zip(runs, shown, strict=True):
+        if figures is not None:
+            prefix = f"{run.name.replace('/', '-')}-" if len(runs) > 1 else ""
+            written += write_figures([*one["figures"], *one["pictures"]], figures, prefix=prefix)
     return written
 
 
@@ -87,40 +82,39 @@ def _read(folder: Path) -> Run:
     files = sorted(folder.glob(f"evaluation/*/{EVALUATION}"), key=lambda file: file.stat().st_mtime)
     if not files and (own.speakers >= 0).all() and 1 < len(set(own.names)) < len(own.names):
         files = [evaluate(folder, EvaluationConfig())[1] / EVALUATION]
-    if not files:
-        return Run(folder, own, Record.of(folder), {}, {})
-    try:
-        found = [json.loads(files[-1].with_name(name).read_text(encoding="utf-8")) for name in (EVALUATION, CURVES)]
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{files[-1].parent}: not an evaluation ({one_line(error)[:80]}); run balr evaluate."
-        ) from error
-    return Run(folder, own, Record.of(folder), found[0], found[1])
+    found = [json.loads(files[-1].with_name(name).read_text("utf-8")) for name in (EVALUATION, CURVES) if files]
+    return Run(folder, own, Record.of(folder), *(found or ({}, {})))
 
 
-def _sections(run: Run, out: Path) -> list[Section]:
+def _shown(run: Run, out: Path) -> dict[str, Any]:
+    """Return what the page shows of a run, by the names in page.html."""
     mean = run.own.mean * (run.evaluation.get("mean", "self") != "none")
     found = inspect(run.own, mean=mean)
-    sections = [
-        Section(
-            f"<h2>{escape(run.name)}</h2>{_numbers(run, found)}"
-            f"<details open><summary>What was run</summary>{_facts(run)}</details>"
-        )
-    ]
-    if run.evaluation:
-        of, counts = run.evaluation, run.evaluation["trial_counts"]
-        summary = f"{counts['targets']:,} target and {counts['nontargets']:,} nontarget trials: {of['trials']}."
-        summary += f" Score: {of['score']}; mean subtracted: {of['mean']}."
-        html = "".join(table(columns, rows, numbers=columns[1:]) for columns, rows in tables(of))
-        html = f"<h2>Evaluation</h2><p>{escape(summary)}</p>{html}<p>{CAUTION}</p>"
-        sections.append(Section(html, tuple(evaluation_figures(dict(run.curves)))))
-        sections.append(Section(f"<h3>Worst errors</h3>{worst_errors(run.curves, run.own)}"))
-    html = f"<h2>Corpus</h2>{suspects(found)}"
-    sections.append(Section(html, tuple(corpus_figures(run.own, mean, out.parent))))
-    return sections
+    suspects: dict[str, list[tuple[str, ...]]] = {}
+    for one in found.suspects:
+        row = (one.id, one.speaker, f"{one.value:.4g}", one.other, one.other_speaker)
+        suspects.setdefault(one.kind, []).append(row)
+    shown: dict[str, Any] = {"name": run.name, "numbers": _numbers(run, found), "facts": _facts(run), "figures": []}
+    if of := run.evaluation:
+        summary = "{targets:,} target and {nontargets:,} nontarget trials".format(**of["trial_counts"])
+        shown["summary"] = f"{summary}: {of['trials']}. Score: {of['score']}; mean subtracted: {of['mean']}."
+        shown |= {"tables": tables(of), "figures": evaluation_figures(dict(run.curves)), "errors": _worst_errors(run)}
+    return {**shown, "evaluation": of, "suspects": suspects, "pictures": corpus_figures(run.own, mean, out.parent)}
 
 
-def _numbers(run: Run, found: Inspection) -> str:
+def _worst_errors(run: Run) -> list[tuple[str, ...]]:
+    """Return the worst errors of an evaluation, to listen to."""
+    place = {id_: row for row, id_ in enumerate(run.own.ids)}
+    rows: list[tuple[str, ...]] = []
+    for error in run.curves["worst"]:
+        sides = [error["enrollment"], error["test"]]
+        sounds = [snippet(run.own, place[side]) if side in place else "" for side in sides]
+        kind = "target" if error["label"] else "nontarget"
+        rows.append((kind, f"{error['score']:.4f}", sides[0], sounds[0], sides[1], sounds[1]))
+    return rows
+
+
+def _numbers(run: Run, found: Inspection) -> list[tuple[str, str]]:
     numbers = [(f"{len(run.own.ids):,}", "embeddings")]
     speakers = len({name for name in run.own.names if name})
     numbers += [(f"{speakers:,}", "speakers")] if speakers else []
@@ -131,10 +125,10 @@ def _numbers(run: Run, found: Inspection) -> str:
         numbers.append((percent(found.neighbour_accuracy), "nearest neighbour is of the same speaker"))
     if run.last:
         numbers.append((f"{run.last['x_real_time']:.0f} x", "real time"))
-    return big_numbers(numbers)
+    return numbers
 
 
-def _facts(run: Run) -> str:
+def _facts(run: Run) -> list[tuple[str, str]]:
     last, rows = run.last, []
     checkpoint = last.get("checkpoint", {})
     rows.append(("model", run.model))
@@ -153,29 +147,22 @@ def _facts(run: Run) -> str:
     rows.append(("failures", f"{failed:,}, listed in {FAILURES}" if failed else "none"))
     known = run.own.seconds[np.isfinite(run.own.seconds)]
     rows += [("audio", f"{duration(float(known.sum()))} in {len(known):,} utterances")] if len(known) else []
-    return table(("", ""), rows)
+    return rows
 
 
-def _comparison(runs: Sequence[Run]) -> str:
-    rows = []
-    for run in runs:
-        eer, cost, last = run.metric("eer"), run.metric("min_dcf_0.01"), run.last
-        model, agreement = os.path.basename(run.model), _agreement(runs[0].own, run.own)
-        rows.append(
-            (
-                run.name,
-                model,
-                str(last.get("precision", "-")),
-                str(last.get("device", "-")),
-                "-" if eer is None else percent(eer),
-                "-" if cost is None else f"{cost:.3f}",
-                f"{last['x_real_time']:.0f} x" if last else "-",
-                "-" if agreement is None else f"{agreement:.4f}",
-            )
-        )
-    columns = ("run", "model", "precision", "device", "EER", "minDCF, p=0.01", "x real time", "agreement")
-    text = "<p>Agreement: correlation of the cosines of all pairs of utterances with those of the first run.</p>"
-    return table(columns, rows, numbers=columns[4:]) + text
+def _compared(run: Run, first: Run) -> tuple[str, ...]:
+    eer, cost, last = run.metric("eer"), run.metric("min_dcf_0.01"), run.last
+    agreement = _agreement(first.own, run.own)
+    return (
+        run.name,
+        os.path.basename(run.model),
+        str(last.get("precision", "-")),
+        str(last.get("device", "-")),
+        "-" if eer is None else percent(eer),
+        "-" if cost is None else f"{cost:.3f}",
+        f"{last['x_real_time']:.0f} x" if last else "-",
+        "-" if agreement is None else f"{agreement:.4f}",
+    )
 
 
 def _agreement(first: Embeddings, other: Embeddings) -> float | None:

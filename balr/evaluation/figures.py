@@ -1,4 +1,4 @@
-"""The figures of a page and of a paper: one Vega-Lite specification each, drawn from plain numbers."""
+"""The figures of an evaluation, for a page and a paper: one Vega-Lite specification each, drawn from plain numbers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +17,9 @@ except ImportError:
 
 _RATES = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 _PERCENT = "format(100 * cumulativeNormal(datum.value), '~g') + ' %'"
-_BLUE = "#2a78b5"
-_KINDS = alt.Color("trials:N", scale=alt.Scale(domain=["target", "nontarget"], range=[_BLUE, "#e07b39"]))
+BLUE = "#2a78b5"
+_KINDS = alt.Color("trials:N", scale=alt.Scale(domain=["target", "nontarget"], range=[BLUE, "#e07b39"]))
 _SHARE = alt.Y("share:Q", stack=None, title="share of trials", axis=alt.Axis(format="%"))
-_SECONDS = alt.Tooltip("seconds:Q", format=".1f")
 _LEAST = 1e-4
 
 
@@ -55,7 +54,8 @@ def _rows(**columns: Any) -> list[dict[str, Any]]:
     return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
 
 
-def _chart(rows: list[dict[str, Any]], mark: Any, **settings: Any) -> Any:
+def chart(rows: list[dict[str, Any]], mark: Any, **settings: Any) -> Any:
+    """Return marks of rows, to be encoded."""
     return alt.Chart({"values": rows}, mark=alt.MarkDef(mark, **settings))
 
 
@@ -73,17 +73,15 @@ def _det(det: Curves, interval: Curves) -> Figure:
     at, low, high = (
         ndtri(np.clip(interval[name], _LEAST, 1 - _LEAST)).tolist() for name in ("false_alarm", "low", "high")
     )
-    line = _chart(
-        _rows(fa=fa, miss=miss, order=range(len(fa))), "line", interpolate="step-after", color=_BLUE, clip=True
-    )
-    area = _chart(_rows(fa=at, low=low, high=high), "area", opacity=0.2, color=_BLUE, clip=True)
-    chart = area.encode(x=x, y=alt.Y("low:Q", **y), y2="high:Q")
-    chart += line.encode(x=x, y=alt.Y("miss:Q", **y), order="order:Q")
+    line = chart(_rows(fa=fa, miss=miss, order=range(len(fa))), "line", interpolate="step-after", color=BLUE, clip=True)
+    area = chart(_rows(fa=at, low=low, high=high), "area", opacity=0.2, color=BLUE, clip=True)
+    drawn = area.encode(x=x, y=alt.Y("low:Q", **y), y2="high:Q")
+    drawn += line.encode(x=x, y=alt.Y("miss:Q", **y), order="order:Q")
     caption = (
         "Misses over false alarms as the threshold moves, on probit axes; the band is the 95% interval by speaker "
         "bootstrap."
     )
-    return Figure("det", "DET curve", caption, chart)
+    return Figure("det", "DET curve", caption, drawn)
 
 
 def _histogram(histogram: Curves) -> Figure:
@@ -94,9 +92,9 @@ def _histogram(histogram: Curves) -> Figure:
         for row in _rows(**{"from": edges[:-1], "to": edges[1:], "share": histogram[kind]})
         if row["share"]
     ]
-    bars = _chart(rows, "bar", opacity=0.6, binSpacing=0)
-    chart = bars.encode(x=alt.X("from:Q", bin="binned", title="score"), x2="to:Q", y=_SHARE, color=_KINDS)
-    return Figure("scores", "Scores", "Scores of target and nontarget trials, each adding up to 100%.", chart)
+    bars = chart(rows, "bar", opacity=0.6, binSpacing=0)
+    drawn = bars.encode(x=alt.X("from:Q", bin="binned", title="score"), x2="to:Q", y=_SHARE, color=_KINDS)
+    return Figure("scores", "Scores", "Scores of target and nontarget trials, each adding up to 100%.", drawn)
 
 
 def _tippett(tippett: Curves) -> Figure:
@@ -105,14 +103,14 @@ def _tippett(tippett: Curves) -> Figure:
         for kind in ("target", "nontarget")
         for order, row in enumerate(_rows(**tippett[kind]))
     ]
-    line = _chart(rows, "line", interpolate="step-after")
-    chart = line.encode(x=alt.X("lr:Q", title="log10 LR"), y=_SHARE, color=_KINDS, order="order:Q")
-    zero = _chart([{"lr": 0}], "rule", strokeDash=[4, 4], opacity=0.5).encode(x="lr:Q")
+    line = chart(rows, "line", interpolate="step-after")
+    drawn = line.encode(x=alt.X("lr:Q", title="log10 LR"), y=_SHARE, color=_KINDS, order="order:Q")
+    zero = chart([{"lr": 0}], "rule", strokeDash=[4, 4], opacity=0.5).encode(x="lr:Q")
     caption = (
         "Share of target trials with an LR of at most x, and of nontarget trials with one of at least x; lines end "
         "where the data end."
     )
-    return Figure("tippett", "Tippett plot", caption, chart + zero)
+    return Figure("tippett", "Tippett plot", caption, drawn + zero)
 
 
 def _ece(ece: Curves) -> Figure:
@@ -122,7 +120,7 @@ def _ece(ece: Curves) -> Figure:
     ]
     kinds: Any = {"scale": alt.Scale(domain=list(titles.values())), "title": None}
     highest = alt.Scale(domain=[0, 1.3 * max(ece["none"])])
-    chart = _chart(rows, "line", clip=True).encode(
+    drawn = chart(rows, "line", clip=True).encode(
         x=alt.X("prior:Q", title="log10 prior odds"),
         y=alt.Y("bits:Q", title="empirical cross-entropy, bits", scale=highest),
         color=alt.Color("line:N", **kinds),
@@ -132,59 +130,16 @@ def _ece(ece: Curves) -> Figure:
         "Cost of the LRs at every prior. The gap to the best calibration is the loss by calibration; above LR = 1 the "
         "LRs mislead."
     )
-    return Figure("ece", "ECE plot", caption, chart)
+    return Figure("ece", "ECE plot", caption, drawn)
 
 
 def _pav(pav: Curves) -> Figure:
     x, y = alt.X("before:Q", title="log10 LR"), alt.Y("after:Q", title="log10 LR after PAV")
-    line = _chart(_rows(**pav), "line", point=True, color=_BLUE).encode(x=x, y=y)
+    line = chart(_rows(**pav), "line", point=True, color=BLUE).encode(x=x, y=y)
     ends = [min(pav["before"], default=-1), max(pav["before"], default=1)]
-    rule = _chart(_rows(before=ends, after=ends), "line", strokeDash=[4, 4], color="gray").encode(x=x, y=y)
+    rule = chart(_rows(before=ends, after=ends), "line", strokeDash=[4, 4], color="gray").encode(x=x, y=y)
     caption = (
         "LRs before and after the best monotonic calibration: on the diagonal they are well calibrated. Pools of one "
         "class have no finite LR."
     )
     return Figure("pav", "PAV plot", caption, rule + line)
-
-
-def similarity(names: list[str], cosines: list[list[float]], *, left_out: int) -> Figure:
-    """Return the matrix of mean cosines between speakers `(speakers, speakers)`."""
-    rows = [
-        {"one": one, "other": other, "cosine": round(value, 4)}
-        for one, values in zip(names, cosines, strict=True)
-        for other, value in zip(names, values, strict=True)
-    ]
-    size = max(120, min(560, 22 * len(names)))
-    chart = _chart(rows, "rect").encode(
-        x=alt.X("one:N", sort=names, title=None),
-        y=alt.Y("other:N", sort=names, title=None),
-        color=alt.Color("cosine:Q", scale=alt.Scale(scheme="viridis")),
-        tooltip=["one:N", "other:N", "cosine:Q"],
-    )
-    more = f" The {left_out:,} speakers with fewer utterances are left out." if left_out else ""
-    caption = f"Mean cosine between the utterances of two speakers, and on the diagonal of one.{more}"
-    return Figure("similarity", "Speakers", caption, chart, size, size)
-
-
-def map_of(points: list[dict[str, Any]], *, left_out: int) -> Figure:
-    """Return a map of utterances: `x`, `y`, `id`, `speaker`, `seconds` and perhaps the path of the `audio` of each."""
-    few = len({point["speaker"] for point in points}) <= 20
-    chart = _chart(points, "circle", size=60, opacity=0.8, cursor="pointer").encode(
-        x=alt.X("x:Q", axis=None),
-        y=alt.Y("y:Q", axis=None),
-        color=alt.Color("speaker:N", legend=alt.Legend() if few else None, scale=alt.Scale(scheme="tableau20")),
-        tooltip=["id:N", "speaker:N", _SECONDS],
-    )
-    more = f" {left_out:,} utterances are left out." if left_out else ""
-    caption = f"t-SNE of the embeddings. Distances between groups mean little; hover for names, click to listen.{more}"
-    return Figure("map", "Map", caption, chart, 620, 460)
-
-
-def norms(points: list[dict[str, Any]]) -> Figure:
-    """Return the norm of embeddings over the duration of utterances."""
-    chart = _chart(points, "circle", size=40, opacity=0.6, color=_BLUE).encode(
-        x=alt.X("seconds:Q", scale=alt.Scale(type="log", nice=False), title="duration, s"),
-        y=alt.Y("norm:Q", scale=alt.Scale(zero=False), title="norm after mean subtraction"),
-        tooltip=["id:N", "speaker:N", _SECONDS, alt.Tooltip("norm:Q", format=".3f")],
-    )
-    return Figure("norms", "Norm and duration", "Short or noisy utterances often have odd norms.", chart)

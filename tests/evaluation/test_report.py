@@ -85,6 +85,7 @@ def test_text_of_a_corpus_is_text_on_the_page(tmp_path: Path) -> None:
     text = report([folder], tmp_path / "report.html")[0].read_text()
     assert NASTY not in text and NASTY in unescape(text)
     assert not re.findall(r"""<(?:script|link|img|iframe)[^>]+(?:src|href)=["']?http""", text)
+    assert re.search(r"@media print {[^@]*[ ,]audio { display: none", text)
     [specs] = re.findall(r"^const figures = (.*);$", text, re.M)
     assert len(json.loads(specs)) == len(FIGURES)
     assert '<audio controls preload="none" src="data:audio/ogg' in text
@@ -151,10 +152,9 @@ def test_a_run_that_was_killed_and_one_with_failures_have_a_page(tmp_path: Path)
 
 def test_the_command_says_where_the_page_is_and_refuses_a_folder_without_embeddings(tmp_path: Path) -> None:
     write_corpus(tmp_path / "store")
-    for folders in (["store"], ["store", "report.html"], ["store", "store"]):  # as `*` names them from the second time
-        done = CliRunner().invoke(cli.app, ["report", *folders, "--out", "report.html"])
-        assert done.exit_code == 0 and done.output == "report.html\n"
-    assert f"<h2>{tmp_path.name}/store</h2>" in Path("report.html").read_text()
-    assert CliRunner().invoke(cli.app, ["report", "store"]).output == "store/report.html\n"
+    for folders in (["store"], ["store", "store/report.html"]):  # as `*` names them from the second time
+        done = CliRunner().invoke(cli.app, ["report", *folders])
+        assert done.exit_code == 0 and done.output == "store/report.html\n"
+    assert f"<h2>{tmp_path.name}/store</h2>" in Path("store/report.html").read_text()
     with pytest.raises(BalrError, match="audio: holds no embeddings; give the save_dir of a run"):
         CliRunner().invoke(cli.app, ["report", "audio"], catch_exceptions=False)
