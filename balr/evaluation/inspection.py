@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import median_abs_deviation
 
 from balr.evaluation.pairs import numbered, session_of
 from balr.evaluation.scoring import Matrix, unit
@@ -57,7 +58,12 @@ def inspect(own: Embeddings, *, mean: Matrix) -> Inspection:
     usable = np.isfinite(norms) & (norms > 0)
     units = np.where(usable[:, None], unit(centred), np.float32(0))
     speakers, sessions = own.speakers, numbered([session_of(id_) or id_ for id_ in own.ids])
-    nearest, cosine, elsewhere, queries = _neighbours(units, sessions)
+    rows = queries = np.arange(len(units))
+    if len(rows) > _MOST_QUERIES:
+        log.warning("duplicates and neighbours are looked for in a random %s of %s", _SAMPLED_QUERIES, len(rows))
+        queries = np.sort(np.random.default_rng(0).choice(rows, _SAMPLED_QUERIES, replace=False))
+    groups = (queries, rows), (sessions[queries], sessions)
+    (nearest, elsewhere), (cosine, _) = _nearest(units[queries], units, *groups)
     suspects = [*_duplicates(own, nearest, cosine, queries)]
     has_rival = (speakers[queries] >= 0) & _has_other_session(speakers, sessions)[queries]
     accuracy = None
@@ -72,30 +78,27 @@ def inspect(own: Embeddings, *, mean: Matrix) -> Inspection:
     return Inspection([*suspects, *_odd(own, norms)], accuracy)
 
 
-def _neighbours(units: Matrix, sessions: Indices) -> tuple[Indices, Matrix, Indices, Indices]:
-    """Return the nearest other utterance with its cosine, and the nearest of another session, of the queries.
+def _nearest(units: Matrix, others: Matrix, *groups: tuple[Indices, Indices]) -> tuple[Indices, Matrix]:
+    """Return the nearest of others that is not of the same group, with its cosine `(groups, units)`.
 
-    All are queries, or a random sample of very many.
+    `groups`: numbers of the groups of units and of others; each pair leaves out what those before it do, too.
     """
-    count = len(units)
-    queries = np.arange(count)
-    if count > _MOST_QUERIES:
-        log.warning(
-            "duplicates and nearest utterances are those of a random %s of %s", f"{_SAMPLED_QUERIES:,}", f"{count:,}"
-        )
-        queries = np.sort(np.random.default_rng(0).choice(count, _SAMPLED_QUERIES, replace=False))
-    nearest, cosine = np.zeros(len(queries), np.int64), np.zeros(len(queries), np.float32)
-    elsewhere = np.zeros(len(queries), np.int64)
-    for start in range(0, len(queries), _ROWS):
-        rows = queries[start : start + _ROWS]
-        cosines = units[rows] @ units.T
-        part = slice(start, start + len(rows))
-        cosines[np.arange(len(rows)), rows] = -2
-        nearest[part] = cosines.argmax(axis=1)
-        cosine[part] = cosines[np.arange(len(rows)), nearest[part]]
-        cosines[sessions[rows][:, None] == sessions[None]] = -2
-        elsewhere[part] = cosines.argmax(axis=1)
-    return nearest, cosine, elsewhere, queries
+    nearest = np.zeros((len(groups), len(units)), np.int64)
+    cosine = np.zeros(nearest.shape, np.float32)
+    for start in range(0, len(units), _ROWS):
+        part = slice(start, start + _ROWS)
+        cosines = units[part] @ others.T
+        for number, (own, other) in enumerate(groups):
+            cosines[own[part, None] == other] = -2
+            nearest[number, part], cosine[number, part] = cosines.argmax(axis=1), cosines.max(axis=1)
+    return nearest, cosine
+
+
+def _over(values: npt.NDArray[np.floating], limit: float) -> list[int]:
+    """Return the places of values above a limit, highest first."""
+    order = np.argsort(-values, kind="stable")
+    places: list[int] = order[values[order] > limit].tolist()
+    return places
 
 
 def _has_other_session(speakers: Indices, sessions: Indices) -> npt.NDArray[np.bool_]:
@@ -107,13 +110,10 @@ def _has_other_session(speakers: Indices, sessions: Indices) -> npt.NDArray[np.b
 
 def _duplicates(own: Embeddings, nearest: Indices, cosine: Matrix, queries: Indices) -> Iterator[Suspect]:
     seen = set()
-    for place in np.argsort(-cosine, kind="stable"):
-        if cosine[place] <= _DUPLICATE:
-            return
-        pair = tuple(sorted((int(queries[place]), int(nearest[place]))))
-        if pair not in seen:
-            seen.add(pair)
-            one, other = pair
+    for place in _over(cosine, _DUPLICATE):
+        one, other = sorted((int(queries[place]), int(nearest[place])))
+        if (one, other) not in seen:
+            seen.add((one, other))
             names = own.ids[one], own.names[one]
             yield Suspect("duplicate", *names, float(cosine[place]), own.ids[other], own.names[other])
 
@@ -122,38 +122,29 @@ def _labels(own: Embeddings, units: Matrix, speakers: Indices, sessions: Indices
     """Yield utterances nearer to another speaker's mean than to their own's, speakers alike, and the worst speakers."""
     known = np.flatnonzero(speakers >= 0)
     numbers, first, speaker = np.unique(speakers[known], return_index=True, return_inverse=True)
+    names = [own.names[row] for row in known[first]]
+    groups, session = np.unique(np.stack([speaker, sessions[known]], axis=1), axis=0, return_inverse=True)
     sums = np.zeros((len(numbers), units.shape[1]), np.float32)
     np.add.at(sums, speaker, units[known])
-    groups, session = np.unique(np.stack([speaker, sessions[known]], axis=1), axis=0, return_inverse=True)
     of_session = np.zeros((len(groups), units.shape[1]), np.float32)
     np.add.at(of_session, session.ravel(), units[known])
     rest = sums[speaker] - of_session[session.ravel()]
-    lengths = np.linalg.norm(rest, axis=1)
-    likeness = np.einsum("ij,ij->i", units[known], rest) / np.maximum(lengths, 1e-9)
+    likeness = np.einsum("ij,ij->i", units[known], unit(rest))
     is_judged = np.bincount(groups[:, 0], minlength=len(numbers))[speaker] > 1
     means = unit(sums)
-    rival, rivals = np.full(len(known), -2.0, np.float32), np.zeros(len(known), np.int64)
-    for start in range(0, len(known), _ROWS) if len(numbers) > 1 else ():
-        part = slice(start, start + _ROWS)
-        cosines = units[known[part]] @ means.T
-        cosines[np.arange(len(cosines)), speaker[part]] = -2
-        rivals[part], rival[part] = cosines.argmax(axis=1), cosines.max(axis=1)
-    names = [own.names[row] for row in known[first]]
+    [rivals], [rival] = _nearest(units[known], means, (speaker, np.arange(len(numbers))))
     suspicion = np.where(is_judged, rival - likeness, -np.inf)
-    for row in np.argsort(-suspicion, kind="stable"):
-        if suspicion[row] <= 0:
-            break
-        which, like = int(known[row]), names[int(rivals[row])]
+    for row in _over(suspicion, 0):
+        which, like = int(known[row]), names[rivals[row]]
         yield Suspect("label error", own.ids[which], own.names[which], float(suspicion[row]), other_speaker=like)
     if not is_judged.any():
         return
     yield from _speakers(names, means, np.median(likeness[is_judged]))
     totals = np.bincount(speaker[is_judged], likeness[is_judged], len(numbers))
     counts = np.bincount(speaker[is_judged], minlength=len(numbers))
-    average = np.where(counts > 0, totals / np.maximum(counts, 1), np.inf)
-    for number in np.argsort(average, kind="stable")[: min(_WORST_SPEAKERS, len(numbers) // 2)]:
-        if np.isfinite(average[number]):
-            yield Suspect("speaker least like itself", "", names[int(number)], float(average[number]))
+    unlike = np.where(counts > 0, -totals / np.maximum(counts, 1), -np.inf)
+    for number in _over(unlike, -np.inf)[: min(_WORST_SPEAKERS, len(numbers) // 2)]:
+        yield Suspect("speaker least like itself", "", names[number], -float(unlike[number]))
 
 
 def _speakers(names: list[str], means: Matrix, usual: float) -> Iterator[Suspect]:
@@ -169,15 +160,10 @@ def _odd(own: Embeddings, norms: Matrix) -> Iterator[Suspect]:
     for kind, values in (("odd norm", norms), ("odd duration", own.seconds)):
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.log(values.astype(float))
-        sound = np.isfinite(logs)
-        if not sound.any():
-            continue
-        centre = np.median(logs[sound])
-        spread = 1.4826 * np.median(np.abs(logs[sound] - centre))
-        distance = np.where(sound & (spread > 0), np.abs(logs - centre) / (spread or 1.0), 0.0)
-        for row in np.argsort(-distance, kind="stable"):
-            if distance[row] <= _ODD:
-                break
+            sound = logs[np.isfinite(logs)]
+            spread = median_abs_deviation(sound, scale="normal") if len(sound) else 0.0
+            distance = np.abs(logs - np.median(sound)) / spread if spread else np.zeros(len(logs))
+        for row in _over(np.where(np.isfinite(logs), distance, 0.0), _ODD):
             yield Suspect(kind, own.ids[row], own.names[row], float(values[row]))
-    for row in np.flatnonzero(own.seconds < _SHORT_SECONDS):
+    for row in np.flatnonzero(own.seconds < _SHORT_SECONDS).tolist():
         yield Suspect("short", own.ids[row], own.names[row], float(own.seconds[row]))
