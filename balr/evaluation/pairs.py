@@ -32,9 +32,10 @@ def sampled_pairs(speakers: Indices) -> Trials:
     targets = np.stack([order[starts[chosen] + one], order[starts[chosen] + other]], axis=1)
     others = random.integers(len(speakers), size=(_SAMPLED, 2))
     others = others[speakers[others[:, 0]] != speakers[others[:, 1]]]
-    pairs = np.unique(np.sort(np.concatenate([targets, others]), axis=1), axis=0)
+    pairs = np.sort(np.concatenate([targets, others]), axis=1)
+    first, second = np.divmod(np.unique(pairs[:, 0] * len(speakers) + pairs[:, 1]), len(speakers))
     source = {"trials": "all pairs", "listed": "a sample"}
-    return Trials(pairs[:, 0], pairs[:, 1], speakers[pairs[:, 0]] == speakers[pairs[:, 1]], source=source)
+    return Trials(first, second, speakers[first] == speakers[second], source=source)
 
 
 def pairs_by_histogram(
