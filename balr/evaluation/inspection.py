@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import median_abs_deviation
 
 from balr.evaluation.pairs import numbered, session_of
 from balr.evaluation.scoring import Matrix, unit
@@ -158,12 +157,11 @@ def _speakers(names: list[str], means: Matrix, usual: float) -> Iterator[Suspect
 
 def _odd(own: Embeddings, norms: Matrix) -> Iterator[Suspect]:
     for kind, values in (("odd norm", norms), ("odd duration", own.seconds)):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            logs = np.log(values.astype(float))
-            sound = logs[np.isfinite(logs)]
-            spread = median_abs_deviation(sound, scale="normal") if len(sound) else 0.0
-            distance = np.abs(logs - np.median(sound)) / spread if spread else np.zeros(len(logs))
-        for row in _over(np.where(np.isfinite(logs), distance, 0.0), _ODD):
+        rows = np.flatnonzero(np.isfinite(values) & (values > 0))
+        logs = np.log(values[rows].astype(float))
+        distance = np.abs(logs - np.median(logs)) if len(rows) else logs
+        usual = 1.4826 * np.median(distance) if len(rows) else 0.0  # the standard deviation of a Gaussian
+        for row in rows[_over(distance, _ODD * usual)].tolist() if usual else ():
             yield Suspect(kind, own.ids[row], own.names[row], float(values[row]))
     for row in np.flatnonzero(own.seconds < _SHORT_SECONDS).tolist():
         yield Suspect("short", own.ids[row], own.names[row], float(own.seconds[row]))
