@@ -28,20 +28,15 @@ def write_results(
 ) -> None:
     """Write the numbers of an evaluation, the curves of its page, and the scores of its trials. Raises OutputError."""
     with as_output_error(out):
-        for name in (
-            EVALUATION,
-            "scores.csv",
-            "scores.parquet",
-        ):  # of another evaluation, they would pass for this one's
+        for name in (EVALUATION, "scores.csv", "scores.parquet"):  # those of another would pass for this one's
             (out / name).unlink(missing_ok=True)
     _write_json(out / CURVES, curves(judgement, trials.is_target) | {"worst": _worst(scores, trials, names)})
     format_ = settings.scores or ("csv" if len(trials) <= _MOST_CSV else "parquet")
     if format_ == "parquet":
         ids = [as_utf8(name) for name in names]
-        sides = [
-            pa.DictionaryArray.from_arrays(side.astype(np.int32), ids) for side in (trials.enrollment, trials.test)
-        ]
-        columns = [*sides, trials.is_target.astype(np.int8), scores, judgement.llrs]
+        sides = (trials.enrollment, trials.test)
+        named = [pa.DictionaryArray.from_arrays(side.astype(np.int32), ids) for side in sides]
+        columns = [*named, trials.is_target.astype(np.int8), scores, judgement.llrs]
         found = {name: column for name, column in zip(_COLUMNS, columns, strict=True) if column is not None}
         with whole_file(out / "scores.parquet") as file:
             parquet.write_table(pa.table(found), file, compression="zstd")

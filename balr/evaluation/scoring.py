@@ -20,7 +20,9 @@ def enrolled(embeddings: Matrix, trials: Trials, *, of_unit: bool) -> Matrix:
 
     `of_unit`: of embeddings divided by their length, where WeSpeaker averages them as they are.
     """
-    averaged = unit(embeddings) if of_unit and trials.models else embeddings
+    if not trials.models:
+        return embeddings
+    averaged = unit(embeddings) if of_unit else embeddings
     return np.concatenate([embeddings, *(averaged[rows].mean(axis=0, keepdims=True) for _, rows in trials.models)])
 
 
