@@ -40,10 +40,6 @@ def run(cfg: RunConfig, *, run_dir: Path, stop: Stop, job: str = "embedding") ->
     utterance is part of the summary. When `stop` is set, what is being computed is finished and saved.
     """
     corpus = _corpus(cfg)
-    if cfg.evaluation is not None and cfg.evaluation.trials is None:  # of all pairs, once all is embedded
-        from balr.evaluation.source import refuse_unknown_speakers
-
-        refuse_unknown_speakers([one.id for one in corpus.utterances], [one.speaker for one in corpus.utterances])
     part = shard_of(corpus, cfg.shard)
     if not cfg.save_output:
         settle_engine(cfg, None, corpus)
@@ -111,6 +107,10 @@ def _corpus(cfg: RunConfig) -> Corpus:
     corpus = Corpus.from_path(cfg.input, root_dir=cfg.root_dir, audio_formats=cfg.audio_formats, channel=cfg.channel)
     corpus.vector_format = cfg.vector_format
     corpus.set_output_dir(cfg.save_dir)
+    if cfg.evaluation is not None and cfg.evaluation.trials is None:  # of all pairs, once all is embedded
+        from balr.evaluation.source import refuse_unknown_speakers
+
+        refuse_unknown_speakers([one.id for one in corpus.utterances], [one.speaker for one in corpus.utterances])
     return corpus
 
 
