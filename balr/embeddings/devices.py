@@ -64,19 +64,17 @@ def select_device(device: str | torch.device) -> torch.device:
 
     Raises ConfigError that names the available devices.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    available = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-    if torch.backends.mps.is_available():
-        available.append("mps")
-    try:
-        selected = torch.device(device)
-    except RuntimeError:
-        selected = None
-    if selected is None or not any(str(selected) in (name, name.partition(":")[0]) for name in available):
-        raise ConfigError(f"device={device}: not on this machine, which has {', '.join(available)}.")
-    # A thread can only be given a GPU that has a number.
-    return torch.device("cuda", torch.cuda.current_device()) if str(selected) == "cuda" else selected
+    # device_count() alone counts GPUs whose driver is too old to compute.
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    available = ["cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
+    name = str(device)
+    if gpus and name in ("auto", "cuda"):
+        name = f"cuda:{torch.cuda.current_device()}"  # a thread can only be given a GPU that has a number
+    elif name == "auto":
+        name = "cpu"
+    if name not in available:
+        raise ConfigError(f"device={name}: not on this machine, which has {', '.join(available)}.")
+    return torch.device(name)
 
 
 def device_name(device: torch.device) -> str:

@@ -14,6 +14,7 @@ from untrained_checkpoint import write_checkpoint
 
 from balr.config import FeaturesConfig
 from balr.embeddings.architectures import ARCHITECTURES, build_network
+from balr.embeddings.devices import select_device
 from balr.embeddings.wespeaker import WespeakerModel
 from balr.errors import CheckpointError, ConfigError
 
@@ -105,6 +106,15 @@ def test_an_absent_device_names_those_there_are(tiny_campplus: Path) -> None:
     for device in ("cuda:99", "tpu", "nonsense"):
         with pytest.raises(ConfigError, match=r"not on this machine, which has cpu"):
             load(tiny_campplus, device=device)
+
+
+def test_a_gpu_whose_driver_is_too_old_is_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert str(select_device("auto")) == "cpu"
+    for device in ("cuda", "cuda:0"):
+        with pytest.raises(ConfigError, match=rf"device={device}: not on this machine, which has cpu\."):
+            select_device(device)
 
 
 @pytest.mark.parametrize("architecture", sorted(set(ARCHITECTURES) - {"ReDimNet2Wrap", "ReDimNet2Custom"}))
