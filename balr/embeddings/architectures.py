@@ -66,7 +66,7 @@ def build_network(architecture: str, model_args: Mapping[str, Any]) -> torch.nn.
         raise CheckpointError(f"unknown architecture {architecture!r}.{hint} Known: {', '.join(ARCHITECTURES)}.")
     network = _construct(f"models.{ARCHITECTURES[architecture]}", architecture, model_args, "model_args")
     if ARCHITECTURES[architecture] == "redimnet2":  # takes (batch, mels, frames)
-        network.register_forward_pre_hook(lambda _, inputs: (inputs[0].mT.contiguous(),))
+        network.register_forward_pre_hook(lambda _, inputs: (inputs[0].transpose(1, 2).contiguous(),))
     return network
 
 

@@ -26,6 +26,7 @@ SLOW = (
     ("ECAPA_TDNN_GLOB_c512", {"feat_dim": 80, "pooling_func": "ASTP"}),
     ("SimAM_ResNet34_ASP", {"in_planes": 16}),
     ("ReDimNetB0", {"feat_dim": 60, "pooling_func": "ASTP"}),
+    ("ReDimNet2B0", {"feat_dim": 72}),
 )
 
 
