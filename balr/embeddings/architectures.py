@@ -49,7 +49,6 @@ _GLOBAL_CONTEXT = {
     "SEBlock_2D": ("forward", 3),
     "fwSEBlock": ("forward", 3),
     "MultiHeadAttention": ("forward", 1),
-    "GRU": ("forward", 2),
     "GroupNorm": ("forward", -1),
 }
 
