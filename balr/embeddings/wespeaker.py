@@ -186,8 +186,6 @@ class WespeakerModel(EmbeddingsModel):
         facts["batching"] |= {"lengths": lengths[vars(self).get("takes_ragged_batches")]}
         if "_chunked" in vars(self):
             facts["batching"] |= {"long_audio": "whole" if self._chunked is None else "in chunks"}
-        if self._compiled and self._compiled.left_to_torch:
-            facts["batching"] |= {"batches_left_to_torch": self._compiled.left_to_torch}
         return facts
 
     @cached_property
@@ -224,8 +222,6 @@ class WespeakerModel(EmbeddingsModel):
             raise
         except RuntimeError as error:
             raise ConfigError(f"precision: {self.architecture} does not run in {dtype}: {error}; use fp32.") from error
-        if self._compiled is not None:
-            self._compiled.left_to_torch = 0
         log.info("16 bits from %.3f s of audio on", near)
         if near > self.shortest_seconds:
             noise = white_noise(near, self.sample_rate_hz).to(self.device)

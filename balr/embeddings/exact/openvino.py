@@ -5,9 +5,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from pathlib import Path
+from io import BytesIO
 from queue import SimpleQueue
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -55,10 +54,9 @@ def compiled(
 
     Raises ConfigError where it was asked for and cannot.
     """
-    if engine == "torch":
+    if engine == "torch" or device.type != "cpu":
         return None
     try:
-        check_engine("openvino", device)
         requests = resolve_loading(DataConfig(), device).concurrent_batches
         return CompiledNetwork(network, mels=frontend.mels, dtype=dtype, requests=requests, verdicts=verdicts)
     except (ConfigError, ImportError) as error:
@@ -69,10 +67,7 @@ def compiled(
 
 
 class CompiledNetwork:
-    """Run batches of one length through a compiled network; what OpenVINO refuses runs in torch.
-
-    `left_to_torch` counts the batches that ran in torch.
-    """
+    """Run batches of one length through a compiled network; what OpenVINO refuses runs in torch."""
 
     def __init__(self, network: nn.Module, *, mels: int, dtype: torch.dtype, requests: int, verdicts: Verdicts) -> None:
         """Compile a network in evaluation mode for features of any batch size and number of frames.
@@ -84,7 +79,6 @@ class CompiledNetwork:
 
         self._network = network
         self._mels = mels
-        self.left_to_torch = 0
         self._idle: SimpleQueue[Any] = SimpleQueue()
         try:
             core = openvino.Core()
@@ -94,10 +88,9 @@ class CompiledNetwork:
                 "NUM_STREAMS": requests,
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             }
-            with TemporaryDirectory() as folder:
-                _export(network, Path(folder) / "network.onnx", mels)
-                graph = core.read_model(Path(folder) / "network.onnx")
-            program = core.compile_model(graph, "CPU", hints)
+            graph = core.read_model(_exported(network, mels))
+            embeddings_alone = openvino.Model(graph.get_results()[-1:], graph.get_parameters())
+            program = core.compile_model(embeddings_alone, "CPU", hints)
             for _ in range(requests):  # now, as creating one waits for the inference of another
                 self._idle.put(program.create_infer_request())
         except RuntimeError as error:
@@ -118,7 +111,6 @@ class CompiledNetwork:
         try:
             return self._infer(features)
         except RuntimeError as error:
-            self.left_to_torch += 1
             log.debug("a batch of %d frames runs in torch: %s", features.shape[1], error)
             return run_network(self._network, features)
 
@@ -153,27 +145,21 @@ class CompiledNetwork:
         return max(differences), min(cosines), len(found) == len(_PROBE_FRAMES)
 
 
-class _LastOutput(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return run_network(self.network, features)
-
-
-def _export(network: nn.Module, path: Path, mels: int) -> None:
-    """Write a network as ONNX, which OpenVINO reads without its own converter, which collects usage data."""
+def _exported(network: nn.Module, mels: int) -> BytesIO:
+    """Return a network as ONNX, which OpenVINO reads without its own converter, which collects usage data."""
+    exported = BytesIO()  # a disk may be full
     with warnings.catch_warnings(), _rewritten_layers(network):
         warnings.simplefilter("ignore")  # tracing fixes some lengths, which the comparison checks; a newer exporter
         torch.onnx.export(
-            _LastOutput(network).eval(),
+            network,
             (_noise(_PROBE_FRAMES[0], mels),),
-            path,
+            exported,  # type: ignore[arg-type]  # it takes one
             input_names=["features"],
             dynamic_axes={"features": {0: "batch", 1: "frames"}},
             dynamo=False,
         )
+    exported.seek(0)
+    return exported
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -73,15 +74,16 @@ def test_audio_of_up_to_three_times_chunk_seconds_is_not_cut_as_chunks_run_in_to
 
 # A segment of the pooling in CAM++ is 100 frames: one to three segments, and their bounds.
 @pytest.mark.slow
-def test_short_clips_of_campplus_run_in_the_engine_too(tiny_campplus: Path) -> None:
+def test_short_clips_of_campplus_run_in_the_engine_too(tiny_campplus: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Half as many frames are pooled as there are in the input."""
+    caplog.set_level("DEBUG", "balr.embeddings.exact.openvino")
     model = WespeakerModel("", "avg_model.pt", model_dir=tiny_campplus, engine="openvino")
     plain = WespeakerModel("", "avg_model.pt", model_dir=tiny_campplus)
     for seconds in (0.3, 0.99, 1.0, 1.01, 1.5, 1.99, 2.0, 2.01, 4.0):
         waveform = torch.from_numpy(speechlike(seconds, seed=3))
         expected, made = plain.embed([waveform]), model.embed([waveform])
         assert (made - expected).abs().max() < 1e-5 * expected.abs().max(), seconds
-    assert model._compiled is not None and model._compiled.left_to_torch == 0
+    assert model.engine == "openvino" and "runs in torch" not in caplog.text
 
 
 @torch.inference_mode()
@@ -94,8 +96,7 @@ def test_a_layer_of_campplus_gives_the_same_for_any_number_of_segments() -> None
     for frames in (20, 99, 100, 101, 199, 200, 201, 400):
         features = torch.randn(1, frames, mels)
         expected = pooled(features)
-        assert (compiled(features) - expected).abs().max() < 1e-5 * expected.abs().max(), frames
-    assert compiled.left_to_torch == 0
+        assert (compiled._infer(features) - expected).abs().max() < 1e-5 * expected.abs().max(), frames
 
 
 class Pooled(torch.nn.Module):
@@ -127,8 +128,8 @@ def test_a_convolution_over_many_channels_gives_the_same_in_parts() -> None:
     for frames in (60, 200):
         features = torch.randn(1, frames, 80)
         expected = network(features)
-        assert (compiled(features) - expected).abs().max() < 1e-5 * expected.abs().max()
-    assert "forward" not in vars(network.wide) and compiled.left_to_torch == 0
+        assert (compiled._infer(features) - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert "forward" not in vars(network.wide)
 
 
 @pytest.mark.slow
@@ -183,15 +184,22 @@ def test_a_run_records_its_engine_and_does_not_mix_it_with_another(
     assert balr(f"input={corpus}", "save_dir=out", "embeddings.model.engine=openvino") == 0
     assert len(rows(tmp_path / "out" / "metadata.csv")) == 6
     (run,) = json.loads((tmp_path / "out" / "run.json").read_text())["runs"]
-    assert run["engine"] == "openvino" and "batches_left_to_torch" not in run["batching"]
+    assert run["engine"] == "openvino"
     assert balr(f"input={corpus}", "save_dir=out", "embeddings.model.engine=torch") == 2
     assert "engine openvino there, torch here" in capsys.readouterr().err
 
 
+def test_a_network_is_compiled_where_no_temporary_file_can_be_written(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    assert WespeakerModel("", "avg_model.pt", model_dir=tiny_checkpoint, engine="openvino").engine == "openvino"
+
+
 def test_a_network_that_the_engine_would_change_is_refused() -> None:
     network = seeded_network("XVEC", {"feat_dim": 80, "embed_dim": 8, "pooling_func": "TSTP"}, {}, 0)
-    moving = torch.nn.Sequential(network)
-    moving.forward = lambda features: (None, network(features)[-1] * (1.5 if torch.jit.is_tracing() else 1.0))
+    moving = torch.nn.Sequential(network).eval()
+    moving.forward = lambda features: (features, network(features)[-1] * (1.5 if torch.jit.is_tracing() else 1.0))
     with pytest.raises(ConfigError, match="would move embeddings by 5"):
         CompiledNetwork(moving, mels=80, dtype=torch.float32, requests=1, verdicts=Verdicts())
 
