@@ -1,5 +1,6 @@
 """A model for tests of the loop around any model."""
 
+import math
 import threading
 from collections.abc import Sequence
 
@@ -24,8 +25,8 @@ class Statistics(EmbeddingsModel):
         self,
         waveforms: Sequence[torch.Tensor],
         *,
-        chunk_seconds: float | None = None,
-        max_whole_seconds: float | None = None,
+        chunk_seconds: float = math.inf,
+        max_whole_seconds: float = math.inf,
     ) -> torch.Tensor:
         with self._lock:
             self.batches.append([waveform.numel() for waveform in waveforms])

@@ -58,8 +58,8 @@ class EmbeddingsModel(ABC):
         self,
         waveforms: Sequence[torch.Tensor],
         *,
-        chunk_seconds: float | None = None,
-        max_whole_seconds: float | None = None,
+        chunk_seconds: float = math.inf,
+        max_whole_seconds: float = math.inf,
     ) -> torch.Tensor:
         """Embed waveforms `(samples,)` in [-1, 1] to `(batch, dim)`, float32 on `device`.
 

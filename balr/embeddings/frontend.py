@@ -27,10 +27,6 @@ class Frontend:
     frames_per_second: float
     settings: Mapping[str, Any]
 
-    def noise(self, frames: int) -> torch.Tensor:
-        """Return random features `(frames, mels)`, the same for each number of frames."""
-        return torch.randn(frames, self.mels, generator=torch.Generator().manual_seed(frames))
-
 
 def build_with_frontend(config: CheckpointConfig, overrides: FeaturesConfig) -> tuple[torch.nn.Module, Frontend]:
     """Construct the network, without weights, and its front end. Raises CheckpointError or ConfigError."""

@@ -110,8 +110,8 @@ class WespeakerModel(EmbeddingsModel):
         self,
         waveforms: Sequence[torch.Tensor],
         *,
-        chunk_seconds: float | None = None,
-        max_whole_seconds: float | None = None,
+        chunk_seconds: float = inf,
+        max_whole_seconds: float = inf,
     ) -> torch.Tensor:
         """Embed waveforms `(samples,)` in [-1, 1] to `(batch, dim)`, float32 on `device`, each as if it were alone.
 
@@ -122,7 +122,6 @@ class WespeakerModel(EmbeddingsModel):
         seconds = [waveform.numel() / self.sample_rate_hz for waveform in waveforms]
         longest = longest_whole(chunk_seconds, engine=self.engine, device=self.device)
         is_long = [each > max(longest, self._shortest_in_16_bits or 0.0) for each in seconds]
-        max_whole_seconds = max_whole_seconds or inf
         self._refuse_lengths(min(seconds), max(seconds), max_whole_seconds if any(is_long) else inf)
         with self.stages.timed("features", self.device):
             features = self._frontend.compute([waveform.to(self.device) for waveform in waveforms])
@@ -133,7 +132,7 @@ class WespeakerModel(EmbeddingsModel):
                 with self._budget.reserve(sum(seconds), of=max_whole_seconds):
                     return self._embed_features(features).float()
             rows = [
-                self._embed_in_chunks(one, chunk_seconds or 0.0) if long else self._embed_features([one])
+                self._embed_in_chunks(one, chunk_seconds) if long else self._embed_features([one])
                 for one, long in zip(features, is_long, strict=True)
             ]
             return torch.cat(rows).float()
@@ -163,7 +162,7 @@ class WespeakerModel(EmbeddingsModel):
         if self._compiled is not None:
             return False
         with torch.inference_mode(), exact_kernels():
-            return self._ragged.is_exact(self._frontend.noise, self.device, verdicts=self._verdicts)
+            return self._ragged.is_exact(self._frontend.mels, self.device, verdicts=self._verdicts)
 
     def __repr__(self) -> str:
         return f"<WespeakerModel: {self.architecture} from {self.files.source} on {self.device}>"
@@ -184,8 +183,6 @@ class WespeakerModel(EmbeddingsModel):
         facts = super().execution_facts()
         lengths = {None: "one utterance each", True: "different, exact by trial", False: "equal frame counts"}
         facts["batching"] |= {"lengths": lengths[vars(self).get("takes_ragged_batches")]}
-        if "_chunked" in vars(self):
-            facts["batching"] |= {"long_audio": "whole" if self._chunked is None else "in chunks"}
         return facts
 
     @cached_property

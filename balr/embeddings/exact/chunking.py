@@ -8,15 +8,14 @@ all frames. Networks with global context (squeeze and excitation, attention, con
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from math import inf
+from contextlib import ExitStack
 
 import torch
 from torch import nn
 
 from balr.embeddings.architectures import find_pooling, has_global_context, run_network
 from balr.embeddings.exact.lengths import kernel_span
-from balr.embeddings.exact.precision import LARGEST_RELATIVE_DIFFERENCE, relative_difference
+from balr.embeddings.exact.precision import LARGEST_RELATIVE_DIFFERENCE, noise, relative_difference
 from balr.embeddings.exact.verdicts import Verdicts
 
 log = logging.getLogger(__name__)
@@ -27,10 +26,8 @@ _PROBE_FRAMES = 200
 _LONGER_IN_OPENVINO, _LONGER_ON_A_GPU = 3, 10
 
 
-def longest_whole(chunk_seconds: float | None, *, engine: str, device: torch.device) -> float:
+def longest_whole(chunk_seconds: float, *, engine: str, device: torch.device) -> float:
     """Return the seconds of audio up to which an utterance is not cut into chunks."""
-    if chunk_seconds is None:
-        return inf
     times = _LONGER_IN_OPENVINO if engine == "openvino" else _LONGER_ON_A_GPU if device.type == "cuda" else 1
     return chunk_seconds * times
 
@@ -46,8 +43,9 @@ class ChunkedNetwork:
         self.stride = 1
         self.halo = 0
         self.takes_moments = False
+        self.pooling = pooling
         self._thread = threading.local()
-        pooling.register_forward_pre_hook(self._before_pooling)
+        pooling.register_forward_pre_hook(self._replace_input)
 
     def embed(
         self, features: torch.Tensor, *, chunk_frames: int, on_chunk: Callable[[int], None] = lambda _: None
@@ -59,18 +57,18 @@ class ChunkedNetwork:
         chunks = self._chunks(features, chunk_frames, on_chunk)
         pooled = _merge_moments(chunks) if self.takes_moments else torch.cat(list(chunks), dim=-1)
         # To run the pooling and what follows, the network gets a few frames whose place `pooled` takes.
-        with self._replace_pooling_input(lambda _: pooled):
-            return run_network(self.network, features[:, :_PROBE_FRAMES])
+        return self._run(features[:, :_PROBE_FRAMES], lambda _: pooled)
 
-    def run(self, features: torch.Tensor) -> torch.Tensor:
-        """Run features `(1, frames, mels)` up to the pooling and return its input `(1, ..., frames / stride)`."""
-        with self._replace_pooling_input(_stop):
-            try:
-                self.network(features)
-            except _PoolingReachedError as reached:
-                inputs: torch.Tensor = reached.args[0]
-                return inputs
-        raise AssertionError("the network did not reach its pooling")
+    def before_pooling(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the input `(1, ..., frames / stride)` of the pooling for features `(1, frames, mels)`."""
+        found: list[torch.Tensor] = []
+
+        def take(inputs: torch.Tensor) -> torch.Tensor:
+            found.append(inputs)
+            return inputs.new_zeros(*inputs.shape[:-1], 2)  # what follows costs next to nothing for two frames
+
+        self._run(features, take)
+        return found[0]
 
     def _chunks(
         self, features: torch.Tensor, chunk_frames: int, on_chunk: Callable[[int], None]
@@ -81,20 +79,20 @@ class ChunkedNetwork:
             first, end = max(0, start - self.halo), start + step
             skip = (start - first) // self.stride
             last = None if end >= features.shape[1] else skip + step // self.stride
-            chunk = self.run(features[:, first : end + self.halo])[..., skip:last]
+            chunk = self.before_pooling(features[:, first : end + self.halo])[..., skip:last]
             on_chunk(min(end, features.shape[1]) - start)
             if chunk.shape[-1]:  # without padding, a short last chunk may give no frame
                 yield chunk
 
-    @contextmanager
-    def _replace_pooling_input(self, replace: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    def _run(self, features: torch.Tensor, replace: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Run the network with another input of the pooling."""
         self._thread.replace = replace
         try:
-            yield
+            return run_network(self.network, features)
         finally:
             del self._thread.replace
 
-    def _before_pooling(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor] | None:
+    def _replace_input(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor] | None:
         return (self._thread.replace(inputs[0]),) if hasattr(self._thread, "replace") else None
 
 
@@ -105,7 +103,7 @@ def make_chunked(network: nn.Module, mels: int, *, verdicts: Verdicts) -> Chunke
     network sees more than that.
     """
     pooling = find_pooling(network)
-    if pooling is None or any(has_global_context(module) for module in network.modules() if module is not pooling):
+    if pooling is None or any(map(has_global_context, set(network.modules()) - set(pooling.modules()))):
         return None
     chunked = ChunkedNetwork(network, pooling)
     is_exact, *found = verdicts.of("chunked", lambda: _trial(chunked, mels))
@@ -115,19 +113,17 @@ def make_chunked(network: nn.Module, mels: int, *, verdicts: Verdicts) -> Chunke
 
 def _trial(chunked: ChunkedNetwork, mels: int) -> tuple[bool, int, int, bool]:
     """Return whether chunks keep the embedding of noise, the stride, the halo, and whether moments keep it as well."""
-    generator = torch.Generator().manual_seed(0)
     device = next(chunked.network.parameters()).device
-    probe = torch.randn(1, _PROBE_FRAMES, mels, generator=generator).to(device)
-    chunked.stride, chunked.halo = _stride_and_halo(chunked, probe)
+    chunked.stride, chunked.halo = _stride_and_halo(chunked, noise(1, _PROBE_FRAMES, mels).to(device))
     total = 2 * chunked.halo + 3 * _PROBE_FRAMES + 5
     louder = torch.linspace(0.1, 5.0, total).reshape(1, total, 1)  # so that each chunk has other statistics
-    noise = (torch.randn(1, total, mels, generator=generator) * louder).to(device)
-    whole = run_network(chunked.network, noise)
+    features = (noise(1, total, mels) * louder).to(device)
+    whole = run_network(chunked.network, features)
     tolerance = max(LARGEST_RELATIVE_DIFFERENCE[parameter.dtype] for parameter in chunked.network.parameters())
 
     def is_exact(*, takes_moments: bool) -> bool:
         chunked.takes_moments = takes_moments
-        difference = relative_difference(chunked.embed(noise, chunk_frames=_PROBE_FRAMES), whole)
+        difference = relative_difference(chunked.embed(features, chunk_frames=_PROBE_FRAMES), whole)
         log.debug("in chunks: halo %d, moments %s, difference %.1e", chunked.halo, takes_moments, difference)
         return difference < tolerance
 
@@ -153,30 +149,21 @@ def _merge_moments(chunks: Iterator[torch.Tensor]) -> torch.Tensor:
 
 def _stride_and_halo(chunked: ChunkedNetwork, probe: torch.Tensor) -> tuple[int, int]:
     """Return the network's stride before the pooling, and its halo in input frames, a multiple of the stride."""
-    left = right = 0
+    halo = 0
     this_thread = threading.get_ident()
 
     def add(conv: nn.Conv1d | nn.Conv2d, inputs: tuple[torch.Tensor]) -> None:
-        nonlocal left, right
+        nonlocal halo
         if threading.get_ident() != this_thread:  # another thread embeds with the same network
             return
         frame_step = round(probe.shape[1] / inputs[0].shape[-1])
         span, _, padding, _ = kernel_span(conv)
-        left += padding * frame_step
-        right += (span - 1 - padding) * frame_step
+        halo += max(padding, span - 1 - padding) * frame_step
 
     with ExitStack() as hooks:
-        for module in chunked.network.modules():
+        for module in set(chunked.network.modules()) - set(chunked.pooling.modules()):
             if isinstance(module, nn.Conv1d | nn.Conv2d):
                 hooks.callback(module.register_forward_pre_hook(add).remove)
-        frames = chunked.run(probe).shape[-1]
+        frames = chunked.before_pooling(probe).shape[-1]
     stride = max(1, round(probe.shape[1] / frames))
-    return stride, -(-max(left, right) // stride) * stride
-
-
-class _PoolingReachedError(Exception):
-    """End a run where the pooling would begin; the argument is the pooling's input `(1, ..., frames)`."""
-
-
-def _stop(inputs: torch.Tensor) -> torch.Tensor:
-    raise _PoolingReachedError(inputs)
+    return stride, -(-halo // stride) * stride

@@ -19,6 +19,7 @@ from balr.embeddings.exact.lengths import kernel_span
 from balr.embeddings.exact.precision import (
     LARGEST_RELATIVE_DIFFERENCE,
     least_cosine,
+    noise,
     refuse_far,
     relative_difference,
 )
@@ -28,6 +29,7 @@ from balr.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+_PROBES = 2
 _PROBE_FRAMES = (200, 331, 90)
 _SEGMENT_FRAMES = 100  # of CAMLayer.seg_pooling
 _MOST_CHANNELS = 2048  # in one convolution of kernel size 1
@@ -97,7 +99,7 @@ class CompiledNetwork:
             raise ConfigError(f"embeddings.model.engine=openvino: cannot run this network: {error}") from error
         for frames in reversed(_PROBE_FRAMES):  # the first call in one thread: two at once may wait for ever
             with suppress(RuntimeError):
-                self._infer(_noise(frames, mels))
+                self._infer(noise(_PROBES, frames, mels))
                 break
         moved, cosine, _ = verdicts.of("openvino", self._compare, is_final=lambda found: found[-1])
         log.info("compiled by OpenVINO; embeddings of noise move by %.1e", moved)
@@ -131,10 +133,10 @@ class CompiledNetwork:
         """
         found = []
         for frames in _PROBE_FRAMES:
-            noise = _noise(frames, self._mels)
-            reference = run_network(self._network, noise)
+            features = noise(_PROBES, frames, self._mels)
+            reference = run_network(self._network, features)
             try:
-                embeddings = self._infer(noise)
+                embeddings = self._infer(features)
             except RuntimeError as error:
                 log.debug("%d frames are refused: %s", frames, error)
                 continue
@@ -152,7 +154,7 @@ def _exported(network: nn.Module, mels: int) -> BytesIO:
         warnings.simplefilter("ignore")  # tracing fixes some lengths, which the comparison checks; a newer exporter
         torch.onnx.export(
             network,
-            (_noise(_PROBE_FRAMES[0], mels),),
+            (noise(_PROBES, _PROBE_FRAMES[0], mels),),
             exported,  # type: ignore[arg-type]  # it takes one
             input_names=["features"],
             dynamic_axes={"features": {0: "batch", 1: "frames"}},
@@ -210,7 +212,3 @@ def _segment_means(features: torch.Tensor) -> torch.Tensor:
 
     means = sums(features) / sums(torch.ones_like(features[:1, :1]))
     return means.expand(-1, -1, -1, _SEGMENT_FRAMES).reshape(batch, channels, -1)[..., :frames]
-
-
-def _noise(frames: int, mels: int) -> torch.Tensor:
-    return torch.randn(2, frames, mels, generator=torch.Generator().manual_seed(frames))

@@ -19,7 +19,7 @@ from balr.data.batching import padded_frames
 from balr.embeddings.architectures import has_global_context, run_network
 from balr.embeddings.exact.lengths import BatchLengths, Lengths, Span, kernel_span
 from balr.embeddings.exact.masking import LengthsError, MaskedReductions, simam
-from balr.embeddings.exact.precision import LARGEST_RELATIVE_DIFFERENCE
+from balr.embeddings.exact.precision import LARGEST_RELATIVE_DIFFERENCE, noise
 from balr.embeddings.exact.verdicts import Verdicts
 from balr.embeddings.rows import pad_rows
 
@@ -81,12 +81,9 @@ class RaggedNetwork:
         finally:
             del self._thread.batch
 
-    def is_exact(self, example: Callable[[int], torch.Tensor], device: torch.device, *, verdicts: Verdicts) -> bool:
-        """Return whether a batch of different lengths keeps each embedding, by a trial whose verdict is kept.
-
-        `example` returns features of a number of frames.
-        """
-        moved = verdicts.of("ragged", lambda: self.difference_from_alone(example, device))
+    def is_exact(self, mels: int, device: torch.device, *, verdicts: Verdicts) -> bool:
+        """Return whether a batch of different lengths keeps each embedding, by a trial whose verdict is kept."""
+        moved = verdicts.of("ragged", lambda: self.difference_from_alone(mels, device))
         exact: bool = moved < max(LARGEST_RELATIVE_DIFFERENCE[weight.dtype] for weight in self.network.parameters())
         if exact:
             log.info("a batch of different lengths moves embeddings by %.1e", moved)
@@ -94,17 +91,20 @@ class RaggedNetwork:
             log.warning("a batch of different lengths would move embeddings by %.1e: lengths are not mixed", moved)
         return exact
 
-    def difference_from_alone(self, example: Callable[[int], torch.Tensor], device: torch.device) -> float:
-        """Compare a padded batch with its utterances alone; `example` returns features of a number of frames.
+    def difference_from_alone(self, mels: int, device: torch.device) -> float:
+        """Compare a padded batch of noise with its utterances alone.
 
         Returns the largest relative difference, infinity if lengths could not be followed. The padding is loud but
         finite: fast convolutions mix neighbouring frames and subtract them again, which a NaN would not survive.
+        Raises torch's OutOfMemoryError.
         """
-        features = [self._whole_strides(example(frames).to(device)) for frames in _PROBE_FRAMES]
+        features = [self._whole_strides(noise(1, frames, mels)[0].to(device)) for frames in _PROBE_FRAMES]
         lengths = tuple(map(len, features))
         alone = torch.cat([run_network(self.network, one.unsqueeze(0)) for one in features]).float()
         try:
             together = self.run_padded(pad_rows(features, max(lengths) + 24, filling=_PROBE_FILLING), lengths).float()
+        except torch.OutOfMemoryError:  # because of other work: the next batch tries again
+            raise
         except (LengthsError, RuntimeError, IndexError) as error:
             log.debug("a ragged batch failed: %s", error)
             return float("inf")

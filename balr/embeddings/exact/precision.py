@@ -61,6 +61,11 @@ def lower_trunk(network: nn.Module, dtype: torch.dtype) -> None:
     pooling.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
 
 
+def noise(batch: int, frames: int, mels: int) -> torch.Tensor:
+    """Return random features `(batch, frames, mels)`, the same for each shape."""
+    return torch.randn(batch, frames, mels, generator=torch.Generator().manual_seed(frames))
+
+
 def relative_difference(embeddings: torch.Tensor, reference: torch.Tensor) -> float:
     """Return the largest difference between two tensors `(batch, dim)` by the largest number of the second."""
     return float((embeddings - reference).abs().max() / reference.abs().max())

@@ -44,7 +44,9 @@ def test_a_convolutional_trunk_in_chunks_gives_the_embedding_of_the_whole(
             assert (parts - whole).abs().max() < 1e-5 * whole.abs().max(), chunk_frames
 
 
-@pytest.mark.parametrize(("pooling", "moments"), [("TSTP", True), ("TAP", True), ("TSDP", True), ("ASTP", False)])
+@pytest.mark.parametrize(
+    ("pooling", "moments"), [("TSTP", True), ("TAP", True), ("TSDP", True), ("ASTP", False), ("MQMHASTP", False)]
+)
 def test_a_pooling_of_mean_and_variance_alone_is_given_those(pooling: str, moments: bool) -> None:
     made = seeded_network("XVEC", {**XVECTOR, "pooling_func": pooling}, {}, 5).eval()
     features = 3.0 + torch.randn(1, 601, 80, generator=torch.Generator().manual_seed(2))

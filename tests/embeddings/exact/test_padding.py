@@ -117,16 +117,28 @@ class _Leaky(nn.Module):
 def test_the_trial_finds_a_layer_that_lengths_do_not_reach() -> None:
     torch.manual_seed(0)
     leaky = RaggedNetwork(_Leaky(lambda x: x - x.mean(dim=2, keepdim=True)))
-    assert leaky.difference_from_alone(lambda frames: torch.randn(frames, 80), torch.device("cpu")) > 1e-2
+    assert leaky.difference_from_alone(80, torch.device("cpu")) > 1e-2
     untracked = _Leaky(lambda x: nn.functional.conv1d(x[..., ::2], torch.ones(8, 8, 1)))
     untracked.second = nn.Conv1d(8, 8, 3)
     untracked.layer = lambda x: untracked.second(x[..., ::2])
-    assert RaggedNetwork(untracked).difference_from_alone(lambda n: torch.randn(n, 80), torch.device("cpu")) == float(
-        "inf"
-    )
+    assert RaggedNetwork(untracked).difference_from_alone(80, torch.device("cpu")) == float("inf")
 
 
 @torch.inference_mode()
 def test_the_trial_passes_a_network_whose_lengths_are_followed() -> None:
     ragged, _ = network_and_features("ResNet18", STATISTICS)
-    assert ragged.difference_from_alone(lambda frames: torch.randn(frames, 80), torch.device("cpu")) < 1e-5
+    assert ragged.difference_from_alone(80, torch.device("cpu")) < 1e-5
+
+
+@torch.inference_mode()
+def test_a_trial_without_memory_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ragged, verdicts = network_and_features("XVEC", STATISTICS)[0], Verdicts()
+
+    def full(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ragged, "run_padded", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            ragged.is_exact(80, torch.device("cpu"), verdicts=verdicts)
+    assert ragged.is_exact(80, torch.device("cpu"), verdicts=verdicts)
