@@ -14,7 +14,6 @@ from balr.data.audio_budget import AudioBudget
 from balr.data.batching import Batch
 from balr.data.corpus import Corpus
 from balr.data.decoder_pool import DecoderPool
-from balr.data.pinned import copied_to
 from balr.records import Failure, Part, Utterance
 from balr.shutdown import Stop
 
@@ -23,16 +22,12 @@ _SECONDS_BETWEEN_LOOKS = 0.2
 
 @dataclass(frozen=True)
 class Decoded:
-    """Hold a batch: its utterances, the samples `(samples,)` of each, what failed, and how long it is by the plan."""
+    """Hold a batch: its utterances, the waveform `(samples,)` of each, what failed, and how long it is by the plan."""
 
     utterances: tuple[Utterance, ...]
-    samples: tuple[torch.Tensor, ...]
+    waveforms: tuple[torch.Tensor, ...]
     failures: tuple[Failure, ...] = ()
     planned_seconds: float = 0.0
-
-    def waveforms(self, device: torch.device) -> list[torch.Tensor]:
-        """Return the waveforms `(samples,)` on a device, which may still be copying them."""
-        return list(self.samples) if device.type == "cpu" else copied_to(device, self.samples)
 
 
 @dataclass(frozen=True)
@@ -105,7 +100,7 @@ def _together(corpus: Corpus, batch: Batch, found: Sequence[Any], *, planned_sec
     good = [(utterance, result) for utterance, result in pairs if not isinstance(result, Exception)]
     return Decoded(
         utterances=tuple(utterance for utterance, _ in good),
-        samples=tuple(torch.as_tensor(result) for _, result in good),
+        waveforms=tuple(torch.as_tensor(result) for _, result in good),
         failures=tuple(Failure.of(one, "decode", error) for one, error in pairs if isinstance(error, Exception)),
         planned_seconds=planned_seconds,
     )

@@ -31,11 +31,6 @@ class Plan:
     seconds: tuple[float | None, ...]
     upsampled: int
 
-    @property
-    def count(self) -> int:
-        """Return how many utterances the batches hold."""
-        return sum(map(len, self.batches))
-
     def left(self, corpus: Corpus, completed: Collection[str], failed: Collection[str]) -> Self:
         """Return what is still to embed of a plan for the whole corpus, in the same batches.
 

@@ -41,17 +41,14 @@ class EmbeddingsModel(ABC):
     device: torch.device
     embedding_dim: int | None = None
     on_progress: Callable[[float], None] = staticmethod(lambda _: None)  # with the seconds of a chunk that is done
-    _most_samples: float = float("inf")
+    _most_samples: float = math.inf
+    _batching: dict[str, Any]  # of the last run
     _room: AudioBudget  # shared by batches; an utterance that has no room beside them gets all of it
 
     @cached_property
     def stages(self) -> StageTimer:
         """Add up how long plans and decoding keep this waiting, and how long features, networks and writing take."""
         return StageTimer()
-
-    @cached_property
-    def _batching(self) -> dict[str, Any]:
-        return {}
 
     @abstractmethod
     def embed(
@@ -61,7 +58,7 @@ class EmbeddingsModel(ABC):
         chunk_seconds: float = math.inf,
         max_whole_seconds: float = math.inf,
     ) -> torch.Tensor:
-        """Embed waveforms `(samples,)` in [-1, 1] to `(batch, dim)`, float32 on `device`.
+        """Embed waveforms `(samples,)` in [-1, 1], of any device, to `(batch, dim)`, float32 on `device`.
 
         Called from several threads at a time. A waveform longer than `chunk_seconds` may be worked through in parts, to
         the same embedding, or else is refused over `max_whole_seconds`. Raises UtteranceError.
@@ -94,7 +91,7 @@ class EmbeddingsModel(ABC):
         loading = resolve_loading(data_config, self.device)
         save = store.write if store else audible.save_batch if stream_save else None
         delivery = Delivery(save, follower, self.stages)
-        self._batching |= {**asdict(loading), "batches": 0}
+        self._batching = {**asdict(loading), "batches": 0}
         self.on_progress = follower.under_way
         completed = store.completed() if store else frozenset()
         settings = {**loading.planning(), "sample_rate_hz": self.sample_rate_hz, "durations_file": durations_file}
@@ -103,28 +100,29 @@ class EmbeddingsModel(ABC):
         with closing(bar), closing(OneAhead(left)) as windows:
             first = windows.take()
             if first is not None and not stop.is_set():
-                window, plan = first
-                batches, todo = len(plan.batches), plan.count
-                if len(window) < len(audible):
-                    batches = todo = sum(utterance.id not in completed for utterance in audible.utterances)
-                loading = loading.limited_to(batches=batches, utterances=todo)
+                loading = loading.limited_to(sum(one.id not in completed for one in audible.utterances))
                 self._run(first, windows, loading, data_config, delivery, follower, stop)
         return delivery.pairs(audible.utterances)
 
-    def embed_file(self, path: str | Path, *, part: Part = WHOLE) -> Embedding:
-        """Embed an audio file, or a part of it, to `(dim,)`. Raises UtteranceError."""
-        return self._embed_one(load_waveform(Path(path).expanduser(), self.sample_rate_hz, part=part))
+    def embed_file(self, path: str | Path, *, part: Part = WHOLE, data_config: DataConfig = DataConfig()) -> Embedding:
+        """Embed an audio file, or a part of it, to `(dim,)`. Raises UtteranceError.
 
-    def embed_waveform(self, waveform: npt.ArrayLike | torch.Tensor, sample_rate_hz: int) -> Embedding:
+        Of `data_config`, `chunk_seconds` and `max_whole_seconds` count.
+        """
+        return self._embed_one(load_waveform(Path(path).expanduser(), self.sample_rate_hz, part=part), data_config)
+
+    def embed_waveform(
+        self, waveform: npt.ArrayLike | torch.Tensor, sample_rate_hz: int, *, data_config: DataConfig = DataConfig()
+    ) -> Embedding:
         """Embed samples `(samples,)` or `(channels, samples)` of any rate to `(dim,)`.
 
-        Floats are in [-1, 1]; integers are scaled by what their type holds; channels are averaged. Raises
-        UtteranceError where they are no such samples.
+        Floats are in [-1, 1]; integers are scaled by what their type holds; channels are averaged; `data_config` is as
+        in `embed_file`. Raises UtteranceError where they are no such samples.
         """
-        return self._embed_one(as_waveform(waveform, sample_rate_hz, target_hz=self.sample_rate_hz))
+        return self._embed_one(as_waveform(waveform, sample_rate_hz, target_hz=self.sample_rate_hz), data_config)
 
-    def _embed_one(self, waveform: torch.Tensor) -> Embedding:
-        embedding: Embedding = self.embed([waveform], **_limits(DataConfig()))[0].cpu().numpy()
+    def _embed_one(self, waveform: torch.Tensor, config: DataConfig) -> Embedding:
+        embedding: Embedding = self.embed([waveform], **_limits(config))[0].cpu().numpy()
         flaw = find_flaw(embedding, waveform)
         if flaw is not None:
             raise flaw
@@ -136,7 +134,7 @@ class EmbeddingsModel(ABC):
 
     def execution_facts(self) -> dict[str, Any]:
         """Say, for a record and after a run, what was decided on the way and how long its stages took."""
-        return {"batching": self._batching, "stage_seconds": self.stages.seconds()}
+        return {"batching": {**self._batching}, "stage_seconds": self.stages.seconds()}
 
     def _run(
         self,
@@ -171,10 +169,9 @@ class EmbeddingsModel(ABC):
         with pool or nullcontext(), shared_threads(loading.concurrent_batches, self.device):
             run_pipeline(
                 self._waiting_for(decoded()),
-                partial(self._embed_and_release, config=config, read_ahead=read_ahead),
+                partial(self._embed_batch, config=config, read_ahead=read_ahead),
                 delivery.deliver,
                 threads=loading.concurrent_batches,
-                is_urgent=lambda outcome: isinstance(outcome, Failure),
                 prepare=partial(prepare_thread, self.device),
                 stop=stop,
             )
@@ -188,21 +185,14 @@ class EmbeddingsModel(ABC):
             yield batch
             del batch  # free its memory before the next one is decoded
 
-    def _embed_and_release(self, batch: Decoded, *, config: DataConfig, read_ahead: AudioBudget) -> list[Outcome]:
-        try:
-            return self._embed_batch(batch, config)
-        finally:
-            read_ahead.release(batch.planned_seconds)
-
-    def _embed_batch(self, batch: Decoded, config: DataConfig) -> list[Outcome]:
+    def _embed_batch(self, batch: Decoded, *, config: DataConfig, read_ahead: AudioBudget) -> list[Outcome]:
         """Return what becomes of each utterance."""
         outcomes: list[Outcome] = list(batch.failures)
         try:
-            waveforms = batch.waveforms(self.device)
-        except torch.OutOfMemoryError:
-            waveforms = batch.waveforms(torch.device("cpu"))  # from where fewer at a time are taken
-        results = self._embed_or_report(waveforms, config)
-        for utterance, waveform, result in zip(batch.utterances, waveforms, results, strict=True):
+            results = self._embed_or_report(batch.waveforms, config)
+        finally:
+            read_ahead.release(batch.planned_seconds)
+        for utterance, waveform, result in zip(batch.utterances, batch.waveforms, results, strict=True):
             error = result if isinstance(result, Exception) else find_flaw(result, waveform)
             if error is not None:
                 outcomes.append(Failure.of(utterance, "embed", error))
@@ -226,6 +216,8 @@ class EmbeddingsModel(ABC):
                     return list(self.embed(waveforms, **_limits(config)).cpu().numpy())
             except Exception as raised:
                 error = raised.with_traceback(None)  # which would keep the tensors of the attempt
+            if isinstance(error, torch.AcceleratorError):
+                torch.accelerator.synchronize()  # raises again where the GPU is lost to this process
             if len(waveforms) == 1:
                 is_again = isinstance(error, torch.OutOfMemoryError) and not alone
                 return self._embed_or_report(waveforms, config, alone=True) if is_again else [error]

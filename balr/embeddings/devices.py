@@ -27,10 +27,10 @@ class Loading:
     num_workers: int
     prefetch_factor: int
 
-    def limited_to(self, *, batches: int, utterances: int) -> "Loading":
-        """Return these settings with no more threads and processes than have work."""
-        threads = min(self.concurrent_batches, max(1, batches))
-        return replace(self, concurrent_batches=threads, num_workers=min(self.num_workers, utterances))
+    def limited_to(self, todo: int) -> "Loading":
+        """Return these settings with no more threads and processes than there are utterances."""
+        threads = min(self.concurrent_batches, max(1, todo))
+        return replace(self, concurrent_batches=threads, num_workers=min(self.num_workers, todo))
 
     def planning(self) -> dict[str, Any]:
         """Return what decides the batches, and whether headers are read in processes of their own."""

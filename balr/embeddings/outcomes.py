@@ -92,14 +92,11 @@ class BarObserver:
         self._task = self._bar.add_task("embedding", total=0.0)
 
     def planned(self, audio_seconds: float, *, upsampled: int) -> None:
-        log.debug("%.0f s of audio to embed, %d utterances upsampled", audio_seconds, upsampled)
         self._bar.update(self._task, total=(self._bar.tasks[0].total or 0.0) + audio_seconds)
 
-    def under_way(self, audio_seconds: float) -> None:
-        log.debug("%.1f s of a long utterance are done", audio_seconds)
+    def under_way(self, audio_seconds: float) -> None: ...
 
     def embedded(self, utterance: Utterance, audio_seconds: float) -> None:
-        log.debug("%s: embedded, %.1f s", utterance.id, audio_seconds)
         self._bar.start()  # not before the first result: a thread must not run while workers are forked
         self._bar.advance(self._task, audio_seconds)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from balr.records import Failure
 from balr.shutdown import Stop
 
 _Batch = TypeVar("_Batch")
@@ -25,7 +26,6 @@ SAVED_TOGETHER = 32  # each flush costs the less the more there are; each file i
 class _Threads(Generic[_Batch, _Outcome]):
     embed: Callable[[_Batch], Sequence[_Outcome]]
     deliver: Callable[[Sequence[_Outcome]], None]
-    is_urgent: Callable[[_Outcome], bool]
     stop: Stop
     todo: "queue.Queue[_Batch | None]" = field(default_factory=lambda: queue.Queue(1))
     done: "queue.Queue[Sequence[_Outcome] | None]" = field(default_factory=lambda: queue.Queue(_MOST_UNSAVED))
@@ -68,7 +68,7 @@ class _Threads(Generic[_Batch, _Outcome]):
         while found is not None:
             outcomes += found
             left = deadline - time.monotonic()
-            if len(outcomes) >= SAVED_TOGETHER or left <= 0 or any(map(self.is_urgent, found)):
+            if len(outcomes) >= SAVED_TOGETHER or left <= 0 or any(isinstance(one, Failure) for one in found):
                 return outcomes, False
             try:
                 found = self.done.get(timeout=left)
@@ -83,16 +83,15 @@ def run_pipeline(
     deliver: Callable[[Sequence[_Outcome]], None],
     *,
     threads: int,
-    is_urgent: Callable[[_Outcome], bool],
     prepare: Callable[[], None],
     stop: Stop,
 ) -> None:
     """Embed batches in several threads and deliver what becomes of them in one, in the order in which they are done.
 
-    What `is_urgent` is delivered at once, other outcomes a few together. `prepare` is called first in each thread that
+    A Failure is delivered at once, other outcomes a few together. `prepare` is called first in each thread that
     computes. Raises the first error of any thread, when what could be saved is saved.
     """
-    work = _Threads(embed, deliver, is_urgent, stop)
+    work = _Threads(embed, deliver, stop)
     computing = [threading.Thread(target=work.compute, args=(prepare,), name=f"embed-{n}") for n in range(threads)]
     saving = threading.Thread(target=work.save, name="save")
     for thread in (*computing, saving):

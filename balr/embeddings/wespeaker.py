@@ -15,6 +15,7 @@ from balr.checkpoints import find_checkpoint
 from balr.config import FeaturesConfig
 from balr.data.audio_budget import AudioBudget
 from balr.data.batching import group_by_length
+from balr.data.pinned import copied_to
 from balr.embeddings.architectures import run_network
 from balr.embeddings.base import EmbeddingsModel
 from balr.embeddings.devices import select_device
@@ -124,7 +125,7 @@ class WespeakerModel(EmbeddingsModel):
         is_long = [each > max(longest, self._shortest_in_16_bits or 0.0) for each in seconds]
         self._refuse_lengths(min(seconds), max(seconds), max_whole_seconds if any(is_long) else inf)
         with self.stages.timed("features", self.device):
-            features = self._frontend.compute([waveform.to(self.device) for waveform in waveforms])
+            features = self._frontend.compute(copied_to(self.device, [one.contiguous() for one in waveforms]))
         with self.stages.timed("forward", self.device):
             if not any(is_long):
                 return self._embed_features(features).float()

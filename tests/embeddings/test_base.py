@@ -16,7 +16,7 @@ from statistics_model import Statistics
 from balr.config import DataConfig
 from balr.data import decoding
 from balr.data.dataset import AudioDataset
-from balr.data.decoding import Decoded
+from balr.embeddings import base
 from balr.embeddings.devices import resolve_loading
 from balr.shutdown import Stop
 
@@ -73,6 +73,28 @@ def test_no_memory_for_even_one_utterance_is_a_failure_of_that_one(
     assert sum("no room" in record.message for record in caplog.records) == 8
 
 
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_an_error_of_a_gpu_ends_the_run_if_the_gpu_is_lost_and_costs_its_utterance_if_not(
+    dataset: AudioDataset, monkeypatch: pytest.MonkeyPatch, is_lost: bool
+) -> None:
+    class Illegal(Statistics):
+        def embed(self, waveforms: Sequence[torch.Tensor], **limits: float) -> torch.Tensor:
+            if any(waveform.numel() == 16_000 for waveform in waveforms):
+                raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+            return super().embed(waveforms, **limits)
+
+    def synchronize() -> None:
+        if is_lost:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.accelerator, "synchronize", synchronize)
+    if is_lost:
+        with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+            Illegal().extract_embeddings(dataset, False, config())
+    else:
+        assert [one.id for one in Illegal().extract_embeddings(dataset, False, config()).failures] == ["0.wav", "5.wav"]
+
+
 def test_an_error_within_a_batch_costs_the_utterance_that_it_is_due_to(tmp_path: Path) -> None:
     for number in range(5):
         write_wav(tmp_path / f"{number}.wav", speechlike(0.5 if number == 3 else 0.501, seed=number))
@@ -100,7 +122,7 @@ def test_a_stopped_run_saves_what_was_begun(dataset: AudioDataset, tmp_path: Pat
     stop = Stop()
 
     class Stopping(Statistics):
-        def embed(self, waveforms: Sequence[torch.Tensor], **limits: float | None) -> torch.Tensor:
+        def embed(self, waveforms: Sequence[torch.Tensor], **limits: float) -> torch.Tensor:
             if len(self.batches) == 2:
                 stop.set()
             return super().embed(waveforms, **limits)
@@ -117,13 +139,12 @@ def test_what_was_computed_is_saved_whatever_ends_the_run(
 ) -> None:
     seen: list[object] = []
 
-    def sixth_broken(self: Decoded, device: torch.device) -> list[torch.Tensor]:
-        seen.append(self)
+    def sixth_broken(*outcome: object) -> None:
+        seen.append(outcome)
         if len(seen) == 6:
             raise error("broken")
-        return list(self.samples)
 
-    monkeypatch.setattr(Decoded, "waveforms", sixth_broken)
+    monkeypatch.setattr(base, "find_flaw", sixth_broken)
     dataset.set_output_dir(tmp_path / "out")
     with pytest.raises(error, match="broken"):
         Statistics().extract_embeddings(dataset, True, config(batch_size=1, concurrent_batches=1, shuffle=False))
@@ -140,7 +161,7 @@ def test_embeddings_are_saved_while_another_takes_long(
         return all((tmp_path / "out" / name).exists() for name in ("1_emb.npy", "2_emb.npy"))
 
     class Slow(Statistics):
-        def embed(self, waveforms: Sequence[torch.Tensor], **limits: float | None) -> torch.Tensor:
+        def embed(self, waveforms: Sequence[torch.Tensor], **limits: float) -> torch.Tensor:
             if what == "computing" and waveforms[0].numel() == 16_000:  # the shortest, which is the last
                 wait_until(is_saved)
             return super().embed(waveforms, **limits)
@@ -165,7 +186,7 @@ def test_batches_that_have_no_room_side_by_side_are_embedded_one_after_another(d
             super().__init__()
             self.lock, self.crowded = threading.Lock(), 0
 
-        def embed(self, waveforms: Sequence[torch.Tensor], **limits: float | None) -> torch.Tensor:
+        def embed(self, waveforms: Sequence[torch.Tensor], **limits: float) -> torch.Tensor:
             if not self.lock.acquire(blocking=False):
                 self.crowded += 1
                 raise torch.OutOfMemoryError("another batch fills the memory")

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,16 +24,16 @@ class Work:
     def __init__(self, *, embed_fails_at: int | None = None, deliver_fails_at: int | None = None) -> None:
         self.embed_fails_at = embed_fails_at
         self.deliver_fails_at = deliver_fails_at
-        self.urgent: int | None = None
+        self.fails: int | None = None
         self.embedded: list[int] = []
         self.delivered: list[int] = []
         self.savers: set[int] = set()
 
-    def embed(self, number: int) -> list[int]:
+    def embed(self, number: int) -> list[Any]:
         if number == self.embed_fails_at:
             raise RuntimeError("embed")
         self.embedded.append(number)
-        return [number * number]
+        return [BAD if number == self.fails else number * number]
 
     def deliver(self, squares: Sequence[int]) -> None:
         self.savers.add(threading.get_ident())
@@ -46,7 +47,6 @@ class Work:
             self.embed,
             self.deliver,
             threads=threads,
-            is_urgent=lambda square: square == self.urgent,
             prepare=lambda: None,
             stop=stop or Stop(),
         )
@@ -111,10 +111,10 @@ def test_what_is_ready_together_is_saved_together() -> None:
     assert sum(calls) == 100 and len(calls) < 30
 
 
-def test_what_is_urgent_is_delivered_before_the_next_is_embedded_long_after() -> None:
+def test_a_failure_is_delivered_before_the_next_is_embedded_long_after() -> None:
     work, stop = Work(), Stop()
-    work.urgent = 4
-    work.deliver = lambda squares: stop.set() if 4 in squares else None  # type: ignore[assignment, method-assign]
+    work.fails = 2
+    work.deliver = lambda found: stop.set() if BAD in found else None  # type: ignore[assignment, method-assign]
 
     def numbers() -> Iterator[int]:
         for number in range(100):

@@ -40,7 +40,7 @@ def test_decoders_and_threads_last_through_all_windows_of_a_corpus(
             super().__init__(*arguments, **settings)
 
     class Model(Statistics):
-        def embed(self, waveforms: Sequence[torch.Tensor], **limits: float | None) -> torch.Tensor:
+        def embed(self, waveforms: Sequence[torch.Tensor], **limits: float) -> torch.Tensor:
             threads.add(threading.get_native_id())
             return super().embed(waveforms, **limits)
 

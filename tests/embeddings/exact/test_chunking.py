@@ -12,6 +12,7 @@ from balr.data.dataset import AudioDataset
 from balr.embeddings.exact.chunking import make_chunked
 from balr.embeddings.exact.verdicts import Verdicts
 from balr.embeddings.wespeaker import WespeakerModel
+from balr.errors import UtteranceError
 
 SLOW = ("Gemini_DF_ResNet60", "Res2Net34_Base", "ERes2Net34_Base", "REPVGG_TINY_A0")
 CUTTABLE = ("ResNet18", "XVEC", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW))
@@ -90,3 +91,7 @@ def test_audio_too_long_for_a_network_that_sees_it_whole_is_refused_with_what_to
     assert (
         "too long: 2.0 s, and CAMPPlus has to see an utterance whole, up to data.max_whole_seconds=1.5" in caplog.text
     )
+    model = WespeakerModel("", "avg_model.pt", model_dir=tiny_campplus)
+    with pytest.raises(UtteranceError, match=r"data.max_whole_seconds=1.5 here; cut the file, or raise that"):
+        model.embed_waveform(speechlike(2.0), 16_000, data_config=limits)
+    assert model.embed_waveform(speechlike(2.0), 16_000, data_config=DataConfig(max_whole_seconds=2.0)).any()
