@@ -190,8 +190,8 @@ class WespeakerModel(EmbeddingsModel):
     def shortest_seconds(self) -> float:
         """Find the shortest audio that this network can embed."""
         find = partial(shortest_seconds, embedder(self._forward_fp32, self._frontend, self.device), self.sample_rate_hz)
-        # The longest is what is found without memory, too, so that is not kept.
-        return float(self._verdicts.of("shortest", find, is_final=lambda found: found < LONGEST_SHORTEST_SECONDS))
+        shortest: float = self._verdicts.of("shortest", find)
+        return min(shortest, LONGEST_SHORTEST_SECONDS)
 
     def _load(self, features: FeaturesConfig) -> torch.nn.Module:
         config = read_config(self.files.config)

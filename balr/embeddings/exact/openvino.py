@@ -101,7 +101,7 @@ class CompiledNetwork:
             with suppress(RuntimeError):
                 self._infer(noise(_PROBES, frames, mels))
                 break
-        moved, cosine, _ = verdicts.of("openvino", self._compare, is_final=lambda found: found[-1])
+        moved, cosine = verdicts.of("openvino", self._compare)
         log.info("compiled by OpenVINO; embeddings of noise move by %.1e", moved)
         if dtype != torch.float32:
             refuse_far(cosine, "embeddings.model.engine=openvino with 16 bits")
@@ -125,11 +125,10 @@ class CompiledNetwork:
             self._idle.put(request)
 
     @torch.inference_mode()
-    def _compare(self) -> tuple[float, float, bool]:
+    def _compare(self) -> tuple[float, float]:
         """Compare with the network itself on noise of several lengths, of which OpenVINO may refuse some, but not all.
 
-        Returns the largest relative difference and the least cosine of the embeddings, and whether all lengths ran.
-        Raises ConfigError.
+        Returns the largest relative difference and the least cosine of the embeddings. Raises ConfigError.
         """
         found = []
         for frames in _PROBE_FRAMES:
@@ -144,7 +143,7 @@ class CompiledNetwork:
         if not found:
             raise ConfigError("embeddings.model.engine=openvino: refuses features of any length here; use torch.")
         differences, cosines = zip(*found, strict=True)
-        return max(differences), min(cosines), len(found) == len(_PROBE_FRAMES)
+        return max(differences), min(cosines)
 
 
 def _exported(network: nn.Module, mels: int) -> BytesIO:

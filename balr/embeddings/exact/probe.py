@@ -3,6 +3,7 @@
 import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from math import inf
 
 import torch
 
@@ -39,13 +40,12 @@ def embedder(run: Run, frontend: Frontend, device: torch.device) -> Embed:
 
 
 def shortest_seconds(embed: Embed, sample_rate_hz: int) -> float:
-    """Find the shortest audio that can be embedded, at most one second, by bisection on noise in steps of 5 ms."""
+    """Find the shortest audio that can be embedded, by bisection on noise in steps of 5 ms; infinity if over 1 s."""
     noise = white_noise(LONGEST_SHORTEST_SECONDS, sample_rate_hz)
     step = sample_rate_hz // 200
     lengths = range(step, noise.numel() + 1, step)
-    # The last length is the answer if no shorter one can be embedded.
-    index = bisect_left(lengths[:-1], True, key=lambda length: _can_embed(embed, noise[:length]))
-    return lengths[index] / sample_rate_hz
+    index = bisect_left(lengths, True, key=lambda length: _can_embed(embed, noise[:length]))
+    return lengths[index] / sample_rate_hz if index < len(lengths) else inf
 
 
 def shortest_near(lowered: Embed, exact: Embed, sample_rate_hz: int, *, shortest: float) -> float:

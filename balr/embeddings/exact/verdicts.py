@@ -1,7 +1,7 @@
 """What checks of a network found, kept in the user's cache folder: a check whose verdict is known does not run again.
 
-A verdict is that of one checkpoint, by its content, with one set of settings, one version of this code, of WeSpeaker's
-and of the libraries that compute, one machine and number of threads. With anything else, the check runs.
+A verdict is that of one checkpoint, by its content, with one set of settings, one version of this code and of the
+libraries that compute, one machine and number of threads. With anything else, the check runs.
 """
 
 import hashlib
@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -22,7 +21,7 @@ from balr.atomic import whole_file
 from balr.embeddings.devices import device_name
 from balr.errors import OutputError
 
-_LIBRARIES = ("torch", "torchaudio", "openvino")
+_LIBRARIES = ("torch", "torchaudio", "openvino", "wespeaker-unofficial")
 
 
 class Verdicts:
@@ -39,20 +38,17 @@ class Verdicts:
             with suppress(OSError, ValueError, TypeError):  # none yet, or damaged
                 self._known = dict(json.loads(self._path.read_text(encoding="utf-8")))
 
-    def of(
-        self, check: str, find: Callable[[], Any], *, is_final: Callable[[Any], bool] = lambda found: found != math.inf
-    ) -> Any:
+    def of(self, check: str, find: Callable[[], Any]) -> Any:
         """Return what a check found when it ran first; `find` runs it, and returns what JSON can hold.
 
-        One thread runs it while others wait. What is not `is_final` is not kept: infinity is for a check that could not
-        run, as without memory.
+        One thread runs it while others wait. Infinity, for a check that could not run, as without memory, is not kept.
         """
         check = f"{check}, {torch.get_num_threads()} threads"
         with self._lock:
             if check in self._known:
                 return self._known[check]
             found = find()
-            if is_final(found):
+            if found != math.inf:
                 self._known[check] = found
                 if self._path is not None:
                     with suppress(OutputError), whole_file(self._path) as file:  # without a cache, checks run each time
@@ -68,19 +64,14 @@ def _machine(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         facts |= {"cuda": [torch.version.cuda, torch.backends.cudnn.version()]}
     for name in _LIBRARIES:
-        with suppress(PackageNotFoundError):  # an extra that is not installed
+        with suppress(PackageNotFoundError):  # installed under another name
             facts[name] = version(name)
     return facts
 
 
 def _code() -> str:
-    """Return a hash of the code of networks, balr's and WeSpeaker's."""
-    folders, code = [Path(__file__).parents[1]], hashlib.sha256()
-    with suppress(ValueError):  # of a module that only stands in for WeSpeaker
-        spec = find_spec("wespeaker")
-        folders += map(Path, (spec and spec.submodule_search_locations) or ())
-    for folder in folders:
-        for file in sorted(folder.rglob("*.py")):
-            with suppress(OSError):
-                code.update(file.read_bytes())
+    """Return a hash of balr's code for networks."""
+    code = hashlib.sha256()
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
+        code.update(file.read_bytes())
     return code.hexdigest()

@@ -1,5 +1,6 @@
 """From which length on 16 bits are taken: found on noise, from below what fails; refused where none is near."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -61,3 +62,13 @@ def test_audio_for_which_there_was_no_memory_does_not_count_as_too_short() -> No
 
     with pytest.raises(torch.OutOfMemoryError):
         shortest_seconds(embed_without_memory, RATE_HZ)
+
+
+@pytest.mark.parametrize(("needed", "shortest"), [(1_000, 0.065), (RATE_HZ, 1.0), (RATE_HZ + 1, math.inf)])
+def test_the_shortest_audio_is_found_up_to_a_second(needed: int, shortest: float) -> None:
+    def embed_from_there(waveforms: Sequence[torch.Tensor]) -> torch.Tensor:
+        if waveforms[0].numel() < needed:
+            raise RuntimeError("a convolution wider than its input")
+        return embed(waveforms)
+
+    assert shortest_seconds(embed_from_there, RATE_HZ) == shortest
