@@ -17,9 +17,9 @@ from balr.config import RunConfig
 from balr.errors import BalrError, one_line
 from balr.evaluation_commands import evaluate, report
 from balr.logs import open_missing_streams
-from balr.overrides import split_words, to_overrides
+from balr.overrides import split_commas, split_words, to_overrides
 from balr.shutdown import end_process
-from balr.store_commands import AudioFormats, RootDir, export, merge, verify
+from balr.store_commands import export, merge, verify
 from balr.suggestions import complete_override, complete_value, suggest
 
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # typer does not export it
@@ -112,7 +112,10 @@ def extract(
             metavar="DIR",
         ),
     ] = None,
-    audio_formats: AudioFormats = None,
+    audio_formats: Annotated[
+        list[str] | None,
+        typer.Option(callback=split_commas, help="File suffixes to take from a folder, as wav,flac.", metavar="SUFFIX"),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(
@@ -129,7 +132,9 @@ def extract(
             autocompletion=lambda incomplete: complete_value("precision", incomplete),
         ),
     ] = None,
-    root_dir: RootDir = None,
+    root_dir: Annotated[
+        str | None, typer.Option(help="Where relative paths of a csv or wav.scp start.", metavar="DIR")
+    ] = None,
     multirun: Annotated[
         bool,
         typer.Option("--multirun", "-m", help="Sweep: a job for each value; hydra/launcher=joblib_cpu: side by side."),

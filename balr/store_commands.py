@@ -6,14 +6,7 @@ from typing import Annotated
 
 import typer
 
-from balr.overrides import split_commas
-
 _SHOWN_OF_A_KIND = 20
-AudioFormats = Annotated[
-    list[str] | None,
-    typer.Option(callback=split_commas, help="File suffixes to take from a folder, as wav,flac.", metavar="SUFFIX"),
-]
-RootDir = Annotated[str | None, typer.Option(help="Where relative paths of a csv or wav.scp start.", metavar="DIR")]
 SaveDir = Annotated[str, typer.Argument(metavar="SAVE_DIR", help="The folder of a run.")]
 
 
@@ -27,21 +20,19 @@ def verify(
         bool,
         typer.Option("--forget", help="Take what is wrong off metadata.csv, so that the next run embeds it again."),
     ] = False,
-    audio_formats: AudioFormats = None,
-    root_dir: RootDir = None,
 ) -> None:
     """Read every embedding of a folder and compare it with its lists, its record and the corpus.
 
+    INPUT is read as the run read it, with its channel, root_dir and audio_formats.
+
     balr verify outputs/embeddings/voxceleb2/resnet34_lm voxceleb2/metadata.csv
     """
-    from balr.data.corpus import Corpus
-    from balr.data.folders import AUDIO_FORMATS
     from balr.runs import verify as checks
+    from balr.runs.folder import corpus_of
+    from balr.runs.record import Record
 
     folder = Path(save_dir).expanduser()
-    formats = audio_formats or AUDIO_FORMATS
-    found = Corpus.from_path(corpus, root_dir=root_dir, audio_formats=formats) if corpus else None
-    verdict = checks.verify(folder, found)
+    verdict = checks.verify(folder, corpus_of(Record.of(folder), corpus) if corpus else None)
     print(verdict.as_text(most_of_a_kind=_SHOWN_OF_A_KIND if sys.stdout.isatty() else None))
     if forget:
         count = checks.forget(folder, verdict)

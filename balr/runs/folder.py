@@ -86,12 +86,18 @@ def reopened(folder: Path) -> Iterator[tuple[RunFolder, Corpus]]:
         record = Record.of(folder)
         if not record.store or not record.corpus:
             raise OutputError(f"{folder}: no run.json that says of which corpus it is; give the save_dir of a run.")
-        settings = dict(record.corpus)
-        corpus = Corpus.from_path(settings.pop("input"), **settings)
+        corpus = corpus_of(record)
         corpus.set_output_dir(folder)
         store = _build_store(folder, record.store, corpus, WHOLE_CORPUS, record)
         failures = FailureLog(folder, corpus.utterances)
         yield RunFolder(folder, store, failures, record, record.model, store.completed()), corpus
+
+
+def corpus_of(record: Record, source: str | None = None) -> Corpus:
+    """Read the corpus of a record, or a `source` in its place, as the run read it. Raises InputError."""
+    settings = dict(record.corpus)
+    recorded = settings.pop("input", "")
+    return Corpus.from_path(source or recorded, **settings)
 
 
 def _build_store(folder: Path, settings: Facts, corpus: Corpus, shard: Shard, record: Record) -> Store:

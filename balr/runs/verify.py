@@ -127,7 +127,10 @@ def forget(folder: Path, verdict: Verdict) -> int:
 
 
 def _read_all(folder: Path) -> tuple[dict[str, Row], dict[str, int], list[float], list[Finding]]:
-    """Return the rows by id, the number of floats and the norm of each whole embedding, and what is damaged."""
+    """Return the rows by id, the number of floats and the norm of each whole embedding, and what is damaged.
+
+    A row without audio is that of an utterance that was skipped, and is not looked at.
+    """
     rows: dict[str, Row] = {}
     sizes: dict[str, int] = {}
     norms: list[float] = []
@@ -135,13 +138,14 @@ def _read_all(folder: Path) -> tuple[dict[str, Row], dict[str, int], list[float]
     console = Console(stderr=True)
     hidden = not sys.stderr.isatty()
     for row, found in track(stored(folder), "reading embeddings", console=console, transient=True, disable=hidden):
+        if not row["audio"]:
+            continue
         rows[row["id"]] = row
-        if not isinstance(found, Exception):
-            if row["audio"]:
-                sizes[row["id"]] = found.size
-                norms.append(float(np.linalg.norm(found)))
-        elif row["audio"]:
+        if isinstance(found, Exception):
             damaged.append(_damage(os.path.join(folder, row["embedding"]), row["id"], found))
+        else:
+            sizes[row["id"]] = found.size
+            norms.append(float(np.linalg.norm(found)))
     return rows, sizes, norms, damaged
 
 
@@ -178,7 +182,7 @@ def _unfinished(record: Record | None, rows: Mapping[str, Row], failed: Mapping[
     for id_ in failed:
         if id_ in rows:
             yield Finding("contradiction", id_, f"in {METADATA} and in {FAILURES}", in_manifest=True)
-    lost = counts.get("total", 0) - not_reached - len(rows) - len(failed)
+    lost = counts.get("total", 0) - counts.get("without_audio", 0) - not_reached - len(rows) - len(failed)
     if lost > 0:
         yield Finding("missing", METADATA, f"{lost} utterances of the last run are neither listed nor failed")
 
@@ -197,7 +201,7 @@ def _against(folder: Path, corpus: Corpus, rows: Mapping[str, Row], failed: Mapp
         row = rows.get(utterance.id)
         if row is not None:
             yield from _misplaced(folder, corpus, utterance, row)
-        elif utterance.id not in failed:
+        elif utterance.id not in failed and utterance.audio is not None:
             yield Finding("missing", utterance.id, "in the corpus, but neither embedded nor failed")
     for id_ in dict.fromkeys([*rows, *failed]):
         if id_ not in ids:
@@ -205,8 +209,6 @@ def _against(folder: Path, corpus: Corpus, rows: Mapping[str, Row], failed: Mapp
 
 
 def _misplaced(folder: Path, corpus: Corpus, utterance: Utterance, row: Row) -> Iterator[Finding]:
-    if utterance.audio is None or not row["audio"]:
-        return
     if not is_of(row, utterance):
         there = " ".join(row[name] for name in ("audio", "start", "end", "channel") if row.get(name))
         reason = f"of {there}, in the corpus {utterance.audio}{utterance.part.suffix}"

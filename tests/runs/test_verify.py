@@ -114,6 +114,26 @@ def test_what_is_not_listed_and_what_is_not_in_the_corpus_is_extra(out: Path, co
     assert (out / "stray_emb.npy").exists(), "whole, so it may be somebody's"
 
 
+def test_the_corpus_is_read_as_the_run_read_it(balr: Command, corpus: Path, tmp_path: Path) -> None:
+    assert balr(f"input={corpus}", "save_dir=out", "channel=0", "audio_formats=[wav]") == 0
+    (corpus / "spk0" / "utt0.flac").write_bytes(b"not taken")
+    code, told = verify("out", corpus, "--forget")
+    assert code == 0 and "all is as it should be" in told and "0 taken off the list" in told
+    assert len(rows(tmp_path / "out" / "metadata.csv")) == 6
+
+
+@pytest.mark.parametrize("store", ["files", "parquet", "kaldi"])
+def test_an_utterance_that_was_skipped_is_not_missed(balr: Command, corpus: Path, tmp_path: Path, store: str) -> None:
+    write(tmp_path / "earlier_emb.npy", np.ones(32, np.float32))
+    lines = "id,audio,embedding\na,corpus/spk0/utt0.wav,\nb,,earlier_emb.npy\n"
+    (tmp_path / "list.csv").write_text(lines)
+    assert balr("input=list.csv", "save_dir=out", f"store={store}") == 0
+    for arguments in (("out",), ("out", "list.csv")):
+        code, told = verify(*arguments)
+        assert code == 0, told
+        assert re.search(r"in metadata.csv +1\n +whole +1\n", told)
+
+
 def test_failures_are_accounted_for(balr: Command, corpus: Path, tmp_path: Path) -> None:
     (corpus / "text.wav").write_text("no audio")
     assert balr(f"input={corpus}", "save_dir=out") == 1
