@@ -98,8 +98,6 @@ def merge(folder: Path, *, only_if_complete: bool = False) -> tuple[int, int, in
             files.close()
             files.record.forcing &= missing > 0
             files.record.write()
-            for cache in folder.glob(_DURATIONS.format(".*-of-*")):
-                cache.unlink(missing_ok=True)
         return len(files.store.completed()), len(files.failures.ids - files.store.completed()), missing
 
 
@@ -128,16 +126,9 @@ class _Follower(Tally):
     def __init__(self, files: RunFolder | None, cfg: RunConfig, stop: Stop, **shown: Any) -> None:
         super().__init__(**shown)
         self.files = files
-        self._computed_again = frozenset() if files is None else files.completed  # with a batch that was cut short
         self._stop_at_failure = stop if cfg.fail_fast else None
 
-    def embedded(self, utterance: Utterance, audio_seconds: float) -> None:
-        if utterance.id not in self._computed_again:
-            super().embedded(utterance, audio_seconds)
-
     def failed(self, failure: Failure) -> None:
-        if failure.id in self._computed_again:
-            return
         super().failed(failure)
         if self.files is not None:
             self.files.failures.add(failure)

@@ -11,8 +11,12 @@ from conftest import Command, break_off_after, embeddings, interrupt_at, rows, s
 from balr.config import DataConfig
 from balr.data.corpus import Corpus
 from balr.data.planning import plan_corpus
+from balr.errors import OutputError
 from balr.records import Embedded, Failure
+from balr.stores.base import Store
 from balr.stores.files import FilesStore
+from balr.stores.kaldi import KaldiStore
+from balr.stores.parquet import ParquetStore
 
 BATCHES = ("data.batch_size=4", "data.max_batch_seconds=60")
 
@@ -49,6 +53,27 @@ def test_a_run_that_was_cut_within_a_batch_ends_with_the_bytes_of_an_undisturbed
     assert embeddings(tmp_path / "out") == embeddings(tmp_path / "undisturbed")
     for name in ("metadata.csv", "failures.csv"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+
+
+@pytest.mark.parametrize("store", [FilesStore, KaldiStore, ParquetStore])
+def test_what_is_completed_of_a_batch_that_was_cut_short_is_not_written_again(
+    balr: Command, alike: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: type[Store]
+) -> None:
+    whole, written = store.write, list[str]()
+
+    def noting(self: Store, batch: Sequence[Embedded]) -> list[Failure]:
+        written.extend(one.utterance.id for one in batch)
+        return whole(self, batch)
+
+    def cutting(self: Store, batch: Sequence[Embedded]) -> list[Failure]:
+        noting(self, batch[:2])
+        raise OutputError("the disk is gone.")
+
+    kind = f"store={store.__name__.removesuffix('Store').lower()}"
+    for write, code in ((cutting, 2), (noting, 1)):
+        monkeypatch.setattr(store, "write", write)
+        assert balr(f"input={alike}", "save_dir=out", kind, *BATCHES) == code
+    assert sorted(written) == [f"{number:02}.wav" for number in range(12)]
 
 
 def test_a_plan_for_what_is_left_keeps_its_batches(tmp_path: Path) -> None:

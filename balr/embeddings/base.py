@@ -90,10 +90,10 @@ class EmbeddingsModel(ABC):
         audible = dataset.filter(lambda utterance: utterance.audio is not None)
         loading = resolve_loading(data_config, self.device)
         save = store.write if store else audible.save_batch if stream_save else None
-        delivery = Delivery(save, follower, self.stages)
+        completed = frozenset(store.completed()) if store else frozenset[str]()
+        delivery = Delivery(save, follower, self.stages, completed)
         self._batching = {**asdict(loading), "batches": 0}
         self.on_progress = follower.under_way
-        completed = store.completed() if store else frozenset()
         settings = {**loading.planning(), "sample_rate_hz": self.sample_rate_hz, "durations_file": durations_file}
         plans = plan_in_windows(audible, data_config, completed, stop=stop, **settings)
         left = ((window, plan.left(window, completed, failed_before) if store else plan) for window, plan in plans)

@@ -4,7 +4,7 @@ The invariant kept here: an utterance that is reported as embedded is in its sto
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,19 +47,25 @@ class EmbeddingPairs(list[tuple[str, npt.NDArray[Any]]]):
 
 
 class Delivery:
-    """Save embeddings, or collect them where `save` is None, and report what became of each utterance."""
+    """Save embeddings, or collect them where `save` is None, and report what became of each utterance.
 
-    def __init__(self, save: Save | None, observer: Observer, stages: StageTimer) -> None:
+    What was `completed` before, and is computed again with the rest of its batch, is left as it is.
+    """
+
+    def __init__(
+        self, save: Save | None, observer: Observer, stages: StageTimer, completed: Set[str] = frozenset()
+    ) -> None:
         self.collected: dict[str, Embedding] = {}
         self.failures: list[Failure] = []
         self._save = save
         self._observer = observer
         self._stages = stages
+        self._completed = completed
 
     def deliver(self, outcomes: Sequence[Outcome]) -> None:
         """Report what failed, save what was embedded together, then report that. Raises OutputError."""
-        self._fail(outcome for outcome in outcomes if isinstance(outcome, Failure))
-        embedded = [outcome for outcome in outcomes if isinstance(outcome, Embedded)]
+        self._fail(one for one in outcomes if isinstance(one, Failure) and one.id not in self._completed)
+        embedded = [one for one in outcomes if isinstance(one, Embedded) and one.utterance.id not in self._completed]
         unplaced: list[Failure] = []
         if self._save is None:
             self.collected |= {one.utterance.id: one.embedding for one in embedded}

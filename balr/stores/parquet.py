@@ -68,13 +68,10 @@ class ParquetStore(Store):
         self._found, self._schema = set(), None
 
     def write(self, batch: Sequence[Embedded]) -> list[Failure]:
-        """Append a batch, without what is completed, to what waits to become a part. Raises OutputError."""
-        batch = [one for one in batch if one.utterance.id not in self._found]
-        if not batch:
-            return []
-        rows = self._rows(batch)
+        """Append a batch to what waits to become a part. Raises OutputError."""
+        found, rows = self._found, self._rows(batch)
         self._append(rows)
-        self._found.update(one.utterance.id for one in batch)
+        found.update(one.utterance.id for one in batch)
         self._waiting.append(rows)
         if sum(map(len, self._waiting)) >= self._rows_per_part:
             self._make_part()

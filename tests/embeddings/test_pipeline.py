@@ -167,6 +167,13 @@ def test_what_is_collected_is_written_nowhere(dataset: AudioDataset, tmp_path: P
     assert len(delivery.collected) == 6 and not (tmp_path / "out").exists()
 
 
+def test_what_was_completed_before_is_neither_saved_nor_reported_again(dataset: AudioDataset, tmp_path: Path) -> None:
+    noting = Noting()
+    Delivery(dataset.save_batch, noting, StageTimer(), {"x", "0", "4"}).deliver([*outcomes(dataset), BAD])
+    assert noting.embedded_ids == ["1", "2", "3", "5"] and not noting.failures
+    assert sorted(path.name[0] for path in (tmp_path / "out").iterdir()) == ["1", "2", "3", "5"]
+
+
 def test_a_place_that_is_taken_costs_its_utterance_alone(dataset: AudioDataset, tmp_path: Path) -> None:
     (tmp_path / "out" / "2_emb.npy").mkdir(parents=True)
     noting = Noting()
