@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Command, rows, run_command, speechlike, write_wav
+from conftest import Command, break_off_after, rows, run_command, speechlike, write_wav
 from typer.testing import CliRunner
 
 from balr import load_embeddings
 from balr.cli import app
 from balr.data.corpus import Corpus
 from balr.errors import LockedError
+from balr.evaluation.source import read_embeddings
 from balr.records import Shard
 from balr.runs.verify import verify
 from balr.stores.folder import locked
@@ -110,6 +111,41 @@ def test_an_option_that_a_store_does_not_have_is_one_line(
 ) -> None:
     assert balr(f"input={corpus}", "save_dir=out", "store=parquet", "+store.rows=3") == 2
     assert "rows: ParquetStore has no such key; it has" in one_error_line()
+
+
+def test_force_over_shards_that_are_not_merged_starts_over_also_after_a_kill(
+    balr: Command, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    povey = "embeddings.model.features.window_type=povey"
+    (corpus / "spk0" / "bad.wav").write_bytes(b"no audio")
+    for index in (0, 1):
+        balr(f"input={corpus}", "save_dir=out", f"shard.index={index}", "shard.count=3")
+    with monkeypatch.context() as patch:
+        break_off_after(patch, 5)
+        assert balr(f"input={corpus}", "save_dir=out", povey, "force=true") == 2
+    assert not list((tmp_path / "out").glob("[mf]*.[0-9]-of-3.csv")), "neither lists of embeddings nor of failures"
+    assert balr(f"input={corpus}", "save_dir=out", povey, "force=true") == 1
+    assert not verify(tmp_path / "out", Corpus.from_dir(corpus)).findings
+
+
+def test_shards_of_different_models_say_what_helps(
+    balr: Command, corpus: Path, tmp_path: Path, one_error_line: Callable[[], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert balr(f"input={corpus}", "save_dir=out", "shard.index=0", "shard.count=3") == 0
+    record = json.loads((tmp_path / "out" / "run.0-of-3.json").read_text())
+    record["model"]["settings"]["precision"] = "bf16"
+    (tmp_path / "out" / "run.1-of-3.json").write_text(json.dumps(record))
+    for force in ("force=false", "force=true"):
+        capsys.readouterr()
+        assert balr(f"input={corpus}", "save_dir=out", force) == 2
+        assert "choose another save_dir, or remove this one" in one_error_line()
+
+
+def test_lengths_of_files_are_known_after_shards_are_merged(balr: Command, corpus: Path, tmp_path: Path) -> None:
+    for index in (0, 1):
+        assert balr(f"input={corpus}", "save_dir=out", f"shard.index={index}", "shard.count=2") == 0
+    found = read_embeddings(tmp_path / "out")
+    assert sorted(found.seconds) == pytest.approx([1.0 + 0.2 * number for number in range(6)], abs=0.01)
 
 
 def test_force_is_refused_for_shards(balr: Command, corpus: Path, one_error_line: Callable[[], str]) -> None:

@@ -39,6 +39,8 @@ class FailureLog:
         """Forget what failed in earlier runs."""
         self._rows.clear()
         self._log.begin(())
+        for log in self._merged:
+            log.remove()
 
     def add(self, failure: Failure) -> None:
         """Append a failure. Raises OutputError."""

@@ -56,7 +56,7 @@ class Record:
             elif other.model and not shard.tag and not own.is_of(other.model):
                 raise OutputError(
                     f"{folder}: {own.path.name} and {other.path.name} are of different models; "
-                    "force=true embeds all again."
+                    "choose another save_dir, or remove this one and embed all again."
                 )
         if not shard.tag:
             runs = [run for record in (own, *others) for run in record.runs]

@@ -70,9 +70,10 @@ class ListedStore(Store):
         return own | self._others if self._others else own
 
     def clear(self) -> None:
-        """Empty the manifest, then remove the embeddings that it listed."""
+        """Empty the manifest, and remove those of shards, then the embeddings that they listed."""
         listed, self._listed = self._listed, {}
         self._manifest.begin(())
+        self._remove_those_of_shards()
         self._remove(listed)
 
     def write(self, batch: Sequence[Embedded]) -> list[Failure]:
@@ -102,10 +103,8 @@ class ListedStore(Store):
             del self._listed[id_]
         self._manifest.finish(self._rows())
         if not self.shard.tag:
-            shards = [manifest for manifest in manifests_in(self.folder) if manifest.path != self._manifest.path]
             self._finish()
-            for manifest in shards:
-                manifest.remove()
+            self._remove_those_of_shards()
         if vanished:
             raise OutputError(
                 f"{self.folder}: {len(vanished)} of {len(self._new)} embeddings vanished while the run worked, "
@@ -139,6 +138,11 @@ class ListedStore(Store):
         if gone:
             log.warning("%d embeddings are gone or truncated and are made again, first that of %s", len(gone), gone[0])
         return own
+
+    def _remove_those_of_shards(self) -> None:
+        for manifest in manifests_in(self.folder):
+            if manifest.path != self._manifest.path:
+                manifest.remove()
 
     def _rows(self) -> Iterator[Row]:
         for utterance in self.utterances:

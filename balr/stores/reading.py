@@ -106,15 +106,18 @@ def load_embeddings(save_dir: str | Path) -> "tuple[list[str], npt.NDArray[np.fl
     folder = Path(save_dir).expanduser()
     if parts_in(folder):
         return load_parts(folder)
-    columns: dict[str, list[str]] = {}
+    count, columns = 0, dict[str, list[str]]()
     numbers = array("f")  # grows in place, where a list of arrays would be in memory twice
     for row, embedding in stored(folder):
         if isinstance(embedding, Exception):
             raise InputError(f"{folder}: {row['id']}: {one_line(embedding)}; balr verify shows all that is damaged.")
         for name, cell in row.items():
-            columns.setdefault(name, []).append(cell)
+            cells = columns.setdefault(name, [])
+            cells += [""] * (count - len(cells))  # a column that another list does not have
+            cells.append(cell)
+        count += 1
         numbers.frombytes(embedding.astype(np.float32, copy=False).tobytes())
-        if len(numbers) != len(columns["id"]) * embedding.size:
+        if len(numbers) != count * embedding.size:
             raise InputError(
                 f"{folder}: {row['id']}: {embedding.size} numbers, unlike others; balr verify shows which."
             )
@@ -122,7 +125,9 @@ def load_embeddings(save_dir: str | Path) -> "tuple[list[str], npt.NDArray[np.fl
         raise InputError(f"{folder}: holds no embeddings; give the save_dir of a run.")
     ids = columns.pop("id")
     others = {
-        name: [as_utf8(cell) for cell in cells] for name, cells in columns.items() if name not in ("embedding", "crc32")
+        name: [as_utf8(cell) for cell in cells + [""] * (count - len(cells))]
+        for name, cells in columns.items()
+        if name not in ("embedding", "crc32")
     }
     return ids, np.frombuffer(numbers, np.float32).reshape(len(ids), -1), pa.table(others)
 

@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +92,6 @@ def test_a_store_that_was_never_closed_keeps_what_was_written(open_store: Open, 
     check_holds(open_store, tmp_path / "out", 0, 2, 3)
 
 
-def test_an_utterance_that_is_written_again_is_there_once(open_store: Open, tmp_path: Path) -> None:
-    store = open_store()
-    store.write(embedded(0, 1))
-    store.write(embedded(1, 2))
-    store.close()
-    check_holds(open_store, tmp_path / "out", 0, 1, 2)
-
-
 def test_closing_a_finished_store_again_changes_no_byte(open_store: Open, tmp_path: Path) -> None:
     for _ in range(2):
         store = open_store()
@@ -139,6 +132,19 @@ def test_a_shard_that_was_killed_goes_on_under_another_count(open_store: Open, t
     assert whole.completed() == {"u0", "u2", "u3"}
     whole.close()
     check_holds(open_store, tmp_path / "out", 0, 2, 3)
+
+
+def test_lists_of_different_columns_are_read_together(open_listed: Open, tmp_path: Path) -> None:
+    first = open_listed(shard=Shard(0, 2))
+    first.write(embedded(0))
+    first.close()
+    wider = [replace(one, extra={**one.extra, "accent": "no"}) for one in UTTERANCES]
+    second = open_listed(shard=Shard(1, 2), utterances=wider)
+    second.write([replace(one, utterance=wider[1]) for one in embedded(1)])
+    second.close()
+    ids, _, table = load_embeddings(tmp_path / "out")
+    assert ids == ["u0", "u1"] and table["note"].to_pylist() == ["n", "n"]
+    assert [cell or "" for cell in table["accent"].to_pylist()] == ["", "no"]
 
 
 @pytest.mark.parametrize("refused", [1, 2, 3])
