@@ -23,7 +23,7 @@ from balr.stores.commit_log import Row
 from balr.stores.folder import files_of, locked
 from balr.stores.manifest import METADATA, is_of, manifest_of, manifests_in
 from balr.stores.places import embedding_file
-from balr.stores.reading import is_store, stored
+from balr.stores.reading import has_parts, is_store, stored
 
 Kind = Literal["missing", "extra", "broken", "unreadable", "contradiction", "unfinished"]
 
@@ -119,7 +119,7 @@ def forget(folder: Path, verdict: Verdict) -> int:
             tag = manifest.path.stem.removeprefix("metadata")
             kept = manifest_of(folder, rows[0] if rows else (), tag=tag)
             kept.finish(row for row in rows if row["id"] not in ids)
-        if any(folder.glob("part-*.parquet")):
+        if has_parts(folder):
             from balr.stores.parquet_parts import drop_rows
 
             drop_rows(folder, ids)

@@ -115,7 +115,7 @@ def _npy_header(dim: int) -> bytes:
 def _read(path: Path) -> Any:
     if is_in_ark(path):
         return read_ark(path)
-    if path.parent.suffix == ".parquet":
+    if path.parent.suffix in (".parquet", ".arrows"):
         from balr.stores.parquet_parts import read_in_part
 
         return read_in_part(path)

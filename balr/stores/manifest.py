@@ -10,7 +10,7 @@ from balr.stores.commit_log import CommitLog, Row
 METADATA = "metadata.csv"
 _OF_SHARDS = "metadata.*-of-*.csv"
 COLUMNS = ("id", "audio", "speaker", "embedding", "crc32")
-_PART_COLUMNS = ("start", "end", "channel")
+KNOWN_COLUMNS = frozenset((*COLUMNS, "start", "end", "channel", "duration", "duration_seconds"))
 
 
 def manifest_of(folder: Path, more_columns: Iterable[str] = (), *, tag: str = "") -> CommitLog:
@@ -30,7 +30,7 @@ def columns_of(utterances: Iterable[Utterance]) -> Iterable[str]:
     columns: dict[str, None] = {}
     for utterance in utterances:
         if utterance.part is not WHOLE:
-            columns |= dict.fromkeys(_PART_COLUMNS)
+            columns |= dict.fromkeys(utterance.part.cells())
         if utterance.duration_seconds is not None:
             columns["duration"] = None
         columns |= dict.fromkeys(utterance.extra)

@@ -1,4 +1,4 @@
-"""The files of a parquet store, to read: its parts, and the batches that are not part of one yet."""
+"""The files of a parquet store: whole parts, and streams of batches that will each be one."""
 
 import re
 from collections.abc import Iterator, Set
@@ -17,7 +17,7 @@ from balr.records import format_seconds
 from balr.stores.commit_log import Row
 from balr.stores.manifest import COLUMNS
 
-_PART = re.compile(r"part(-\d+-of-\d+)?-\d+\.parquet")
+_PART = re.compile(r"part(-\d+-of-\d+)?-\d+\.(parquet|arrows)")
 _ROWS_PER_GROUP = 1_024  # sorted by id: to read some ids, few groups are read
 CARD = """---
 configs:
@@ -30,13 +30,30 @@ are given. run.json says of which model they are.
 
 
 def parts_in(folder: Path) -> list[Path]:
-    """Return the parts below a folder, in order."""
-    return sorted(path for path in folder.glob("part-*.parquet") if _PART.fullmatch(path.name))
+    """Return the parts in a folder, in order, and the streams of which there is no part yet."""
+    found = {path for path in folder.glob("part-*") if _PART.fullmatch(path.name)}
+    return sorted(path for path in found if path.suffix == ".parquet" or path.with_suffix(".parquet") not in found)
 
 
-def pending_in(folder: Path) -> list[Path]:
-    """Return the streams of batches that are not part of a part yet."""
-    return sorted(folder.glob("pending*.arrows"))
+def read_part(part: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read a part, or the whole batches of a stream: a kill may have cut off the last one anywhere.
+
+    Raises OSError or ArrowException.
+    """
+    if part.suffix == ".arrows" and part.is_file():  # else it has just been made a part
+        if batches := list(_whole_batches(part)):
+            table = pa.Table.from_batches(batches)
+            return table.select(columns) if columns else table
+        raise pa.ArrowInvalid("no whole batch")
+    return pq.read_table(part.with_suffix(".parquet"), columns=columns, page_checksum_verification=True)
+
+
+def encode_rows(rows: pa.RecordBatch) -> pa.Buffer:
+    """Return a batch as a stream of its own, to append to others."""
+    content = pa.BufferOutputStream()
+    with pa.ipc.new_stream(content, rows.schema) as stream:
+        stream.write_batch(rows)
+    return content.getvalue()
 
 
 def ids_of(folder: Path) -> set[str]:
@@ -44,7 +61,7 @@ def ids_of(folder: Path) -> set[str]:
     ids: set[str] = set()
     for part in parts_in(folder):
         try:
-            ids.update(pq.read_table(part, columns=["id"])["id"].to_pylist())
+            ids.update(read_part(part, ["id"])["id"].to_pylist())
         except (OSError, pa.ArrowException, KeyError) as error:
             raise OutputError(
                 f"{part}: damaged, or not balr's: {one_line(error)[:100]}; remove it, and the same command embeds its "
@@ -62,8 +79,7 @@ def embeddings_of(table: pa.Table) -> Iterator[tuple[str, npt.NDArray[Any]]]:
 def load_parts(folder: Path) -> tuple[list[str], npt.NDArray[np.float32], pa.Table]:
     """Read all parts: ids, embeddings `(utterances, dim)`, the other columns. Raises InputError."""
     try:
-        tables = [pq.read_table(part, page_checksum_verification=True) for part in parts_in(folder)]
-        table = pa.concat_tables(tables, promote_options="default")
+        table = pa.concat_tables(map(read_part, parts_in(folder)), promote_options="default")
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{folder}: {one_line(error)[:200]}; balr verify shows which part is damaged.") from error
     column = table["embedding"]
@@ -77,8 +93,7 @@ def rows_in_parts(folder: Path) -> Iterator[Row]:
     """Yield the rows of all parts as those of metadata.csv; a part that cannot be read is one row."""
     for part in parts_in(folder):
         try:
-            names = [name for name in pq.read_schema(part).names if name != "embedding"]
-            rows = pq.read_table(part, columns=names, page_checksum_verification=True).to_pylist()
+            rows = read_part(part).drop(["embedding"]).to_pylist()
         except (OSError, pa.ArrowException):
             cells = {"id": part.name, "audio": part.name, "embedding": f"{part.name}/damaged"}
             yield dict.fromkeys(COLUMNS, "") | cells
@@ -103,10 +118,10 @@ def drop_rows(folder: Path, ids: Set[str]) -> None:
     Raises OutputError.
     """
     for part in parts_in(folder):
-        found = [part.name] if part.name in ids else pq.read_table(part, columns=["id"])["id"].to_pylist()
+        found = [part.name] if part.name in ids else read_part(part, ["id"])["id"].to_pylist()
         kept = [number for number, id_ in enumerate(found) if id_ not in ids]
         if kept and len(kept) < len(found):
-            write_part(part, pq.read_table(part).take(kept))
+            write_part(part.with_suffix(".parquet"), read_part(part).take(kept))
         elif not kept:
             part.unlink()
 
@@ -126,8 +141,7 @@ def write_part(part: Path, table: pa.Table) -> None:
 
 @lru_cache(maxsize=2)
 def _embeddings(part: Path) -> npt.NDArray[Any]:
-    table = pq.read_table(part, columns=["embedding"], page_checksum_verification=True)
-    return _matrix(table["embedding"].combine_chunks())
+    return _matrix(read_part(part, ["embedding"])["embedding"].combine_chunks())
 
 
 def _matrix(column: pa.FixedSizeListArray) -> npt.NDArray[Any]:
@@ -139,8 +153,7 @@ def _cell(value: object) -> str:
     return "" if value is None else format_seconds(value) if isinstance(value, float) else str(value)
 
 
-def read_pending(file: Path) -> Iterator[pa.RecordBatch]:
-    """Yield the whole batches of a file of streams; a kill may have cut the last one anywhere."""
+def _whole_batches(file: Path) -> Iterator[pa.RecordBatch]:
     try:
         with pa.OSFile(str(file)) as source:
             while source.tell() < source.size():

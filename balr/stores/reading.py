@@ -14,21 +14,24 @@ from balr.records import WHOLE, Part, Utterance
 from balr.stores.ark import is_in_ark, read_ark
 from balr.stores.commit_log import Row
 from balr.stores.embedding_files import checksum, decode, read_content, read_embedding
-from balr.stores.manifest import COLUMNS, manifests_in
+from balr.stores.manifest import KNOWN_COLUMNS, manifests_in
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-_KNOWN = frozenset((*COLUMNS, "start", "end", "channel", "duration", "duration_seconds"))
 
 Stored = tuple[Row, npt.NDArray[Any] | Exception]
 
 
 def is_store(folder: Path) -> bool:
     """Return whether a folder holds embeddings of runs."""
-    if (folder / "run.json").is_file() and any(folder.glob("part-*.parquet")):
+    if (folder / "run.json").is_file() and has_parts(folder):
         return True
     return any(manifest.is_ours for manifest in manifests_in(folder))
+
+
+def has_parts(folder: Path) -> bool:
+    """Return whether a folder holds parquet parts, or what is to be one; needs no pyarrow."""
+    return any(path.suffix in (".parquet", ".arrows") for path in folder.glob("part-*"))
 
 
 def rows_of(folder: Path) -> Iterator[Row]:
@@ -42,7 +45,7 @@ def rows_of(folder: Path) -> Iterator[Row]:
             if row["id"] not in seen:
                 seen.add(row["id"])
                 yield row
-    if any(folder.glob("part-*.parquet")):
+    if has_parts(folder):
         from balr.stores.parquet_parts import rows_in_parts
 
         yield from rows_in_parts(folder)
@@ -68,7 +71,7 @@ def utterance_of(folder: Path, row: Row) -> Utterance:
         Path(row["audio"]) if row["audio"] else None,
         row["speaker"] or None,
         folder / row["embedding"],
-        {name: cell for name, cell in row.items() if name not in _KNOWN},
+        {name: cell for name, cell in row.items() if name not in KNOWN_COLUMNS},
         part,
         number_in(row.get("duration_seconds") or row.get("duration")),
     )

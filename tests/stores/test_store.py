@@ -134,6 +134,18 @@ def test_a_shard_that_was_killed_goes_on_under_another_count(open_store: Open, t
     check_holds(open_store, tmp_path / "out", 0, 2, 3)
 
 
+def test_what_a_killed_shard_and_a_killed_run_of_the_whole_left_is_counted_read_and_kept(
+    open_store: Open, tmp_path: Path
+) -> None:
+    open_store().write(embedded(5))
+    open_store(shard=Shard(0, 2)).write(embedded(0))
+    assert open_store(shard=Shard(1, 3)).completed() == {"u0", "u5"}
+    assert sorted(load_embeddings(tmp_path / "out")[0]) == ["u0", "u5"]
+    assert sorted(row["id"] for row, one in stored(tmp_path / "out") if not isinstance(one, Exception)) == ["u0", "u5"]
+    open_store().close()
+    check_holds(open_store, tmp_path / "out", 0, 5)
+
+
 def test_lists_of_different_columns_are_read_together(open_listed: Open, tmp_path: Path) -> None:
     first = open_listed(shard=Shard(0, 2))
     first.write(embedded(0))
