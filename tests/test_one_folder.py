@@ -230,6 +230,6 @@ def test_a_save_dir_that_is_removed_while_a_run_works_ends_it_in_one_line(
         patch.setattr(WespeakerModel, "embed", removing)
         assert balr(f"input={corpus}", "save_dir=out") == 2
     told = capsys.readouterr().err
-    assert "metadata.csv: was removed or replaced by something else while the run worked" in told
+    assert "metadata.csv: cannot be written: No such file or directory. This run saved" in told
     assert balr(f"input={corpus}", "save_dir=out") == 0
     assert len(rows(tmp_path / "out" / "metadata.csv")) == 6

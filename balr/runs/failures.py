@@ -5,7 +5,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from balr.records import WHOLE_CORPUS, Failure, Shard, Utterance
-from balr.stores.commit_log import CommitLog, Row
+from balr.stores.commit_log import CommitLog
 
 FAILURES = "failures.csv"
 _OF_SHARDS = "failures.*-of-*.csv"
@@ -23,38 +23,36 @@ class FailureLog:
         self._log = CommitLog(folder / f"failures{shard.tag}.csv", _COLUMNS)
         self.path = self._log.path
         self._order = {utterance.id: number for number, utterance in enumerate(utterances)}
-        self._rows: dict[str, Row] = {}
-        self._others: dict[str, Row] = {}
-        self._merged = [log for log in _logs_in(folder) if not shard.tag and log.path != self._log.path]
-        for log in _logs_in(folder):
-            rows = self._rows if not shard.tag or log.path == self._log.path else self._others
-            rows.update((row["id"], row) for row in log.read() if row["id"] in self._order)
+        self._merged = [] if shard.tag else [log for log in _logs_in(folder) if log.path != self.path]
+        self._rows = {
+            row["id"]: row for log in (self._log, *self._merged) for row in log.read() if row["id"] in self._order
+        }
 
     @property
     def ids(self) -> Set[str]:
-        """Return the ids that failed, in this run or an earlier one, or in another shard."""
-        return self._rows.keys() | self._others.keys()
+        """Return the ids that failed, in this run or an earlier one."""
+        return self._rows.keys()
 
     def clear(self) -> None:
         """Forget what failed in earlier runs."""
         self._rows.clear()
-        self._log.begin(())
+        self._log.write(())
         for log in self._merged:
             log.remove()
 
     def add(self, failure: Failure) -> None:
         """Append a failure. Raises OutputError."""
         self._rows[failure.id] = asdict(failure)
-        if not self._log.has_begun:
-            self._log.begin(self._rows.values())
+        if self._log.has_begun:
+            self._log.append([asdict(failure)], durably=False)
         else:
-            self._log.append([self._rows[failure.id]], durably=False)
+            self._log.write(self._rows.values())
 
     def finish(self, completed: Collection[str]) -> None:
         """Put the list into the order of the corpus, without what is completed; then the lists of shards can go."""
         rows = [row for id_, row in self._rows.items() if id_ not in completed]
         if rows:
-            self._log.finish(sorted(rows, key=lambda row: self._order[row["id"]]))
+            self._log.write(sorted(rows, key=lambda row: self._order[row["id"]]))
         else:
             self._log.remove()
         for log in self._merged:

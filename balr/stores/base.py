@@ -65,4 +65,4 @@ class Store(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Put the lists into their final order. Raises OutputError where embeddings vanished while the run worked."""
+        """Put the lists into their final order. Raises OutputError."""

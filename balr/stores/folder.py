@@ -20,7 +20,8 @@ _SECONDS_FOR_A_MERGE = 60.0
 def locked(folder: Path, shard: Shard = WHOLE_CORPUS) -> Iterator[None]:
     """Create a folder and lock it for this run; the lock ends with its process. A new folder goes if it stays empty.
 
-    Shards of one count work side by side. Raises OutputError where the folder cannot be written to, or has another run.
+    Shards of one count work side by side. Raises OutputError where the folder cannot be written to, or has another run,
+    and at the end where it is another one than at the start.
     """
     lock, is_new = FileLock(folder / f".balr{shard.tag}.lock"), not folder.exists()
     try:
@@ -35,7 +36,11 @@ def locked(folder: Path, shard: Shard = WHOLE_CORPUS) -> Iterator[None]:
         raise OutputError(f"{folder}: cannot be written to: {reason}; choose another save_dir.") from error
     try:
         _refuse_work_beside(folder, shard)
+        path = Path(lock.lock_file)
+        at_start = path.stat()
         yield
+        if not path.exists() or not os.path.samestat(path.stat(), at_start):
+            raise OutputError(f"{folder}: was removed or replaced while the run worked; give the same command again.")
     finally:
         lock.release()  # its file stays: without it a third run could lock a new one beside a second run
         if is_new:

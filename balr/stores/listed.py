@@ -16,9 +16,9 @@ import numpy.typing as npt
 from balr.errors import OutputError
 from balr.records import Embedded, Failure, Utterance
 from balr.stores.base import Store, StoredCorpus
-from balr.stores.commit_log import Row
-from balr.stores.manifest import columns_of, is_of, manifest_of, manifests_in, row_of
-from balr.stores.reading import read_place
+from balr.stores.commit_log import CommitLog, Row
+from balr.stores.manifest import COLUMNS, columns_of, is_of, manifests_in, row_of
+from balr.stores.reading import read_listed
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +36,9 @@ class ListedStore(Store):
     def __init__(self, corpus: StoredCorpus) -> None:
         super().__init__(corpus)
         self.audible = [utterance for utterance in self.utterances if utterance.audio is not None]
-        self._manifest = manifest_of(self.folder, columns_of(self.utterances), tag=self.shard.tag)
+        path, more = self.folder / f"metadata{self.shard.tag}.csv", columns_of(self.utterances)
+        self._manifest = CommitLog(path, COLUMNS, more_columns=more)
         self._others: set[str] = set()  # ids that other shards have completed
-        self._new: list[str] = []
 
     @abstractmethod
     def _save(self, batch: Sequence[Embedded]) -> tuple[list[tuple[Utterance, Listed]], list[Failure]]:
@@ -72,44 +72,31 @@ class ListedStore(Store):
     def clear(self) -> None:
         """Empty the manifest, and remove those of shards, then the embeddings that they listed."""
         listed, self._listed = self._listed, {}
-        self._manifest.begin(())
+        self._manifest.write(())
         self._remove_those_of_shards()
         self._remove(listed)
 
     def write(self, batch: Sequence[Embedded]) -> list[Failure]:
         """Save the embeddings, then append their rows. Raises OutputError where nothing more can be written."""
         if not self._manifest.has_begun:
-            self._manifest.begin(self._rows())
+            self._manifest.write(self._rows())
         written, failures = self._save(batch)
         self._manifest.append((row_of(utterance, *listed) for utterance, listed in written), durably=True)
         self._listed.update((utterance.id, listed) for utterance, listed in written)
-        self._new += [utterance.id for utterance, _ in written]
         return failures
 
     def read(self, ids: Collection[str] | None = None) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         """Yield ids and embeddings `(dim,)`, in the order of the corpus."""
         for utterance in self.audible:
             if utterance.id in self._listed and (ids is None or utterance.id in ids):
-                yield utterance.id, read_place(self.folder, self._listed[utterance.id].place)
+                yield utterance.id, read_listed(self.folder, row_of(utterance, *self._listed[utterance.id]))
 
     def close(self) -> None:
-        """Put the manifest into the order of the corpus, and those of shards into it where this is the whole corpus.
-
-        Raises OutputError where embeddings of this run have vanished.
-        """
-        self._manifest.check()
-        vanished = [id_ for id_ in self._new if not self._is_there(self._listed[id_].place)]
-        for id_ in vanished:
-            del self._listed[id_]
-        self._manifest.finish(self._rows())
+        """Put the manifest into the order of the corpus, and those of shards into it where this is the whole corpus."""
+        self._manifest.write(self._rows())
         if not self.shard.tag:
             self._finish()
             self._remove_those_of_shards()
-        if vanished:
-            raise OutputError(
-                f"{self.folder}: {len(vanished)} of {len(self._new)} embeddings vanished while the run worked, "
-                f"first {vanished[0]!r}; the same command embeds them again."
-            )
 
     @cached_property
     def _listed(self) -> dict[str, Listed]:

@@ -13,12 +13,6 @@ COLUMNS = ("id", "audio", "speaker", "embedding", "crc32")
 KNOWN_COLUMNS = frozenset((*COLUMNS, "start", "end", "channel", "duration", "duration_seconds"))
 
 
-def manifest_of(folder: Path, more_columns: Iterable[str] = (), *, tag: str = "") -> CommitLog:
-    """Return the manifest of a folder, or of a shard by its tag; `more_columns` are those beyond balr's own."""
-    more = [name for name in more_columns if name not in COLUMNS]
-    return CommitLog(folder / f"metadata{tag}.csv", COLUMNS, more_columns=more)
-
-
 def manifests_in(folder: Path) -> list[CommitLog]:
     """Return the manifests of a folder, to read: that of the whole corpus, and those of shards."""
     found = [folder / METADATA, *sorted(folder.glob(_OF_SHARDS))]
@@ -34,7 +28,7 @@ def columns_of(utterances: Iterable[Utterance]) -> Iterable[str]:
         if utterance.duration_seconds is not None:
             columns["duration"] = None
         columns |= dict.fromkeys(utterance.extra)
-    return columns
+    return [name for name in columns if name not in COLUMNS]
 
 
 def row_of(utterance: Utterance, embedding: str, crc32: str) -> Row:
