@@ -5,13 +5,11 @@ import os
 from collections.abc import Sequence, Set
 from pathlib import Path
 
-import numpy as np
-
 from balr.errors import BalrError, InputError, one_line
 from balr.records import WHOLE, Embedded, Utterance
 from balr.shutdown import Stop
 from balr.stores.base import Store
-from balr.stores.embedding_files import SUFFIXES, read_embedding
+from balr.stores.embedding_files import SUFFIXES, read_usable
 from balr.stores.places import embedding_file
 
 log = logging.getLogger(__name__)
@@ -57,10 +55,7 @@ def _beside(utterance: Utterance) -> Path | None:
 
 
 def _read(utterance: Utterance, path: Path, embedding_dim: int | None) -> Embedded:
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused below
-        embedding = read_embedding(path).astype(np.float32)
+    embedding = read_usable(path)
     if embedding_dim not in (None, embedding.size):
         raise InputError(f"{path}: {embedding.size} numbers, and this model gives {embedding_dim}.")
-    if not np.isfinite(embedding).all() or not embedding.any():
-        raise InputError(f"{path}: numbers that are not finite, or all zeros.")
     return Embedded(utterance, embedding, utterance.duration_seconds or 0.0)

@@ -21,16 +21,16 @@ from balr.runs.summary import as_text
 from balr.stores.ark import is_in_ark
 from balr.stores.commit_log import Row
 from balr.stores.folder import files_of, locked
-from balr.stores.manifest import METADATA, is_of, manifest_of, manifests_in
+from balr.stores.manifest import METADATA, is_of, manifests_in
 from balr.stores.places import embedding_file
 from balr.stores.reading import has_parts, is_store, stored
 
-Kind = Literal["missing", "extra", "broken", "unreadable", "contradiction", "unfinished"]
+Kind = Literal["missing", "extra", "broken", "contradiction", "unfinished"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong, and with what: an utterance by its id, a file, or a list; `in_manifest`: it has a row."""
+    """What is wrong, and with what: an utterance by its id, a file, or a list; `in_manifest`: by its row."""
 
     kind: Kind
     what: str
@@ -82,8 +82,8 @@ def verify(folder: Path, corpus: Corpus | None = None) -> Verdict:
     record, findings = _record(folder)
     dims = Counter(sizes.values())
     recorded = None if record is None else record.embedding_dim
-    dim = recorded if recorded in dims or not dims else dims.most_common(1)[0][0]
-    if None not in (dim, recorded) and dim != recorded:
+    dim = dims.most_common(1)[0][0] if dims else recorded
+    if recorded not in (None, dim):
         findings.append(Finding("contradiction", RUN, f"embeddings of {recorded} numbers, found of {dim}"))
     odd = {id_: size for id_, size in sizes.items() if size != dim}
     damaged += [Finding("broken", id_, f"{size} numbers, not {dim}", in_manifest=True) for id_, size in odd.items()]
@@ -105,20 +105,14 @@ def verify(folder: Path, corpus: Corpus | None = None) -> Verdict:
 def forget(folder: Path, verdict: Verdict) -> int:
     """Take off the manifest what does not fit it, so that the next run embeds it again; no file is removed.
 
-    Returns how many rows are gone. Raises OutputError where another run works in the folder, or its record does not fit
-    its embeddings.
+    Returns how many rows are gone. Raises OutputError where another run works in the folder.
     """
-    if any(finding.what == RUN and not finding.in_manifest for finding in verdict.findings):
-        raise OutputError(f"{folder / RUN}: does not fit the embeddings; force=true embeds all again.")
-    ids = {one.what for one in verdict.findings if one.in_manifest and one.kind != "unreadable"}
+    ids = {one.what for one in verdict.findings if one.in_manifest}
     if not ids:
         return 0
     with locked(folder):
         for manifest in manifests_in(folder):
-            rows = list(manifest.read())
-            tag = manifest.path.stem.removeprefix("metadata")
-            kept = manifest_of(folder, rows[0] if rows else (), tag=tag)
-            kept.finish(row for row in rows if row["id"] not in ids)
+            manifest.write([row for row in manifest.read() if row["id"] not in ids])
         if has_parts(folder):
             from balr.stores.parquet_parts import drop_rows
 
@@ -152,9 +146,8 @@ def _read_all(folder: Path) -> tuple[dict[str, Row], dict[str, int], list[float]
 def _damage(place: str, id_: str, error: Exception) -> Finding:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return Finding("missing", id_, f"{place}: missing", in_manifest=True)
-    if isinstance(error, OSError):
-        return Finding("unreadable", id_, f"{place}: {error.strerror or error}", in_manifest=True)
-    return Finding("broken", id_, f"{place}: {one_line(error)}", in_manifest=True)
+    is_of_the_disk = isinstance(error, OSError)  # which may pass
+    return Finding("broken", id_, f"{place}: {one_line(error)}", in_manifest=not is_of_the_disk)
 
 
 def _record(folder: Path) -> tuple[Record | None, list[Finding]]:

@@ -1,12 +1,8 @@
 """Embeddings as files: `.npy` and `.txt` are written and read, `.pkl` of the earlier BA-LR toolkit only read."""
 
 import io
-import os
 import pickle
-import stat
-import warnings
 import zlib
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -53,20 +49,24 @@ def checksum(content: bytes) -> str:
 
 
 def read_content(path: str | Path) -> bytes:
-    """Read a file of the size of an embedding. Raises OSError, or ValueError where it is a pipe or a device."""
-    with open(path, "rb", buffering=0, opener=_open_without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("not a file")
+    """Read a file of the size of an embedding. Raises OSError."""
+    with open(path, "rb", buffering=0) as file:
         return file.read(_LARGEST_BYTES)
 
 
 def decode(content: bytes, suffix: str) -> npt.NDArray[Any]:
-    """Return the embedding `(dim,)` of a file that a run wrote. Raises ValueError that names the damage."""
-    embedding = _decode_npy(content) if suffix == ".npy" else _decode_text(content)
-    if not np.isfinite(embedding).all():
-        raise ValueError("numbers that are not finite")
-    if not embedding.any():
-        raise ValueError("all zeros")
+    """Return the embedding `(dim,)` of a file whose checksum is that of what a run wrote."""
+    if suffix == ".npy":  # faster than numpy, which parses each header anew
+        return np.frombuffer(content, np.float32, offset=_NPY_HEADER_BYTES)
+    return np.array(content.split(), np.float32)
+
+
+def read_usable(path: Path) -> Embedding:
+    """Read an embedding `(dim,)` that no list vouches for, as float32. Raises InputError."""
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused below
+        embedding = read_embedding(path).astype(np.float32)
+    if not np.isfinite(embedding).all() or not embedding.any():
+        raise InputError(f"{path}: numbers that are not finite, or all zeros.")
     return embedding
 
 
@@ -86,32 +86,6 @@ def read_embedding(path: Path) -> npt.NDArray[Any]:
     return embedding
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def _decode_text(content: bytes) -> npt.NDArray[Any]:
-    lines = content.decode("ascii").split("\n")
-    if lines.pop():  # it ends within its last number, which may be another one then
-        raise ValueError("truncated")
-    if not lines:
-        raise ValueError("no numbers")
-    return np.array(lines, np.float32)
-
-
-def _decode_npy(content: bytes) -> npt.NDArray[Any]:
-    """Read a float32 array `(dim,)` faster than numpy, which parses each header anew."""
-    numbers = content[_NPY_HEADER_BYTES:]
-    if not numbers or content[:_NPY_HEADER_BYTES] != _npy_header(len(numbers) // 4):
-        raise ValueError("truncated, or not one row of float32 numbers as balr writes them")
-    return np.frombuffer(numbers, np.float32)
-
-
-@lru_cache(maxsize=64)
-def _npy_header(dim: int) -> bytes:
-    return encode(np.zeros(dim, np.float32), ".npy")[:_NPY_HEADER_BYTES]
-
-
 def _read(path: Path) -> Any:
     if is_in_ark(path):
         return read_ark(path)
@@ -122,9 +96,7 @@ def _read(path: Path) -> Any:
     if path.suffix == ".npy":
         return np.load(path, allow_pickle=False)
     if path.suffix == ".txt":
-        with warnings.catch_warnings():  # of an empty file, which the caller refuses
-            warnings.simplefilter("ignore")
-            return np.loadtxt(path, dtype=np.float32, ndmin=1)
+        return np.array(path.read_text(encoding="ascii").split(), np.float32)
     if path.suffix == ".pkl":
         with path.open("rb") as file:
             return _ArrayUnpickler(file).load()

@@ -3,14 +3,15 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 
 from balr.atomic import write_together
-from balr.errors import ConfigError
+from balr.errors import ConfigError, InputError
 from balr.records import Embedded, Failure, Utterance
 from balr.stores.base import StoredCorpus
-from balr.stores.embedding_files import checksum, decode, encode, read_content
+from balr.stores.embedding_files import checksum, encode, read_content, read_usable
 from balr.stores.folder import folds_case, refuse_foreign_folders
 from balr.stores.listed import Listed, ListedStore
 from balr.stores.places import embedding_file, refuse_shared_files
@@ -76,10 +77,12 @@ class FilesStore(ListedStore):
             return super()._find()
         found = {}
         for utterance in self.audible:
-            with suppress(OSError, ValueError):
-                content = read_content(self._file(utterance))
-                decode(content, self._suffix)
-                found[utterance.id] = Listed(self._place(utterance), checksum(content))
+            file = self._file(utterance)
+            with suppress(OSError, InputError):
+                if os.path.isfile(file):
+                    embedding, content = read_usable(Path(file)), read_content(file)
+                    if self._suffix == ".txt" or content == encode(embedding, ".npy"):
+                        found[utterance.id] = Listed(self._place(utterance), checksum(content))
         return found
 
     def _file(self, utterance: Utterance) -> str:

@@ -106,7 +106,8 @@ def rows_in_parts(folder: Path) -> Iterator[Row]:
 def read_in_part(place: Path) -> npt.NDArray[Any]:
     """Read the embedding `(dim,)` at a place such as `part-00000.parquet/17`. Raises ValueError."""
     try:
-        embedding: npt.NDArray[Any] = _embeddings(place.parent)[int(place.name)]
+        changed_ns = place.parent.stat().st_mtime_ns
+        embedding: npt.NDArray[Any] = _embeddings(place.parent, changed_ns)[int(place.name)]
     except (OSError, ValueError, pa.ArrowException, LookupError) as error:
         raise ValueError(f"the part is damaged: {one_line(error)[:100]}") from error
     return embedding
@@ -140,7 +141,7 @@ def write_part(part: Path, table: pa.Table) -> None:
 
 
 @lru_cache(maxsize=2)
-def _embeddings(part: Path) -> npt.NDArray[Any]:
+def _embeddings(part: Path, changed_ns: int) -> npt.NDArray[Any]:  # noqa: ARG001 - another file is another entry
     return _matrix(read_part(part, ["embedding"])["embedding"].combine_chunks())
 
 

@@ -55,7 +55,7 @@ def stored(folder: Path) -> Iterator[Stored]:
     """Yield each row with its embedding `(dim,)`, or with the error where that is damaged."""
     for row in rows_of(folder):
         try:
-            yield row, _read_checked(folder, row)
+            yield row, read_listed(folder, row)
         except (OSError, ValueError, BalrError) as error:
             yield row, error
 
@@ -88,12 +88,6 @@ def number_in(cell: object) -> float | None:
 def as_utf8(text: str) -> str:
     """Escape bytes that are not UTF-8, as names of files may have."""
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
-
-
-def read_place(folder: Path, place: str) -> npt.NDArray[Any]:
-    """Read the embedding `(dim,)` of a file or an archive that a manifest names. Raises OSError or ValueError."""
-    path = os.path.join(folder, place)
-    return read_ark(path) if is_in_ark(place) else decode(read_content(path), os.path.splitext(path)[1])
 
 
 def load_embeddings(save_dir: str | Path) -> "tuple[list[str], npt.NDArray[np.float32], pa.Table]":
@@ -135,17 +129,13 @@ def load_embeddings(save_dir: str | Path) -> "tuple[list[str], npt.NDArray[np.fl
     return ids, np.frombuffer(numbers, np.float32).reshape(len(ids), -1), pa.table(others)
 
 
-def _read_checked(folder: Path, row: Row) -> npt.NDArray[Any]:
-    """Read the embedding of a row and compare it with its checksum."""
+def read_listed(folder: Path, row: Row) -> npt.NDArray[Any]:
+    """Read the embedding `(dim,)` of a row. Raises OSError, InputError, or ValueError where it is damaged."""
     path = os.path.join(folder, row["embedding"])
     if not row["audio"] or not row["crc32"]:  # not written by balr, or in a part, which has checksums of its own
         return read_embedding(Path(path))
-    if is_in_ark(path):
-        embedding = read_ark(path, id_=row["id"])
-        found = checksum(embedding.tobytes())
-    else:
-        content = read_content(path)
-        embedding, found = decode(content, os.path.splitext(path)[1]), checksum(content)
-    if found != row["crc32"]:
+    embedding = read_ark(path, id_=row["id"]) if is_in_ark(path) else None
+    content = read_content(path) if embedding is None else embedding.tobytes()
+    if (found := checksum(content)) != row["crc32"]:
         raise ValueError(f"its CRC-32 is {found}, and {row['crc32']} in metadata.csv")
-    return embedding
+    return decode(content, os.path.splitext(path)[1]) if embedding is None else embedding

@@ -18,7 +18,7 @@ from balr.main import main
 from balr.records import Utterance
 from balr.runs.progress import Tally
 from balr.stores.commit_log import CommitLog
-from balr.stores.embedding_files import decode, read_content
+from balr.stores.embedding_files import read_usable
 
 OneLine = Callable[[], str]
 
@@ -37,7 +37,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def whole_embeddings(folder: Path) -> dict[str, bytes]:
     for path in folder.rglob("*_emb.npy"):
-        decode(read_content(path), ".npy")
+        read_usable(path)
     assert not list(folder.rglob("*.tmp"))
     return embeddings(folder)
 

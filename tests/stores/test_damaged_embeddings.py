@@ -1,18 +1,18 @@
-"""A damaged file is never read as an embedding."""
+"""A damaged file is never taken for an embedding, whether a list names it or it lies beside the audio."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
-from balr.stores.embedding_files import decode, encode, read_content
+from balr.records import Utterance
+from balr.stores.base import StoredCorpus
+from balr.stores.embedding_files import checksum, encode
+from balr.stores.files import FilesStore
+from balr.stores.reading import read_listed
 
-
-def write(path: Path, embedding: npt.NDArray[np.float32]) -> None:
-    path.write_bytes(encode(embedding, path.suffix))
+WHOLE = np.linspace(-1, 0.123456, 8, dtype=np.float32)
 
 
 def spoilt(content: bytes) -> dict[str, bytes]:
@@ -24,74 +24,56 @@ def spoilt(content: bytes) -> dict[str, bytes]:
         "header alone": content[:128],
         "longer": content + b"\0\0\0\0",
         "not finite": content[:128] + finite.tobytes(),
+        "all zeros": encode(np.zeros(8, np.float32), ".npy"),
         "text": b"this is no embedding",
+        "float64": encode(np.ones(8, np.float64), ".npy"),
+        "int32": encode(np.ones(8, np.int32), ".npy"),
     }
 
 
-def flaw(path: Path) -> str | None:
-    try:
-        decode(read_content(path), path.suffix)
-    except (OSError, ValueError) as error:
-        return str(error)
-    return None
+def is_taken(path: Path) -> bool:
+    """Return whether a file counts as the embedding of the audio beside it."""
+    corpus = StoredCorpus(path.parent, [Utterance("a", path.with_name("a.wav"))], path.parent, is_beside_audio=True)
+    return FilesStore(corpus, format=path.suffix[1:]).completed() == {"a"}
 
 
 @pytest.mark.parametrize("kind", spoilt(bytes(128 + 32)))
-def test_every_kind_of_damage_is_a_flaw(tmp_path: Path, kind: str) -> None:
+def test_every_kind_of_damage_is_noticed(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a_emb.npy"
-    write(path, np.linspace(-1, 1, 8, dtype=np.float32))
-    assert flaw(path) is None
+    path.write_bytes(encode(WHOLE, ".npy"))
+    assert is_taken(path)
     path.write_bytes(spoilt(path.read_bytes())[kind])
-    assert flaw(path) is not None
+    assert not is_taken(path)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda text: "",
-        lambda text: text[:9] + "x",
-        lambda text: text + "nan\n",
-        lambda text: text[:-1],
-        lambda text: text[:-3],
-    ],
-)
-def test_a_damaged_text_is_a_flaw_too(tmp_path: Path, damage: Callable[[str], str]) -> None:
+@pytest.mark.parametrize("text", ["", "1.5x\n", "0.5\nnan\n", "0\n0\n", "(1,)", "\xff"])
+def test_a_damaged_text_is_noticed_too(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a_emb.txt"
-    write(path, np.linspace(-1, 0.123456, 8, dtype=np.float32))
-    assert flaw(path) is None
-    path.write_text(damage(path.read_text()))
-    assert flaw(path) is not None
+    path.write_bytes(encode(WHOLE, ".txt"))
+    assert is_taken(path)
+    path.write_text(text, encoding="latin-1")
+    assert not is_taken(path)
 
 
-def test_no_bit_of_a_header_makes_a_file_anything_but_whole_or_broken(tmp_path: Path) -> None:
-    path = tmp_path / "a_emb.npy"
-    write(path, np.linspace(-1, 1, 8, dtype=np.float32))
-    whole = path.read_bytes()
-    for bit in range(8 * 128):
+@pytest.mark.parametrize("suffix", [".npy", ".txt"])
+def test_no_bit_of_a_listed_file_can_be_another(tmp_path: Path, suffix: str) -> None:
+    whole = encode(WHOLE, suffix)
+    row = {"id": "a", "audio": "/a.wav", "embedding": f"a_emb{suffix}", "crc32": checksum(whole)}
+    (tmp_path / row["embedding"]).write_bytes(whole)
+    assert np.array_equal(read_listed(tmp_path, row), WHOLE)
+    for bit in range(8 * len(whole)):
         content = bytearray(whole)
         content[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(bytes(content))
-        flaw(path)
-    for header in (
-        "{'descr': (), 'fortran_order': False, 'shape': (8,)}",
-        "{{}: 1}",
-        "(" * 90,
-        "{'shape': (8,(",
-        "\xff",
-    ):
-        path.write_bytes(whole[:10] + header.encode("latin-1").ljust(118) + whole[128:])
-        assert flaw(path) is not None, header
+        (tmp_path / row["embedding"]).write_bytes(content)
+        with pytest.raises(ValueError, match="its CRC-32 is"):
+            read_listed(tmp_path, row)
 
 
 @pytest.mark.parametrize("suffix", ["npy", "txt"])
-def test_what_is_no_file_is_a_flaw_and_waits_for_nobody(tmp_path: Path, suffix: str) -> None:
-    os.mkfifo(tmp_path / f"a_emb.{suffix}")
-    (tmp_path / f"b_emb.{suffix}").mkdir()
-    for name in "ab":
-        assert flaw(tmp_path / f"{name}_emb.{suffix}") is not None
-
-
-def test_numbers_of_another_kind_are_no_embedding_of_a_run(tmp_path: Path) -> None:
-    for kind in (np.float64, np.float16, np.int32):
-        np.save(tmp_path / "a_emb.npy", np.ones(8, kind))
-        assert "float32" in str(flaw(tmp_path / "a_emb.npy"))
+def test_what_is_no_file_waits_for_nobody(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a_emb.{suffix}"
+    os.mkfifo(path)
+    assert not is_taken(path)
+    path.unlink()
+    path.mkdir()
+    assert not is_taken(path)
