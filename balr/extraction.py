@@ -3,7 +3,7 @@
 import gc
 import logging
 import os
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,26 +74,20 @@ def run(cfg: RunConfig, *, run_dir: Path, stop: Stop, job: str = "embedding") ->
             files.record.forcing &= summary.not_reached > 0
             entry["exit"] = _how_it_stopped(stop)
     if cfg.shard.tag and not summary.not_reached:
-        merge(folder, only_if_complete=True)
+        with suppress(LockedError):  # other shards still work, of which the last one will do it
+            if not merge(folder, only_if_complete=True)[-1]:
+                log.info("all shards are done, and their lists are put together in %s", relative(folder))
     return summary
 
 
 def merge(folder: Path, *, only_if_complete: bool = False) -> tuple[int, int, int]:
     """Put the lists of shards together to those of one corpus; again, this changes nothing.
 
-    Returns how many utterances have an embedding, failed, and are missing. `only_if_complete`: unless utterances are
-    missing, or shards still work, of which the last one will do it. Raises a BalrError.
+    Returns how many utterances have an embedding, failed, and are missing. `only_if_complete`: unless some are missing.
+    Raises a BalrError.
     """
-    with ExitStack() as stack:
-        try:
-            files, corpus = stack.enter_context(reopened(folder))
-        except LockedError:
-            if only_if_complete:
-                return 0, 0, 0
-            raise
+    with reopened(folder) as (files, corpus):
         missing = len(files.missing(corpus))
-        if only_if_complete and not missing:
-            log.info("all shards are done, and their lists are put together in %s", relative(folder))
         if not only_if_complete or not missing:
             files.close()
             files.record.forcing &= missing > 0

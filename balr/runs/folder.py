@@ -102,11 +102,14 @@ def corpus_of(record: Record, source: str | None = None) -> Corpus:
 
 def _build_store(folder: Path, settings: Facts, corpus: Corpus, shard: Shard, record: Record) -> Store:
     is_beside_audio = corpus.output_dir is None
-    if is_beside_audio and (shard.tag or not str(settings.get("_target_")).endswith(".FilesStore")):
-        raise ConfigError("save_dir=null: embeddings beside the audio are files of one job; choose a save_dir.")
-    if is_beside_audio and any(container_of(utterance.audio) for utterance in corpus.utterances if utterance.audio):
+    if is_beside_audio and (
+        shard.tag
+        or not str(settings.get("_target_")).endswith(".FilesStore")
+        or any(container_of(one.audio) for one in corpus.utterances if one.audio)
+    ):
         raise ConfigError(
-            "save_dir=null: no embeddings can go beside audio that is in a tar or parquet file; choose one."
+            "save_dir=null: embeddings beside the audio are files of one job, and none can go beside audio that is in "
+            "a tar or parquet file; choose a save_dir."
         )
     place = StoredCorpus(folder, corpus.utterances, corpus.root_dir, shard, record.embedding_dim, is_beside_audio)
     return build(settings, Store, corpus=place)

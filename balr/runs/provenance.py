@@ -3,8 +3,8 @@
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,19 +12,8 @@ from typing import Any
 
 from balr.data.corpus import Corpus
 
-_PACKAGES = (
-    "balr",
-    "torch",
-    "torchaudio",
-    "wespeaker-unofficial",
-    "numpy",
-    "soundfile",
-    "av",
-    "hydra-core",
-    "omegaconf",
-    "huggingface-hub",
-    "openvino",
-)
+_PACKAGES = ("balr", "torch", "torchaudio", "wespeaker-unofficial", "numpy", "soundfile", "av", "openvino")
+_DESCRIBE = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 _GIT_SECONDS = 10
 
 
@@ -58,28 +47,20 @@ def machine() -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     found = {}
     for name in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):  # an extra that is not installed
             found[name] = version(name)
-        except PackageNotFoundError:  # an extra that is not installed
-            continue
     return found
 
 
 def _commit() -> str | None:
     """Return the commit of a checkout of balr, with `-dirty` where its files were changed."""
-    checkout, git = Path(__file__).resolve().parents[2], shutil.which("git")
-    if git is None or not (checkout / ".git").exists():
-        return None
-    describe = ["--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    command = (git, "-C", str(checkout), *describe)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    try:
-        done = subprocess.run(  # noqa: S603
-            command, capture_output=True, text=True, check=False, env=environment, timeout=_GIT_SECONDS
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
+    checkout = Path(__file__).resolve().parents[2]
+    where = (f"--git-dir={checkout / '.git'}", f"--work-tree={checkout}")  # whatever GIT_DIR says
+    command = ("git", "--no-optional-locks", *where, *_DESCRIBE)
+    with suppress(OSError, subprocess.SubprocessError):  # no git, no checkout
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_GIT_SECONDS)  # noqa: S603
+        return done.stdout.strip()
+    return None
 
 
 def _processor() -> str:

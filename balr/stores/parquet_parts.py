@@ -140,8 +140,8 @@ def write_part(part: Path, table: pa.Table) -> None:
         )
 
 
-@lru_cache(maxsize=2)
-def _embeddings(part: Path, changed_ns: int) -> npt.NDArray[Any]:  # noqa: ARG001 - another file is another entry
+@lru_cache(maxsize=2)  # a part that was written anew is another entry
+def _embeddings(part: Path, changed_ns: int) -> npt.NDArray[Any]:
     return _matrix(read_part(part, ["embedding"])["embedding"].combine_chunks())
 
 

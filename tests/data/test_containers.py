@@ -253,4 +253,4 @@ def test_embeddings_cannot_go_beside_audio_in_a_container(
 ) -> None:
     in_tars(tmp_path / "containers")
     assert balr(f"input={tmp_path / 'containers'}", "save_dir=null") == 2
-    assert "save_dir=null: no embeddings can go beside audio that is in a tar" in one_error_line()
+    assert "none can go beside audio that is in a tar" in one_error_line()
