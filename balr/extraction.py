@@ -75,8 +75,7 @@ def run(cfg: RunConfig, *, run_dir: Path, stop: Stop, job: str = "embedding") ->
             entry["exit"] = _how_it_stopped(stop)
     if cfg.shard.tag and not summary.not_reached:
         with suppress(LockedError):  # other shards still work, of which the last one will do it
-            if not merge(folder, only_if_complete=True)[-1]:
-                log.info("all shards are done, and their lists are put together in %s", relative(folder))
+            merge(folder, only_if_complete=True)
     return summary
 
 
@@ -88,6 +87,8 @@ def merge(folder: Path, *, only_if_complete: bool = False) -> tuple[int, int, in
     """
     with reopened(folder) as (files, corpus):
         missing = len(files.missing(corpus))
+        if only_if_complete and not missing:
+            log.info("all shards are done, and their lists are put together in %s", relative(folder))
         if not only_if_complete or not missing:
             files.close()
             files.record.forcing &= missing > 0

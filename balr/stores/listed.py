@@ -108,7 +108,7 @@ class ListedStore(Store):
         gone: list[str] = []
         foreign: list[str] = []
         utterances = {utterance.id: utterance for utterance in self.audible}
-        for manifest in manifests_in(self.folder):
+        for manifest in reversed(manifests_in(self.folder)):  # what a run of the whole lists is newer than shards'
             is_own = not self.shard.tag or manifest.path == self._manifest.path
             for row in manifest.read():
                 utterance = utterances.get(row["id"])

@@ -147,6 +147,14 @@ def test_what_a_killed_shard_and_a_killed_run_of_the_whole_left_is_counted_read_
     check_holds(open_store, tmp_path / "out", 0, 5)
 
 
+def test_what_a_run_of_the_whole_made_again_counts_not_what_a_shard_lists(open_files: Open, tmp_path: Path) -> None:
+    open_files(shard=Shard(0, 2)).write(embedded(0))
+    next((tmp_path / "out").rglob("0_emb.*")).unlink()
+    (again,) = embedded(1)
+    open_files().write([replace(again, utterance=UTTERANCES[0])])
+    assert np.array_equal(dict(open_files().read())["u0"], again.embedding)
+
+
 def test_lists_of_different_columns_are_read_together(open_listed: Open, tmp_path: Path) -> None:
     first = open_listed(shard=Shard(0, 2))
     first.write(embedded(0))
