@@ -25,7 +25,7 @@ from balr.data.audio import load_waveform
 from balr.data.audio_budget import AudioBudget
 from balr.data.dataset import AudioDataset
 from balr.data.decoder_pool import DecoderPool
-from balr.data.decoding import WaveformReader, decoded_batches
+from balr.data.decoding import decoded_batches, waveform_reader
 from balr.embeddings.devices import resolve_loading, shared_threads
 from balr.embeddings.exact import openvino
 from balr.embeddings.wespeaker import WespeakerModel
@@ -143,7 +143,7 @@ def _run_and_save(model: WespeakerModel, corpus: Corpus) -> tuple[float, float]:
 
 def _seconds_to_receive(dataset: AudioDataset) -> float:
     """Return the main thread's own seconds to take all waveforms from one process that decodes."""
-    reader = WaveformReader(RATE_HZ, 3600.0)
+    reader = waveform_reader(RATE_HZ, 3600.0)
     plan = [[index] for index in range(len(dataset))]
     with DecoderPool(reader, processes=1, timeout_seconds=60.0) as pool:
         settings = {"seconds": [0.0] * len(dataset), "read_ahead": AudioBudget(1.0)}

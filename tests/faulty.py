@@ -4,13 +4,14 @@ import faulthandler
 import multiprocessing
 import os
 import time
+from typing import Any
 
 import numpy as np
 
 from balr.errors import UtteranceError
 
 
-def read(task: tuple[str, int]) -> object:
+def read(task: tuple[str, Any]) -> object:
     """Give a waveform of so many samples, or do what is told."""
     what, number = task
     faulthandler.disable()  # pytest's

@@ -39,8 +39,3 @@ class AudioBudget:
             self._count -= 1
             self._total = self._total - seconds if self._count else 0.0  # rounding errors do not add up
             self._changed.notify_all()
-
-    def wait(self, seconds: float) -> None:
-        """Wait until something is given back, or for so many seconds."""
-        with self._changed:
-            self._changed.wait(seconds)

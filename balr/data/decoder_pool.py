@@ -1,7 +1,7 @@
 """Worker processes that read files, an utterance per task: one that crashes or hangs costs what it was reading.
 
 torch's DataLoader ends with its first dead worker and does not say at which file. Here the parent knows what each
-worker reads and since when.
+worker reads and for how long.
 """
 
 import multiprocessing
@@ -10,9 +10,8 @@ import signal
 import sys
 import threading
 import time
-import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -21,23 +20,17 @@ from typing import Any, Self
 
 import numpy as np
 
-from balr.data.audio_budget import AudioBudget
 from balr.data.batching import Batch
 from balr.data.decoder_worker import Empty, Read, Result, receive, work
 from balr.errors import ConfigError, UtteranceError
 from balr.shutdown import Stop
 
 _TASKS_EACH = 2  # the second one waits in the pipe, so that a worker never waits for the parent
-_POLL_SECONDS = 0.2
-_SUSPENDED_SECONDS = 5.0
+_POLL_SECONDS = 0.05
+_LONGEST_COUNTED_SECONDS = 0.2  # between two looks at the workers: a run that is suspended costs no file its time
+_SECONDS_TO_DIE = 5.0
 _FORK = "fork"
 _BESIDE_THREADS = "forkserver" if sys.platform == "linux" else "spawn"
-
-
-def _empty(samples: int) -> "np.ndarray[Any, Any]":
-    return np.empty(samples, np.float32)
-
-
 _STARTING = threading.Lock()  # what a new process inherits is changed for a moment
 
 
@@ -55,13 +48,12 @@ def _without_main_script() -> Iterator[None]:
 
 @dataclass(eq=False)
 class _Worker:
-    """Hold a process, its pipe and its tasks as (batch number, index); it reads the first task since `since`."""
+    """Hold a process, its pipe, its tasks as (batch number, index), and how long its first was waited for."""
 
     process: BaseProcess
     connection: "Connection[Any, Any]"
     tasks: deque[tuple[int, int]] = field(default_factory=deque)
-    since: float = 0.0
-    is_late: bool = False
+    waited_seconds: float = 0.0
 
 
 class DecoderPool:
@@ -74,10 +66,16 @@ class DecoderPool:
     """
 
     def __init__(
-        self, read: Read, *, processes: int, timeout_seconds: float, beside_threads: bool = False, empty: Empty = _empty
+        self,
+        read: Read,
+        *,
+        processes: int,
+        timeout_seconds: float,
+        beside_threads: bool = False,
+        empty: Empty = lambda samples: np.empty(samples, np.float32),
     ) -> None:
-        self._read, self._empty = read, empty
-        self._timeout_seconds, self._resumed_at = timeout_seconds, 0.0
+        self._read, self._empty, self._timeout_seconds = read, empty, timeout_seconds
+        self._looked_at = 0.0
         self._workers: list[_Worker] = []
         try:
             for _ in range(processes):
@@ -94,7 +92,7 @@ class DecoderPool:
             worker.process.kill()
             worker.connection.close()
         for worker in self._workers:
-            worker.process.join()
+            _end(worker.process)
         self._workers.clear()
 
     def results(
@@ -102,29 +100,24 @@ class DecoderPool:
         plan: Sequence[Batch],
         tasks: Sequence[Any],
         *,
-        seconds: Sequence[float],
         ahead: int,
-        read_ahead: AudioBudget,
         stop: Stop,
+        may_start: Callable[[int], bool] = lambda _: True,
     ) -> Iterator[tuple[int, list[Result | UtteranceError]]]:
         """Yield the number of each batch with the results of its tasks, as soon as all of them are there.
 
-        At most `ahead` batches are started and not yet yielded, as far as `read_ahead` has room for their `seconds`. A
-        task that cost its worker gives an UtteranceError. Ends early when `stop` is set.
+        At most `ahead` batches are started and not yet yielded, each as soon as `may_start` accepts its number. A task
+        that cost its worker gives an UtteranceError. Ends early when `stop` is set.
         """
         left = deque(range(len(plan)))
         waiting: deque[tuple[int, int]] = deque()
         started: dict[int, dict[int, Result | UtteranceError]] = {}
         while (left or started) and not stop.is_set():
-            while left and len(started) < ahead and len(waiting) < len(self._workers):
-                if not read_ahead.try_reserve(seconds[left[0]]):
-                    break
+            while left and len(started) < ahead and len(waiting) < len(self._workers) and may_start(left[0]):
                 number = left.popleft()
                 started[number] = {}
                 waiting.extend((number, index) for index in plan[number])
             self._send_tasks(waiting, tasks)
-            if not any(worker.tasks for worker in self._workers):
-                read_ahead.wait(_POLL_SECONDS)
             for worker in self._ready_workers():
                 (number, index), result = self._result_of(worker, waiting)
                 started[number][index] = result
@@ -138,8 +131,6 @@ class DecoderPool:
         for depth in range(1, _TASKS_EACH + 1):
             for worker in list(self._workers):
                 if waiting and len(worker.tasks) < depth:
-                    if not worker.tasks:
-                        worker.since = time.monotonic()
                     worker.tasks.append(waiting.popleft())
                     try:
                         worker.connection.send(tasks[worker.tasks[-1][1]])
@@ -150,19 +141,17 @@ class DecoderPool:
     def _ready_workers(self) -> list[_Worker]:
         """Wait for workers that have a result or died, and kill any that exceeds the timeout."""
         busy = [worker for worker in self._workers if worker.tasks]
-        if not busy:
-            return []
-        began = time.monotonic()
         ready = wait([worker.connection for worker in busy], _POLL_SECONDS)
         now = time.monotonic()
-        if now - began > _SUSPENDED_SECONDS:  # the run was suspended, which is no time to read in
-            self._resumed_at = now
+        passed_seconds, self._looked_at = min(now - self._looked_at, _LONGEST_COUNTED_SECONDS), now
         found = [worker for worker in busy if worker.connection in ready]
         for worker in busy:
-            if worker not in found and now - max(worker.since, self._resumed_at) > self._timeout_seconds:
-                worker.is_late = True
-                worker.process.kill()
-                found.append(worker)
+            if worker not in found:
+                worker.waited_seconds += passed_seconds
+                if worker.waited_seconds > self._timeout_seconds:
+                    worker.process.kill()
+                    worker.connection.close()  # what it may still answer is too late
+                    found.append(worker)
         return found
 
     def _result_of(
@@ -172,15 +161,15 @@ class DecoderPool:
         task = worker.tasks.popleft()
         try:
             result = receive(worker.connection, self._empty)
-            worker.since = time.monotonic()
-        except Exception:  # it is dead, or a hostile file speaks for it
-            worker.process.kill()
-            self._replace(worker, waiting)
-            result = UtteranceError(self._cause_of_death(worker))
+            worker.waited_seconds = 0.0
+        except Exception:  # it is dead or late, or a hostile file speaks for it
+            result = UtteranceError(self._replace(worker, waiting))
         return task, result
 
-    def _replace(self, worker: _Worker, waiting: deque[tuple[int, int]]) -> None:
-        worker.process.join()
+    def _replace(self, worker: _Worker, waiting: deque[tuple[int, int]]) -> str:
+        """Start another worker with the tasks of a lost one, and return what became of that."""
+        _end(worker.process)
+        cause = self._cause_of_death(worker)
         worker.connection.close()
         self._workers.remove(worker)
         waiting.extendleft(reversed(worker.tasks))
@@ -189,14 +178,13 @@ class DecoderPool:
         except ConfigError:
             if not self._workers:
                 raise
+        return cause
 
     def _start(self, method: str) -> None:
         context: Any = multiprocessing.get_context(method)
-        if method != _FORK:
-            context.set_forkserver_preload(["balr.data.decoding"])
+        context.set_forkserver_preload(["balr.data.decoding"])
         try:
-            with _STARTING, warnings.catch_warnings(), _without_main_script():
-                warnings.simplefilter("ignore", DeprecationWarning)  # about idle threads of libraries
+            with _STARTING, _without_main_script():
                 connection, worker_connection = context.Pipe()
                 parent = os.getpid() if method == _FORK else None  # otherwise the parent is the fork server
                 process = context.Process(target=work, args=(self._read, worker_connection, parent), daemon=True)
@@ -210,7 +198,7 @@ class DecoderPool:
             ) from error
 
     def _cause_of_death(self, worker: _Worker) -> str:
-        if worker.is_late:
+        if worker.connection.closed:
             return f"reading it took over {self._timeout_seconds:g} s (data.decode_timeout_seconds) and was ended"
         code = worker.process.exitcode or 0
         if code >= 0:
@@ -218,3 +206,10 @@ class DecoderPool:
         name = signal.Signals(-code).name if -code in {s.value for s in signal.Signals} else f"signal {-code}"
         hint = " (out of memory?)" if name == "SIGKILL" else ": the file crashes its decoder"
         return f"the process that read it was ended by {name}{hint}"
+
+
+def _end(process: BaseProcess) -> None:
+    process.kill()
+    process.join(_SECONDS_TO_DIE)
+    if process.exitcode is None:  # it waits for a disk or a network, for ever perhaps; Python's exit would wait, too
+        multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]

@@ -78,9 +78,8 @@ def _answer(connection: "Connection[Any, Any]", read: Read, task: Any) -> None:
 
 def _set_up_process(parent: int | None) -> None:
     """Ignore signals, end with the parent, and be the first to be killed if memory runs out."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # not those of a progress bar, with its locks
     if sys.__stderr__ is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where libraries complain about every damaged file

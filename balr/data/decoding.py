@@ -1,7 +1,8 @@
 """From a plan to decoded batches, read in this process or others; a bad utterance becomes a Failure."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from balr.data.audio_budget import AudioBudget
 from balr.data.batching import Batch
 from balr.data.corpus import Corpus
 from balr.data.decoder_pool import DecoderPool
+from balr.data.decoder_worker import Read
 from balr.records import Failure, Part, Utterance
 from balr.shutdown import Stop
 
-_SECONDS_BETWEEN_LOOKS = 0.2
+_SECONDS_BETWEEN_LOOKS = 0.05
 
 
 @dataclass(frozen=True)
@@ -30,25 +32,21 @@ class Decoded:
     planned_seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class WaveformReader:
-    """Decode the part of a file to a waveform `(samples,)` at one rate; a process keeps its place in a long file."""
+def waveform_reader(sample_rate_hz: int, max_seconds: float) -> Read:
+    """Return what decodes the part of a file to a waveform `(samples,)`; a process keeps its place in a long file."""
+    return partial(_read, sample_rate_hz=sample_rate_hz, max_seconds=max_seconds, cursor=Cursor())
 
-    sample_rate_hz: int
-    max_seconds: float
-    cursor: Cursor = field(default_factory=Cursor)
 
-    def __call__(self, task: tuple[str, Part]) -> npt.NDArray[np.float32]:
-        path, part = task
-        settings: dict[str, Any] = {"part": part, "max_seconds": self.max_seconds, "cursor": self.cursor}
-        waveform: npt.NDArray[np.float32] = load_waveform(Path(path), self.sample_rate_hz, **settings).numpy()
-        return waveform
+def _read(task: tuple[str, Part], *, sample_rate_hz: int, **settings: Any) -> npt.NDArray[np.float32]:
+    path, part = task
+    waveform: npt.NDArray[np.float32] = load_waveform(Path(path), sample_rate_hz, part=part, **settings).numpy()
+    return waveform
 
 
 def decoded_batches(
     corpus: Corpus,
     plan: Sequence[Batch],
-    reader: WaveformReader,
+    reader: Read,
     *,
     seconds: Sequence[float],
     pool: DecoderPool | None,
@@ -62,10 +60,14 @@ def decoded_batches(
     like any other. Ends early when `stop` is set.
     """
     tasks = [(str(utterance.audio), utterance.part) for utterance in corpus.utterances]
+
+    def may_start(number: int) -> bool:
+        return read_ahead.try_reserve(seconds[number])
+
     if pool is None:
-        results = _read_here(plan, tasks, reader, seconds=seconds, read_ahead=read_ahead, stop=stop)
+        results = _read_here(plan, tasks, reader, may_start=may_start, stop=stop)
     else:
-        results = pool.results(plan, tasks, seconds=seconds, ahead=ahead, read_ahead=read_ahead, stop=stop)
+        results = pool.results(plan, tasks, ahead=ahead, may_start=may_start, stop=stop)
     for number, found in results:
         yield _together(corpus, plan[number], found, planned_seconds=seconds[number])
         del found  # free its memory before the next batch is read
@@ -74,21 +76,20 @@ def decoded_batches(
 def _read_here(
     plan: Sequence[Batch],
     tasks: Sequence[tuple[str, Part]],
-    reader: WaveformReader,
+    reader: Read,
     *,
-    seconds: Sequence[float],
-    read_ahead: AudioBudget,
+    may_start: Callable[[int], bool],
     stop: Stop,
 ) -> Iterator[tuple[int, list[Any]]]:
     for number, batch in enumerate(plan):
-        while not stop.is_set() and not read_ahead.try_reserve(seconds[number]):
-            read_ahead.wait(_SECONDS_BETWEEN_LOOKS)
+        while not stop.is_set() and not may_start(number):
+            stop.wait(_SECONDS_BETWEEN_LOOKS)
         if stop.is_set():
             return
         yield number, [_read_or_error(reader, tasks[index]) for index in batch]
 
 
-def _read_or_error(reader: WaveformReader, task: tuple[str, Part]) -> npt.NDArray[np.float32] | Exception:
+def _read_or_error(reader: Read, task: tuple[str, Part]) -> Any:
     try:
         return reader(task)
     except Exception as error:

@@ -2,15 +2,13 @@
 
 import csv
 import logging
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from balr.atomic import write_csv
-from balr.data.audio_budget import AudioBudget
 from balr.errors import UtteranceError
 from balr.shutdown import Stop
 
@@ -118,8 +116,7 @@ def _read_isolated(files: Sequence[Path], timeout_seconds: float, stop: Stop, *,
 
         def read_into_found(tasks: Sequence[Sequence[Path]]) -> None:
             plan = [(number,) for number in range(len(tasks))]
-            unbounded: dict[str, Any] = {"seconds": [0.0] * len(tasks), "read_ahead": AudioBudget(math.inf)}
-            for number, (result,) in pool.results(plan, tasks, ahead=2 * processes, **unbounded, stop=stop):
+            for number, (result,) in pool.results(plan, tasks, ahead=2 * processes, stop=stop):
                 if isinstance(result, Exception):  # decoding fails in the same way, and reports it
                     log.debug("%d files from %s on: %s", len(tasks[number]), tasks[number][0], result)
                 else:

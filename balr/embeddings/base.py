@@ -18,7 +18,7 @@ from balr.data.audio import as_waveform, load_waveform
 from balr.data.audio_budget import AudioBudget
 from balr.data.dataset import AudioDataset
 from balr.data.decoder_pool import DecoderPool
-from balr.data.decoding import Decoded, WaveformReader, decoded_batches
+from balr.data.decoding import Decoded, decoded_batches, waveform_reader
 from balr.data.pinned import PinnedBlocks
 from balr.data.planning import OneAhead, Plan, plan_in_windows
 from balr.embeddings.devices import Loading, device_name, prepare_thread, resolve_loading, shared_threads
@@ -147,7 +147,7 @@ class EmbeddingsModel(ABC):
         stop: Stop,
     ) -> None:
         """Wire the stages: processes decode, threads compute, one thread saves."""
-        reader, self._room = WaveformReader(self.sample_rate_hz, config.max_audio_seconds), AudioBudget()
+        reader, self._room = waveform_reader(self.sample_rate_hz, config.max_audio_seconds), AudioBudget()
         read_ahead = AudioBudget(config.max_ahead_seconds)
         settings: dict[str, Any] = {"processes": loading.num_workers, "timeout_seconds": config.decode_timeout_seconds}
         if self.device.type == "cuda":

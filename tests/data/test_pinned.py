@@ -1,12 +1,9 @@
 """Waveforms lie side by side in blocks of one size, each in a place of its own."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
 
-from balr.data.audio_budget import AudioBudget
 from balr.data.decoder_pool import DecoderPool
 from balr.data.pinned import PinnedBlocks, copied_to
 from balr.shutdown import Stop
@@ -49,9 +46,8 @@ def test_without_a_gpu_waveforms_lie_in_ordinary_memory() -> None:
 def test_decoders_fill_the_memory_they_are_given(blocks: list[torch.Tensor]) -> None:
     tasks = list(range(300_000, 300_008))
     with DecoderPool(_ramp, processes=2, timeout_seconds=30.0, empty=PinnedBlocks().empty) as pool:
-        bound = AudioBudget(math.inf)
         plan = [tuple(range(len(tasks)))]
-        ((_, found),) = pool.results(plan, tasks, seconds=[0.0], ahead=2, read_ahead=bound, stop=Stop())
+        ((_, found),) = pool.results(plan, tasks, ahead=2, stop=Stop())
     assert all(np.array_equal(waveform, _ramp(samples)) for samples, waveform in zip(tasks, found, strict=True))
     assert len(blocks) == 1
 

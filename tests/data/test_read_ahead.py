@@ -11,7 +11,7 @@ from conftest import Command, embeddings, speechlike, write_wav
 
 from balr.data.audio_budget import AudioBudget
 from balr.data.corpus import Corpus
-from balr.data.decoding import WaveformReader, decoded_batches
+from balr.data.decoding import decoded_batches, waveform_reader
 from balr.embeddings.wespeaker import WespeakerModel
 from balr.records import Utterance
 from balr.shutdown import Stop
@@ -31,7 +31,7 @@ def test_a_stop_ends_the_wait_for_room_that_never_comes() -> None:
     corpus = Corpus([Utterance(id_, Path(f"/{id_}.wav")) for id_ in "ab"], Path("/"))
     settings: dict[str, Any] = {"seconds": [60.0], "pool": None, "ahead": 1, "read_ahead": read_ahead, "stop": stop}
     threading.Timer(0.1, stop.set).start()
-    assert list(decoded_batches(corpus, [(1,)], WaveformReader(16_000, 60.0), **settings)) == []
+    assert list(decoded_batches(corpus, [(1,)], waveform_reader(16_000, 60.0), **settings)) == []
 
 
 def test_a_batch_over_the_bound_goes_alone() -> None:
@@ -49,7 +49,7 @@ def test_a_run_holds_no_more_audio_at_a_time_than_the_bound(
     for number in range(12):
         write_wav(tmp_path / "corpus" / f"{number}.wav", speechlike(1.0 + 0.1 * number, seed=number))
     reserve, release, lock = AudioBudget.try_reserve, AudioBudget.release, threading.Lock()
-    totals: dict[AudioBudget, list[float]] = {}  # also of the one for headers, which has no bound and releases nothing
+    totals: dict[AudioBudget, list[float]] = {}
 
     def noted(self: AudioBudget, seconds: float, **of: Any) -> bool:
         with lock:
