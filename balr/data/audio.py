@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,6 @@ from balr.data.containers import open_member
 from balr.data.decoders import Channels, OpenAudio
 from balr.errors import UtteranceError
 from balr.records import WHOLE, Part, format_seconds
-
-if TYPE_CHECKING:
-    from torchaudio.transforms import Resample
 
 _LONGEST_BLOCK_SECONDS = 600
 _MOST_DECLARED_SAMPLES = 1 << 29  # nine hours at 16 kHz; memory for longer audio grows as it is decoded
@@ -63,6 +60,9 @@ class Cursor:
                 yield start, block
         except UtteranceError as error:
             self._error = error
+            raise
+        except Exception:  # such as for want of memory: the next segment opens the file anew
+            self._path = None
             raise
 
 
@@ -205,7 +205,7 @@ def _resampled(blocks: Iterator[torch.Tensor], rate_hz: int, target_hz: int) -> 
 
 
 @lru_cache(maxsize=4)
-def _resampler(rate_hz: int, target_hz: int) -> "Resample":
+def _resampler(rate_hz: int, target_hz: int) -> Any:
     from torchaudio.transforms import Resample
 
     common = math.gcd(rate_hz, target_hz)

@@ -1,6 +1,7 @@
 """A segment is the samples between its times, of its channel; what is not in the file is a failure."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +95,27 @@ def test_segments_of_a_truncated_file_are_embedded_as_far_as_it_goes(tmp_path: P
     for _ in range(2):
         with pytest.raises(UtteranceError, match="truncated"):
             load_waveform(path, 16_000, part=Part(3.0, 3.5), cursor=cursor)
+
+
+def test_a_segment_after_one_that_found_no_memory_is_not_embedded_in_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = encode(tmp_path / "a.ogg", speechlike(4.0), codec="vorbis", rate_hz=16_000)
+    expected = load_waveform(path, 16_000, part=Part(0.5))
+    read, reads = soundfile.SoundFile.read, []
+
+    def third_fails(file: soundfile.SoundFile, *arguments: Any, **settings: Any) -> Any:
+        reads.append(file)
+        if len(reads) == 3:
+            raise MemoryError
+        return read(file, *arguments, **settings)
+
+    monkeypatch.setattr(decoders, "BLOCK_SAMPLES", 10_000)
+    monkeypatch.setattr(soundfile.SoundFile, "read", third_fails)
+    cursor = Cursor()
+    with pytest.raises(MemoryError):
+        load_waveform(path, 16_000, part=Part(0.25), cursor=cursor)
+    assert torch.equal(load_waveform(path, 16_000, part=Part(0.5), cursor=cursor), expected)
 
 
 def test_many_segments_of_a_file_that_cannot_be_sought_cost_one_pass(
