@@ -10,6 +10,7 @@ from conftest import Command, break_off_after, embeddings, interrupt_at, rows, s
 
 from balr.config import DataConfig
 from balr.data.corpus import Corpus
+from balr.data.headers import HeaderCache
 from balr.data.planning import plan_corpus
 from balr.errors import OutputError
 from balr.records import Embedded, Failure
@@ -87,7 +88,7 @@ def test_a_plan_for_what_is_left_keeps_its_batches(tmp_path: Path) -> None:
         batch_size=4,
         max_batch_seconds=60.0,
         isolated=False,
-        durations_file=None,
+        cache=HeaderCache(),
     )
     first, second = plan.batches
     ids = [corpus.utterances[index].id for index in (*first, *second)]

@@ -71,26 +71,19 @@ def is_member(path: Path) -> bool:
         return False
 
 
-def open_member(path: Path, part: Part = WHOLE) -> OpenAudio:
-    """Open an audio file, or a member of a container. Raises UtteranceError."""
-    memory = in_memory(path)
-    if memory is None:
-        return open_audio(path, part)
-    audio = open_audio(memory.path, part)
-    return replace(audio, blocks=_with(memory, audio.blocks))
-
-
-def in_memory(path: Path) -> _InMemory | None:
-    """Read a member of a container; None if the path is that of a file. Raises UtteranceError."""
+def open_member(path: Path, part: Part = WHOLE, *, scan: bool = True) -> OpenAudio:
+    """Open an audio file, or a member of a container, as `open_audio` does. Raises UtteranceError."""
     container = None if os.path.isfile(path) else container_of(path)
     if container is None:
-        return None
+        return open_audio(path, part, scan=scan)
     name = path.relative_to(container).as_posix()
     try:
         content = _tar_member(container, name) if container.suffix.lower() == ".tar" else _row(container, int(name))
     except (OSError, LookupError, ValueError, tarfile.TarError) as error:
         raise UtteranceError(f"not readable in {container.name}: {one_line(error)[:200]}") from error
-    return _InMemory(content)
+    memory = _InMemory(content)
+    audio = open_audio(memory.path, part, scan=scan)
+    return replace(audio, blocks=_with(memory, audio.blocks))
 
 
 def _with(memory: _InMemory, blocks: Iterator[Any]) -> Iterator[Any]:

@@ -46,55 +46,53 @@ _LENGTH_IS_GUESSED = frozenset({"aac", "ac3", "eac3", "mp3", "amr"})
 class OpenAudio:
     """Hold an open file; its blocks are positions in samples and arrays `(samples, channels)` in [-1, 1].
 
-    `samples` is the number that the file declares, 0 if it does not. A file that `seeks` was opened at its part.
+    `samples` is the number that the file declares, 0 if it does not, and `seconds` may also be guessed. A file that
+    `seeks` was opened at its part: decoding from the middle of it gives the same samples as decoding from its start.
     """
 
     rate_hz: int
+    channels: int
     samples: int
+    seconds: float | None
     seeks: bool
     blocks: Iterator[tuple[int, Channels]]
 
 
-def open_audio(path: Path, part: Part = WHOLE) -> OpenAudio:
+def open_audio(path: Path, part: Part = WHOLE, *, scan: bool = True) -> OpenAudio:
     """Open a file at the start of a part if its format can be sought exactly, else at the start of the file.
 
-    Raises UtteranceError, also while blocks are read: a truncated file shows only at its end.
+    Without `scan` only its header is read, which may not show which decoder reads all of it. Raises UtteranceError,
+    also while blocks are read: a truncated file shows only at its end.
     """
-    if os.path.isfile(path) and os.path.getsize(path) == 0:
-        raise UtteranceError("empty: the file holds no bytes")
     try:
         # As bytes on POSIX, where a file name need not be UTF-8.
         file = _Forward(os.fsencode(path) if os.name == "posix" else path)
     except soundfile.LibsndfileError as refusal:
+        if os.path.isfile(path) and os.path.getsize(path) == 0:
+            raise UtteranceError("empty: the file holds no bytes") from refusal
         log.debug("%s: libsndfile: %s", path, refusal.error_string)
         return _open_with_ffmpeg(path)
     except OSError as error:
         raise UtteranceError(f"cannot be opened: {error.strerror or error}") from error
-    reads_all, flaw = _contents(file, path)
+    reads_all, flaw = _contents(file, path) if scan else (True, None)
     if not reads_all:
         file.close()
         return _open_with_ffmpeg(path)
     samples = file.frames if file.frames < _UNKNOWN_SAMPLES else 0
     start, end = 0, None
-    if seeks := can_seek(file):
+    is_sample_by_sample = file.subtype in _SEEKING_IS_EXACT or file.format == "FLAC"
+    seeks = samples > 0 and file.format in _LENGTH_IS_EXACT and is_sample_by_sample
+    if seeks:
         start = min(round(part.start_seconds * file.samplerate), samples)
         end = None if part.end_seconds is None else round(part.end_seconds * file.samplerate)
-    return OpenAudio(file.samplerate, samples, seeks, _read_blocks(file, start, end, flaw))
-
-
-def can_seek(file: soundfile.SoundFile) -> bool:
-    """Return whether decoding from the middle of a file gives the same samples as decoding from its start."""
-    is_sample_by_sample = file.subtype in _SEEKING_IS_EXACT or file.format == "FLAC"
-    return 0 < file.frames < _UNKNOWN_SAMPLES and file.format in _LENGTH_IS_EXACT and is_sample_by_sample
-
-
-def open_with_ffmpeg(path: Path) -> "InputContainer":
-    """Open a file with FFmpeg, as one of the listed formats only. Raises av.FFmpegError or OSError."""
-    import av
-
-    # After `file:` anything is a path. Tags need not be valid text.
-    options = {"format_whitelist": _FFMPEG_FORMATS, "protocol_whitelist": "file"}
-    return av.open(f"file:{path}", "r", options=options, metadata_errors="replace")
+    return OpenAudio(
+        rate_hz=file.samplerate,
+        channels=file.channels,
+        samples=samples,
+        seconds=samples / file.samplerate if samples else None,
+        seeks=seeks,
+        blocks=_read_blocks(file, start, end, flaw),
+    )
 
 
 class _Forward(soundfile.SoundFile):
@@ -158,8 +156,12 @@ def _read_blocks(
 
 
 def _open_with_ffmpeg(path: Path) -> OpenAudio:
+    import av  # only for files that libsndfile does not read, or not to their end
+
     with _one_line_errors():
-        container = open_with_ffmpeg(path)
+        # After `file:` anything is a path. Tags need not be valid text.
+        options = {"format_whitelist": _FFMPEG_FORMATS, "protocol_whitelist": "file"}
+        container = av.open(f"file:{path}", "r", options=options, metadata_errors="replace")
         if not container.streams.audio:
             raise UtteranceError("no audio stream in the file")
         stream = container.streams.audio[0]
@@ -167,13 +169,19 @@ def _open_with_ffmpeg(path: Path) -> OpenAudio:
         if not rate_hz:
             raise UtteranceError("not readable as audio: an unknown codec, or no sample rate")
         declared_seconds = _declared_seconds(container, stream)
-        blocks = _read_ffmpeg_blocks(container, stream, path, declared_seconds)
-        return OpenAudio(rate_hz, round(declared_seconds * rate_hz), seeks=False, blocks=blocks)
+        return OpenAudio(
+            rate_hz=rate_hz,
+            channels=stream.codec_context.channels,
+            samples=round(declared_seconds * rate_hz),
+            seconds=max(0.0, (container.duration or 0) / 1_000_000) or None,
+            seeks=False,
+            blocks=_read_ffmpeg_blocks(container, stream, path, declared_seconds),
+        )
 
 
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
-    import av  # only for formats that libsndfile does not know
+    import av
 
     try:
         yield

@@ -2,28 +2,23 @@
 
 import csv
 import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-from balr.atomic import write_csv
-from balr.errors import UtteranceError
 from balr.shutdown import Stop
+from balr.stores.commit_log import CommitLog
 
 log = logging.getLogger(__name__)
 
-KEY_COLUMNS = ("audio", "bytes", "changed_ns")
-COLUMNS = (*KEY_COLUMNS, "seconds", "sample_rate_hz", "channels", "seeks")
-_READERS = 8  # more than cores, as they wait for the disk
+COLUMNS = ("audio", "seconds", "sample_rate_hz", "channels", "seeks")
+_PROCESSES = 8  # more than cores, as they wait for the disk
 _LEAST_FILES_PER_PROCESS = 64
 _FILES_PER_TASK = 32  # as handing over a task takes longer than reading a header from a local disk
 _MANY = 5000
 _LONGEST_SECONDS = 1e9
-
-_State = tuple[str, str, str]  # KEY_COLUMNS
-_Result = TypeVar("_Result")
+_SEEKS = ("True", "False")
 
 
 class Header(NamedTuple):
@@ -35,140 +30,108 @@ class Header(NamedTuple):
     seeks: bool = False
 
 
+class HeaderCache:
+    """Remember the headers of files by their paths, with a path of its own in a csv for later runs, too."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._log = None if path is None else CommitLog(path, COLUMNS)
+
+    @cached_property
+    def known(self) -> dict[str, Header]:
+        """Return the header of each path."""
+        return {} if self._log is None else read_durations(self._log.path)
+
+    def add(self, found: Mapping[str, Header]) -> None:
+        """Remember headers. Raises OutputError."""
+        self.known.update(found)
+        if self._log is not None and found:
+            if self._log.has_begun:
+                self._log.append(map(_row, found.items()), durably=False)
+            else:
+                self._log.begin(map(_row, self.known.items()))
+
+
 def headers(
     files: Sequence[Path],
     *,
-    cache: Path | None = None,
+    cache: HeaderCache | None = None,
     isolated: bool = False,
     timeout_seconds: float = 60.0,
     beside_threads: bool = False,
     stop: Stop | None = None,
 ) -> list[Header]:
-    """Return the header of each file; a file that occurs several times is read once.
+    """Return the header of each file, empty where it cannot be read; only those that `cache` does not know are read.
 
-    `cache` is a csv of what earlier runs read, valid for a file of the same size and modification time; a broken cache
-    is ignored. `isolated` reads in processes of their own, so that a file that crashes its reader, or takes over
-    `timeout_seconds`, gives an empty header; `beside_threads`: these are not forked. Setting `stop` leaves headers out.
-    Raises OutputError if the cache cannot be written.
+    `isolated` reads in processes of their own, so that a file that crashes its reader, or takes over `timeout_seconds`,
+    gives an empty header; `beside_threads`: these are not forked. Setting `stop` leaves headers out. Raises OutputError
+    if the cache cannot be written.
     """
-    stop = stop or Stop()
-    known = {} if cache is None else read_cache(cache)
-    once = list(dict.fromkeys(files))
-    states = dict(zip(once, _in_threads(_state, once), strict=True))
-    new = [file for file, state in states.items() if state not in known]
+    cache, stop = cache or HeaderCache(), stop or Stop()
+    new = [file for file in dict.fromkeys(files) if str(file) not in cache.known]
     if len(new) > _MANY:
         log.info("reading the headers of %d files", len(new))
     if isolated:
         found = _read_isolated(new, timeout_seconds, stop, beside_threads=beside_threads)
     else:
-        found = _in_threads(read_header, new)
-    known |= zip((states[file] for file in new), found, strict=True)
-    if cache is not None and new and not stop.is_set():
-        _write_cache(cache, known)
-    return [known[states[file]] for file in files]
+        found = {file: read_header(file) for file in new if not stop.is_set()}
+    cache.add({str(file): header for file, header in found.items() if header != Header()})
+    return [cache.known.get(str(file), Header()) for file in files]
 
 
 def read_header(path: Path) -> Header:
     """Return what the header of a file says, without decoding audio."""
-    import soundfile  # a run with nothing to do needs no decoder
-
-    from balr.data.containers import in_memory
-    from balr.data.decoders import can_seek, open_with_ffmpeg
+    from balr.data.containers import open_member  # a run with nothing to do needs no decoder
 
     try:
-        memory = in_memory(path)
-    except UtteranceError:
-        return Header()
-    path = path if memory is None else memory.path
-    try:
-        with soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path) as file:
-            known = 0 < file.frames < 1 << 62 and file.samplerate > 0
-            seconds = file.frames / file.samplerate if known else None
-            return Header(seconds, file.samplerate, file.channels, can_seek(file))
-    except (soundfile.LibsndfileError, OSError):
-        pass
-    try:
-        with open_with_ffmpeg(path) as container:
-            known = bool(container.duration and container.duration > 0)
-            seconds = (container.duration or 0) / 1_000_000 if known else None
-            stream = container.streams.audio[0] if container.streams.audio else None
-            rate_hz = getattr(stream, "rate", None)  # a stream of an unknown codec has none
-            return Header(seconds, rate_hz or None, stream.codec_context.channels if stream and rate_hz else None)
+        audio = open_member(path, scan=False)
     except Exception as error:  # decoding reports what is wrong
-        log.debug("%s: no duration: %s", path, error)
+        log.debug("%s: no header: %s", path, error)
         return Header()
+    return Header(audio.seconds, audio.rate_hz, audio.channels, audio.seeks)
 
 
-def _in_threads(function: Callable[[Path], _Result], files: Sequence[Path]) -> list[_Result]:
-    with ThreadPoolExecutor(_READERS) as pool:
-        found = pool.map(lambda task: list(map(function, task)), _in_tasks(files))
-        return [result for results in found for result in results]
-
-
-def _read_isolated(files: Sequence[Path], timeout_seconds: float, stop: Stop, *, beside_threads: bool) -> list[Header]:
+def _read_isolated(
+    files: Sequence[Path], timeout_seconds: float, stop: Stop, *, beside_threads: bool
+) -> dict[Path, Header]:
     from balr.data.decoder_pool import DecoderPool
 
     found: dict[Path, Header] = {}
-    processes = min(_READERS, -(-len(files) // _LEAST_FILES_PER_PROCESS))
+    processes = min(_PROCESSES, -(-len(files) // _LEAST_FILES_PER_PROCESS))
     with DecoderPool(
         _read_headers, processes=processes, timeout_seconds=timeout_seconds, beside_threads=beside_threads
     ) as pool:
-
-        def read_into_found(tasks: Sequence[Sequence[Path]]) -> None:
+        for count in (_FILES_PER_TASK, 1):  # one by one where one of many ended their process
+            left = [file for file in files if file not in found]
+            tasks = [left[start : start + count] for start in range(0, len(left), count)]
             plan = [(number,) for number in range(len(tasks))]
             for number, (result,) in pool.results(plan, tasks, ahead=2 * processes, stop=stop):
                 if isinstance(result, Exception):  # decoding fails in the same way, and reports it
                     log.debug("%d files from %s on: %s", len(tasks[number]), tasks[number][0], result)
                 else:
                     found.update(zip(tasks[number], (Header(*values) for values in result), strict=True))
-
-        read_into_found(_in_tasks(files))
-        read_into_found([[file] for file in files if file not in found])  # one of 32 may have ended their process
-    return [found.get(file, Header()) for file in files]
-
-
-def _in_tasks(files: Sequence[Path]) -> list[Sequence[Path]]:
-    return [files[start : start + _FILES_PER_TASK] for start in range(0, len(files), _FILES_PER_TASK)]
+    return found
 
 
 def _read_headers(files: Sequence[Path]) -> list[Header]:
     return [read_header(file) for file in files]
 
 
-def _state(path: Path) -> _State:
-    try:
-        status = path.stat()
-    except NotADirectoryError:
-        from balr.data.containers import container_of
-
-        container = container_of(path)  # a member is as old as that
-        return (str(path), *(_state(container)[1:] if container else ("", "")))
-    except (OSError, ValueError):
-        return (str(path), "", "")
-    return (str(path), str(status.st_size), str(status.st_mtime_ns))
-
-
-def read_cache(path: Path) -> dict[_State, Header]:
-    """Read the headers that a run kept; none where the file is damaged."""
-    known = {}
+def read_durations(path: Path) -> dict[str, Header]:
+    """Read the headers that runs kept, up to a row that is damaged."""
+    known: dict[str, Header] = {}
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             for row in csv.DictReader(file):
                 seconds = float(row["seconds"]) if row["seconds"] else None
-                if seconds is not None and not 0 <= seconds < _LONGEST_SECONDS:
-                    raise ValueError(f"{seconds} seconds")
+                if (seconds is not None and not 0 <= seconds < _LONGEST_SECONDS) or row["seeks"] not in _SEEKS:
+                    raise ValueError(f"{row['audio']}: {seconds} seconds, seeks {row['seeks']}")
                 rate_hz, channels = (int(row[name]) if row[name] else None for name in ("sample_rate_hz", "channels"))
-                state = (row["audio"], row["bytes"], row["changed_ns"])
-                known[state] = Header(seconds, rate_hz, channels, row["seeks"] == "True")
-    except FileNotFoundError:
-        return {}
+                known[row["audio"]] = Header(seconds, rate_hz, channels, row["seeks"] == "True")
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        log.debug("%s: not used: %s", path, error)
-        return {}
+        log.debug("%s: %d rows are used: %s", path, len(known), error)
     return known
 
 
-def _write_cache(path: Path, known: Mapping[_State, Header]) -> None:
-    latest = {state[0]: (*state, *header) for state, header in known.items()}
-    cells = (["" if cell is None else str(cell) for cell in row] for row in latest.values())
-    write_csv(path, COLUMNS, (dict(zip(COLUMNS, row, strict=True)) for row in cells))
+def _row(item: tuple[str, Header]) -> dict[str, str]:
+    cells = (item[0], *("" if cell is None else str(cell) for cell in item[1]))
+    return dict(zip(COLUMNS, cells, strict=True))

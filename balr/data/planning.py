@@ -11,7 +11,7 @@ from typing import Any, Generic, Self, TypeVar
 from balr.config import DataConfig
 from balr.data.batching import Batch, plan_batches, plan_passes
 from balr.data.corpus import Corpus
-from balr.data.headers import Header, headers
+from balr.data.headers import Header, HeaderCache, headers
 from balr.records import Utterance
 from balr.shutdown import Stop
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 _Corpus = TypeVar("_Corpus", bound=Corpus)
 _Item = TypeVar("_Item")
 _UTTERANCES_PER_WINDOW = 50_000
-_LEAST_BYTES_PER_SECOND = 1000  # 8 kbit/s, where no header says how long a file is
+_UNKNOWN_SECONDS = 300.0  # where no header says how long a file is
 
 
 @dataclass(frozen=True)
@@ -49,26 +49,30 @@ class Plan:
         """Return the seconds of audio in the batches, as far as headers give them."""
         return sum(self.seconds[index] or 0.0 for batch in self.batches for index in batch)
 
-    def batch_seconds(self, corpus: Corpus) -> list[float]:
-        """Return how long each batch is at most; an utterance of unknown length counts by the size of its file."""
-        seconds = [
-            _bytes_of(utterance) / _LEAST_BYTES_PER_SECOND if length is None else length
-            for utterance, length in zip(corpus.utterances, self.seconds, strict=True)
-        ]
+    def batch_seconds(self) -> list[float]:
+        """Return how long each batch is, with five minutes for an utterance of unknown length."""
+        seconds = [_UNKNOWN_SECONDS if length is None else length for length in self.seconds]
         return [sum(seconds[index] for index in batch) for batch in self.batches]
 
 
 def plan_in_windows(
-    corpus: _Corpus, config: DataConfig, completed: Collection[str], *, stop: Stop, **settings: Any
+    corpus: _Corpus,
+    config: DataConfig,
+    completed: Collection[str],
+    *,
+    durations_file: Path | None,
+    stop: Stop,
+    **settings: Any,
 ) -> Iterator[tuple[_Corpus, Plan]]:
     """Plan a large corpus in windows, the same at every start, without windows that are `completed`.
 
-    The first is planned before threads compute, the others beside them. `settings` are those of `plan_corpus`.
+    The first is planned before threads compute, the others beside them. `durations_file` remembers what headers say;
+    `settings` are those of `plan_corpus`.
     """
-    beside_threads = False
+    cache, beside_threads = HeaderCache(durations_file), False
     for window in corpus.windows(_UTTERANCES_PER_WINDOW):
         if not completed or any(utterance.id not in completed for utterance in window.utterances):
-            yield window, plan_corpus(window, config, beside_threads=beside_threads, stop=stop, **settings)
+            yield window, plan_corpus(window, config, cache=cache, beside_threads=beside_threads, stop=stop, **settings)
             beside_threads = True
 
 
@@ -102,18 +106,18 @@ def plan_corpus(
     batch_size: int,
     max_batch_seconds: float,
     isolated: bool,
-    durations_file: Path | None,
+    cache: HeaderCache,
     beside_threads: bool = False,
     stop: Stop | None = None,
 ) -> Plan:
     """Read the headers of a corpus that has audio, and put its utterances into batches.
 
-    `isolated` reads them in processes of their own, `beside_threads` that compute; `durations_file` remembers what they
-    say. Where `stop` is set meanwhile, the plan is not to be used.
+    `isolated` reads them in processes of their own, `beside_threads` that compute, where `cache` does not know them.
+    Where `stop` is set meanwhile, the plan is not to be used.
     """
     found = _headers_of(
         corpus,
-        cache=durations_file,
+        cache=cache,
         isolated=isolated,
         timeout_seconds=config.decode_timeout_seconds,
         beside_threads=beside_threads,
@@ -167,13 +171,6 @@ def _place(utterance: Utterance, index: int) -> tuple[str, float]:
     if _is_row(utterance):
         return os.path.dirname(str(utterance.audio)), float(index)
     return str(utterance.audio), utterance.part.start_seconds
-
-
-def _bytes_of(utterance: Utterance) -> int:
-    try:
-        return os.path.getsize(str(utterance.audio))
-    except OSError:  # decoding it will say what is wrong
-        return 0
 
 
 def _seconds(utterance: Utterance, header: Header) -> float | None:

@@ -162,7 +162,7 @@ class EmbeddingsModel(ABC):
                 window, plan = ready
                 self._batching["batches"] += len(plan.batches)
                 follower.planned(plan.audio_seconds(), upsampled=plan.upsampled)
-                seconds = plan.batch_seconds(window)
+                seconds = plan.batch_seconds()
                 yield from decoded_batches(window, plan.batches, reader, seconds=seconds, pool=pool, stop=stop, **ahead)
                 ready = windows.take()
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from balr.data.headers import read_cache
+from balr.data.headers import read_durations
 from balr.errors import InputError
 from balr.evaluation.pairs import numbered
 from balr.evaluation.scoring import Matrix
@@ -57,7 +57,7 @@ class Embeddings:
             found = np.where(np.isnan(found), self._numbers(name), found)
         known: dict[str, float | None] = {}
         for file in sorted(self.folder.glob("durations*.csv")):
-            known |= {state[0]: header.seconds for state, header in read_cache(file).items()}
+            known |= {path: header.seconds for path, header in read_durations(file).items()}
         of_file = np.array([known.get(path) or np.nan for path in self.audio])
         part = np.where(np.isnan(columns[1]), of_file, columns[1]) - np.nan_to_num(columns[0])
         return np.where(np.isnan(found), part, found)

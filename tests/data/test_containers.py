@@ -11,12 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from conftest import Command, rows, speechlike, write_wav
+from conftest import Command, rows, speechlike
 
 from balr import load_embeddings
-from balr.data import containers
 from balr.data.corpus import Corpus
-from balr.data.headers import headers
 from balr.errors import InputError
 
 KINDS = [("wav", "WAV"), ("flac", "FLAC"), ("mp3", "MP3"), ("ogg", "OGG")]
@@ -237,15 +235,6 @@ def test_a_list_may_name_members_and_those_that_are_not_there_are_refused(tmp_pa
         file.write(f"c,{member}\n")
     with pytest.raises(InputError, match=r"list.csv:4: 1 utterances whose file does not exist"):
         Corpus.from_path(tmp_path / "list.csv")
-
-
-def test_the_length_of_a_member_is_read_again_when_its_container_changes(tmp_path: Path) -> None:
-    for seconds in (1.0, 2.0):
-        write_wav(tmp_path / "a.wav", speechlike(seconds))
-        tar = write_tar(tmp_path / "x.tar", {"a.wav": (tmp_path / "a.wav").read_bytes()})
-        containers.tar_members.cache_clear()  # a run is a process of its own
-        (header,) = headers([tar / "a.wav"], cache=tmp_path / "durations.csv")
-        assert header.seconds == seconds
 
 
 def test_embeddings_cannot_go_beside_audio_in_a_container(

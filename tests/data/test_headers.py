@@ -1,8 +1,10 @@
 """Lengths from headers: for planning, remembered from one run to the next, never trusted with more than that."""
 
+import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +12,12 @@ import soundfile
 from conftest import Command, rows, speechlike, write_wav
 
 from balr import load_embeddings
+from balr.config import DataConfig
 from balr.data import headers as module
-from balr.data.headers import headers, read_header
+from balr.data import planning
+from balr.data.corpus import Corpus
+from balr.data.headers import Header, HeaderCache, headers, read_header
+from balr.shutdown import Stop
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
@@ -22,7 +28,7 @@ def test_a_header_tells_the_length(tmp_path: Path, suffix: str) -> None:
 
 
 def seconds(files: Sequence[Path], *, cache: Path | None = None) -> list[float | None]:
-    return [header.seconds for header in headers(files, cache=cache)]
+    return [header.seconds for header in headers(files, cache=HeaderCache(cache))]
 
 
 def test_a_file_that_only_ffmpeg_reads_tells_its_length_too(tmp_path: Path) -> None:
@@ -46,18 +52,57 @@ def test_what_is_no_audio_has_no_length(tmp_path: Path) -> None:
     assert seconds(files) == [None] * 4
 
 
-def test_a_file_is_opened_once_for_all_runs_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_opened_once_for_all_runs_unless_its_header_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = [write_wav(tmp_path / f"{n}.wav", speechlike(1.0 + n)) for n in range(3)]
     opened = []
     monkeypatch.setattr(module, "read_header", lambda path: opened.append(path) or read_header(path))
     cache = tmp_path / "durations.csv"
     assert seconds(files, cache=cache) == seconds(files, cache=cache) == [1.0, 2.0, 3.0]
     assert opened == files
-    write_wav(files[1], speechlike(5.0))
-    assert seconds(files[1:], cache=cache) == [5.0, 3.0]
-    assert opened == [*files, files[1]]
-    assert seconds(files, cache=cache) == [1.0, 5.0, 3.0]
-    assert len(opened) == 4
+    (tmp_path / "late.wav").write_bytes(b"")
+    for length in (None, 5.0):
+        assert seconds([*files, tmp_path / "late.wav"], cache=cache) == [1.0, 2.0, 3.0, length]
+        write_wav(tmp_path / "late.wav", speechlike(5.0))
+    assert opened == [*files, tmp_path / "late.wav", tmp_path / "late.wav"]
+
+
+def test_durations_of_earlier_versions_are_taken_and_a_row_that_a_kill_cut_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "read_header", lambda _: Header(9.0, 16_000, 1, True))
+    cache = tmp_path / "durations.csv"
+    cache.write_text(
+        "audio,bytes,changed_ns,seconds,sample_rate_hz,channels,seeks\n"
+        '/a.wav,1,2,1.5,8000,1,True\n"/b,c.ogg",1,2,2.5,8000,2,False\n/d.wav,1,2,2.5,8000,1,Tr'
+    )
+    files = [Path("/a.wav"), Path("/b,c.ogg"), Path("/d.wav")]
+    for _ in range(2):
+        found = headers(files, cache=HeaderCache(cache))
+        assert found == [Header(1.5, 8_000, 1, True), Header(2.5, 8_000, 2), Header(9.0, 16_000, 1, True)]
+    assert len(rows(cache)) == 3
+
+
+def test_durations_are_read_once_and_never_written_anew_for_each_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(10):
+        write_wav(tmp_path / f"{number}.wav", speechlike(0.5))
+    cache = tmp_path / "durations.csv"
+    assert seconds([tmp_path / "0.wav"], cache=cache) == [0.5]
+    reads, writes, read, replace = [], [], csv.DictReader, os.replace
+    monkeypatch.setattr(csv, "DictReader", lambda file: reads.append(file) or read(file))
+    monkeypatch.setattr(os, "replace", lambda old, new: writes.append(new) or replace(old, new))
+    monkeypatch.setattr(planning, "_UTTERANCES_PER_WINDOW", 2)
+    settings: dict[str, Any] = {"sample_rate_hz": 16_000, "batch_size": 4, "max_batch_seconds": 60.0, "isolated": False}
+    plans = planning.plan_in_windows(
+        Corpus.from_dir(tmp_path), DataConfig(), (), durations_file=cache, stop=Stop(), **settings
+    )
+    assert [plan.seconds for _, plan in plans] == [(0.5, 0.5)] * 5
+    assert len(reads) == len(writes) == 1
+    monkeypatch.undo()
+    assert [row["seconds"] for row in rows(cache)] == ["0.5"] * 10
 
 
 HEADER = "audio,bytes,changed_ns,seconds,sample_rate_hz\n"

@@ -123,7 +123,11 @@ def test_many_segments_of_a_file_that_cannot_be_sought_cost_one_pass(
 ) -> None:
     opened: list[Path] = []
     whole = decoders.open_audio
-    monkeypatch.setattr(containers, "open_audio", lambda path, part: opened.append(path) or whole(path, part))
+    monkeypatch.setattr(
+        containers,
+        "open_audio",
+        lambda path, part, scan: opened.extend([path] * scan) or whole(path, part, scan=scan),
+    )
     for name in ("a.mp3", "b.mp3"):
         encode(tmp_path / name, speechlike(6.0, seed=ord(name[0])), codec="libmp3lame", rate_hz=16_000)
     write_wav(tmp_path / "c.wav", speechlike(6.0))
