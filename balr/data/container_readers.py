@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from balr.data.containers import parquet_file, tar_members
-from balr.data.folders import AUDIO_FORMATS
+from balr.data.folders import suffixes_of
 from balr.errors import InputError, one_line
 from balr.records import Utterance
 
 _LARGEST_JSON_BYTES = 1 << 20
+_LONGEST_TEXT = 100_000  # the lists of a run are read with csv's limit
 
 
-def read_containers(paths: Sequence[Path], audio_formats: Sequence[str] = AUDIO_FORMATS) -> list[Utterance]:
+def read_containers(paths: Sequence[Path], audio_formats: Sequence[str]) -> list[Utterance]:
     """List the audio of tar and parquet files, in order; ids begin with the name of the file. Raises InputError."""
     found = []
     for path in paths:
@@ -29,9 +30,9 @@ def read_containers(paths: Sequence[Path], audio_formats: Sequence[str] = AUDIO_
     return found
 
 
-def read_tar(path: Path, audio_formats: Sequence[str] = AUDIO_FORMATS) -> list[Utterance]:
+def read_tar(path: Path, audio_formats: Sequence[str]) -> list[Utterance]:
     """List the audio of a tar; `KEY.json` beside `KEY.flac` gives its id, speaker, duration and other fields."""
-    suffixes = tuple(sorted(f".{name.strip().lower().lstrip('.')}" for name in audio_formats))
+    suffixes = suffixes_of(audio_formats)
     try:
         members = tar_members(path)
     except (OSError, ValueError, tarfile.TarError) as error:
@@ -88,6 +89,7 @@ def _json(path: Path, name: str, members: Mapping[str, tuple[int, int]]) -> dict
 
 def _utterance(id_: str, audio: Path, fields: Mapping[str, Any]) -> Utterance:
     texts = {str(name): str(value) for name, value in fields.items() if isinstance(value, str | int | float)}
+    texts = {name: text for name, text in texts.items() if len(text) <= _LONGEST_TEXT}
     speaker = texts.pop("speaker", "") or texts.get("speaker_id") or texts.get("spk_id")
     try:
         seconds = float(texts.get("duration", ""))

@@ -5,20 +5,17 @@ So a member is an utterance like any other: its id, the name of its embedding an
 
 import os
 import tarfile
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import NamedTemporaryFile
+from typing import Any
 
 from balr.data.decoders import OpenAudio, open_audio
 from balr.errors import UtteranceError, one_line
 from balr.records import WHOLE, Part
-
-if TYPE_CHECKING:
-    import pyarrow.parquet as pq
 
 Place = tuple[int, int]  # the first byte of a member in a tar, and how many it has
 
@@ -32,19 +29,14 @@ class _InMemory:
     """Bytes that have a path, which the decoders want, as long as this object lives."""
 
     def __init__(self, content: bytes) -> None:
-        if hasattr(os, "memfd_create"):
-            self._file = os.memfd_create("audio")
-            self.path = Path(f"/proc/self/fd/{self._file}")
-        else:
-            self._file, name = tempfile.mkstemp()
-            self.path = Path(name)
-        with open(self._file, "wb", closefd=False) as file:
-            file.write(content)
+        is_linux = hasattr(os, "memfd_create")
+        self._file: Any = os.fdopen(os.memfd_create("audio"), "wb") if is_linux else NamedTemporaryFile()  # noqa: SIM115
+        self.path = Path(f"/proc/self/fd/{self._file.fileno()}" if is_linux else self._file.name)
+        self._file.write(content)
+        self._file.flush()
 
     def __del__(self) -> None:
-        os.close(self._file)
-        if not hasattr(os, "memfd_create"):
-            self.path.unlink()
+        self._file.close()
 
 
 def is_container(path: Path) -> bool:
@@ -100,9 +92,14 @@ def _tar_member(container: Path, name: str) -> bytes:
         return file.read(size)
 
 
-@cache  # by each process, as batches mix members of all tars
 def tar_members(container: Path) -> Mapping[str, Place]:
-    """Return where the members of a tar are. Raises OSError or tarfile.TarError, also where some could be lost.
+    """Return where the members of a tar are. Raises OSError or tarfile.TarError, also where some could be lost."""
+    return _tar_members(container, container.stat().st_mtime_ns)
+
+
+@cache  # by each process, as batches mix members of all tars
+def _tar_members(container: Path, _changed_ns: int) -> Mapping[str, Place]:
+    """Find the members of a tar as it was at a time.
 
     `tarfile` takes a damaged header for the end, and the end of the first of several joined tars for the end of all.
     """
@@ -132,7 +129,7 @@ def _row(container: Path, number: int) -> bytes:
             break
         number -= rows
     with _ONE_READER:
-        audio = _audio_column(container, group)[number].as_py()
+        audio = _audio_column(file, group)[number].as_py()
     if isinstance(audio, dict):
         audio = audio.get("bytes") or audio.get("path")
     if isinstance(audio, str):
@@ -142,14 +139,18 @@ def _row(container: Path, number: int) -> bytes:
     return audio
 
 
-@lru_cache(maxsize=16)
-def parquet_file(container: Path) -> "pq.ParquetFile":
+def parquet_file(container: Path) -> Any:
     """Open a parquet file. Raises OSError or ValueError."""
+    return _parquet_file(container, container.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _parquet_file(container: Path, _changed_ns: int) -> Any:
     import pyarrow.parquet as pq
 
     return pq.ParquetFile(container)
 
 
 @lru_cache(maxsize=1)
-def _audio_column(container: Path, group: int) -> Any:
-    return parquet_file(container).read_row_group(group, columns=["audio"])["audio"]
+def _audio_column(file: Any, group: int) -> Any:
+    return file.read_row_group(group, columns=["audio"])["audio"]

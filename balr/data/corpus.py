@@ -5,14 +5,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Self
 
 import numpy.typing as npt
 
 from balr.data.container_readers import read_containers
 from balr.data.containers import is_container
-from balr.data.folders import AUDIO_FORMATS, read_dir
+from balr.data.folders import AUDIO_FORMATS, read_dir, suffixes_of
 from balr.data.kaldi_lists import read_scp
 from balr.data.readers import read_csv, read_txt
 from balr.errors import InputError, OutputError
@@ -22,7 +21,7 @@ from balr.stores.files import write_files
 from balr.stores.places import embedding_file
 from balr.stores.reading import is_store, rows_of, utterance_of
 
-_READERS = MappingProxyType({".csv": read_csv, ".scp": read_scp, ".txt": read_txt})
+_READERS = {".csv": read_csv, ".scp": read_scp, ".txt": read_txt}
 
 
 class Corpus:
@@ -95,17 +94,20 @@ class Corpus:
         folder = _absolute(path)
         if not folder.is_dir():
             raise InputError(f"{path}: no such folder.")
-        try:
-            return cls(read_dir(folder, audio_formats), folder)
-        except InputError:
-            found = [
-                path for below in (folder, folder / "data") for path in sorted(below.glob("*")) if is_container(path)
-            ]
-            if not found and any(folder.glob("*.arrow")):
-                raise InputError(f"{path}: Arrow files; write them with Dataset.to_parquet, and give those.") from None
-            if not found:
-                raise
-            return cls(read_containers(found, audio_formats), folder)
+        found = read_dir(folder, audio_formats)
+        containers = (
+            []
+            if found
+            else [file for below in (folder, folder / "data") for file in sorted(below.glob("*")) if is_container(file)]
+        )
+        if containers:
+            found = read_containers(containers, audio_formats)
+        elif not found and any(folder.glob("*.arrow")):
+            raise InputError(f"{path}: Arrow files; write them with Dataset.to_parquet, and give those.")
+        elif not found:
+            searched = ", ".join(suffixes_of(audio_formats))
+            raise InputError(f"{folder}: no audio files; searched for {searched} (see audio_formats).")
+        return cls(found, folder)
 
     @classmethod
     def _from_list(

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from balr.errors import InputError
@@ -13,13 +13,21 @@ log = logging.getLogger(__name__)
 AUDIO_FORMATS = ("flac", "mp3", "m4a", "ogg", "opus", "wav", "wma")
 
 
-def read_dir(folder: Path, audio_formats: Sequence[str] = AUDIO_FORMATS) -> list[Utterance]:
-    """Find audio files below a folder, linked folders included; ids are POSIX paths relative to it, with suffix."""
-    suffixes = tuple({f".{name.strip().lower().lstrip('.')}" for name in audio_formats})
+def suffixes_of(audio_formats: Sequence[str]) -> list[str]:
+    """Return the suffixes of files of these formats, such as `.wav`."""
+    return sorted({f".{name.strip().lower().lstrip('.')}" for name in audio_formats})
+
+
+def read_dir(folder: Path, audio_formats: Sequence[str]) -> list[Utterance]:
+    """Find audio files below a folder, linked folders included; ids are POSIX paths relative to it, with suffix.
+
+    Raises InputError where a folder cannot be read.
+    """
+    suffixes = suffixes_of(audio_formats)
     hidden = broken = 0
     found = []
     start = len(os.path.join(folder, ""))
-    for parent, folders, names in _walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         folders[:] = [name for name in folders if name[0] != "." and not _leads_up(Path(parent, name), folder)]
         for name in names:
             file = os.path.join(parent, name)
@@ -33,16 +41,7 @@ def read_dir(folder: Path, audio_formats: Sequence[str] = AUDIO_FORMATS) -> list
                 found.append(Utterance(file[start:].replace(os.sep, "/"), Path(file)))
     if hidden or broken:
         log.warning("%s: skipped %d hidden files and %d broken links.", folder, hidden, broken)
-    if not found:
-        raise InputError(f"{folder}: no audio files; searched for {', '.join(sorted(suffixes))} (see audio_formats).")
     return sorted(found, key=lambda utterance: utterance.id.replace("/", "\0"))  # folder by folder
-
-
-def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    try:
-        yield from os.walk(folder, onerror=_refuse, followlinks=True)
-    except RecursionError:
-        raise InputError(f"{folder}: its folders are nested too deeply to be searched.") from None
 
 
 def _refuse(error: OSError) -> None:

@@ -82,8 +82,6 @@ def _check_columns(path: Path, columns: Sequence[str]) -> None:
         hint = " Are cells separated by something other than a comma?" if len(columns) == 1 else ""
         meant = [name for name in columns if name.lower() in _MEANT_AS_AUDIO]
         hint = f" Is {meant[0]!r} meant as 'audio'? Rename it." if meant else hint
-        if any("\udcff" in name for name in columns):
-            hint = " Is it UTF-8?"
         names = ", ".join(name if name.isprintable() else ascii(name) for name in columns)
         raise InputError(f"{path}:1: no column 'audio' or 'embedding'; found {names or 'none'}.{hint}")
     repeated = {name for name in columns if columns.count(name) > 1}

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import soundfile
 from conftest import Command, rows, speechlike
 
 from balr import load_embeddings
+from balr.data.audio import load_waveform
 from balr.data.corpus import Corpus
 from balr.errors import InputError
 
@@ -100,6 +102,15 @@ def test_a_run_over_a_tar_goes_on_where_it_stopped(balr: Command, tmp_path: Path
     assert balr(f"input={corpus}", "save_dir=out") == 0
     assert numbers(tmp_path / "out") == before
     assert names(manifest) == names(corpus), "the manifest is a list, too"
+
+
+def test_a_field_that_no_list_can_hold_is_left_out_and_the_run_goes_on_later(balr: Command, tmp_path: Path) -> None:
+    fields = dict.fromkeys(("id", "speaker", "note"), "x" * 200_000) | {"take": 3}
+    write_tar(tmp_path / "x.tar", {"a.wav": encoded(0, "WAV"), "a.json": json.dumps(fields).encode()})
+    for _ in range(2):
+        assert balr("input=x.tar", "save_dir=out") == 0
+    (listed,) = rows(tmp_path / "out" / "metadata.csv")
+    assert (listed["id"], listed["speaker"], listed["take"]) == ("x/a", "", "3") and "note" not in listed
 
 
 def test_members_that_begin_with_a_dot_and_a_slash_are_found_and_hidden_ones_left_out(
@@ -235,6 +246,31 @@ def test_a_list_may_name_members_and_those_that_are_not_there_are_refused(tmp_pa
         file.write(f"c,{member}\n")
     with pytest.raises(InputError, match=r"list.csv:4: 1 utterances whose file does not exist"):
         Corpus.from_path(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize("suffix", ["tar", "parquet"])
+def test_a_container_that_is_written_anew_is_read_anew(tmp_path: Path, suffix: str) -> None:
+    contents = [encoded(number, "WAV") for number in range(3)]
+    for order in ((0, 1, 2), (2, 0, 1)):
+        if suffix == "tar":
+            write_tar(tmp_path / "x.tar", {f"{number}.wav": contents[number] for number in order})
+        else:
+            write_parquet(tmp_path / "x.parquet", [contents[number] for number in order])
+        os.utime(tmp_path / f"x.{suffix}", (0, order[0]))
+        lengths = [
+            load_waveform(one.audio or tmp_path, 16_000).numel() for one in Corpus.from_path(tmp_path).utterances
+        ]
+        assert lengths == [round(16_000 * (1.0 + 0.1 * number)) for number in order]
+
+
+def test_members_are_read_where_memory_has_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    path = write_tar(tmp_path / "x.tar", {"a.wav": encoded(0, "WAV")})
+    for _ in range(2):
+        assert load_waveform(path / "a.wav", 16_000).numel() == 16_000
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_embeddings_cannot_go_beside_audio_in_a_container(

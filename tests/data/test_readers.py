@@ -1,7 +1,9 @@
 """What a corpus is: csv, folder, file and scp; every problem has one line with file and line number."""
 
+import errno
 import os
 import re
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,24 @@ def test_hidden_files_and_broken_links_are_skipped_with_a_count(corpus: Path, ca
     (corpus / "folder").symlink_to("folder")
     assert len(AudioDataset.from_dir(corpus)) == 6
     assert "skipped 1 hidden files and 4 broken links" in caplog.text
+
+
+def test_a_folder_that_cannot_be_read_is_refused_also_where_tars_lie_beside_the_audio(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def refuse(folder: str) -> object:
+        if str(folder).endswith("spk1"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+        return scandir(folder)
+
+    with tarfile.open(corpus / "x.tar", "w") as archive:
+        archive.add(corpus / "spk0" / "utt0.wav", arcname="a.wav")
+    assert len(AudioDataset.from_dir(corpus)) == 6
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match=r"spk1: cannot be read: Permission denied"):
+        AudioDataset.from_dir(corpus)
 
 
 def test_linked_folders_are_followed_and_a_link_upwards_ends(corpus: Path, tmp_path: Path) -> None:
