@@ -89,7 +89,7 @@ def _json(path: Path, name: str, members: Mapping[str, tuple[int, int]]) -> dict
 
 def _utterance(id_: str, audio: Path, fields: Mapping[str, Any]) -> Utterance:
     texts = {str(name): str(value) for name, value in fields.items() if isinstance(value, str | int | float)}
-    texts = {name: text for name, text in texts.items() if len(text) <= _LONGEST_TEXT}
+    texts = {name: text for name, text in texts.items() if len(name) + len(text) <= _LONGEST_TEXT}
     speaker = texts.pop("speaker", "") or texts.get("speaker_id") or texts.get("spk_id")
     try:
         seconds = float(texts.get("duration", ""))

@@ -112,20 +112,20 @@ def _contents(file: soundfile.SoundFile, path: Path) -> tuple[bool, str | None]:
     Ogg streams in a row it reads the first.
     """
     if file.subtype.startswith("MPEG_LAYER"):
-        mpeg = mpeg_frames(path)
-        is_declared = mpeg.declared > 0 and mpeg.frames <= mpeg.declared + 1
-        return is_declared or file.frames >= mpeg.samples, mpeg.flaw
+        frames, samples, declared, flaw = mpeg_frames(path)
+        is_declared = declared > 0 and frames <= declared + 1
+        return is_declared or file.frames >= samples, flaw
     if file.format == "OGG":
-        ogg = ogg_pages(path)
-        return not ogg.is_chained, ogg.flaw
+        is_chained, flaw = ogg_pages(path)
+        return not is_chained, flaw
     data = re.search(r"^data : (\d+)(?: \(should be \d+\))?$", file.extra_info, re.MULTILINE)
     if file.format not in ("WAV", "WAVEX") or data is None:
         return True, None
     # If a wav's data chunk goes past the end of the file, libsndfile shortens it and says so only in its log.
     declared, is_cut = int(data[1]), data[0].endswith(")")
     is_streamed = any(declared in sizes for sizes in _UNKNOWN_WAV_BYTES)
-    flaw = f"truncated: the header declares {declared} bytes of audio, and the file ends before"
-    return declared > 0, flaw if is_cut and not is_streamed else None
+    cut = f"truncated: the header declares {declared} bytes of audio, and the file ends before"
+    return declared > 0, cut if is_cut and not is_streamed else None
 
 
 def _read_blocks(
@@ -198,7 +198,7 @@ def _read_ffmpeg_blocks(
     import av
 
     with _one_line_errors(), container:
-        name = container.format.name
+        name, rate_hz = container.format.name, stream.rate
         to_float = av.AudioResampler(format="fltp")
         arrays: list[Channels] = []
         position = waiting = 0
@@ -215,6 +215,8 @@ def _read_ffmpeg_blocks(
                 if last.startswith(b"ID3"):  # the tag of a second file, appended to the first
                     continue
             for frame in packet.decode():
+                if frame.sample_rate != rate_hz:
+                    raise UtteranceError(f"its sample rate changes from {rate_hz} to {frame.sample_rate} Hz")
                 arrays += [np.asarray(planar.to_ndarray(), np.float32) for planar in to_float.resample(frame)]
                 waiting += frame.samples
             if waiting >= BLOCK_SAMPLES:
@@ -244,9 +246,9 @@ def _declared_seconds(container: "InputContainer", stream: "AudioStream") -> flo
 def _container_flaw(name: str, path: Path, last_packet: bytes) -> str | None:
     """Return what is missing at the end of a file by the structure of its format, None if nothing is."""
     if name == "mp3":
-        return mpeg_frames(path).flaw
+        return mpeg_frames(path)[3]
     if name == "ogg":
-        return ogg_pages(path).flaw
+        return ogg_pages(path)[1]
     if name.startswith("matroska"):
         return matroska_flaw(path)
     is_cut = name in ("ac3", "eac3") and is_cut_ac3(last_packet)

@@ -1,17 +1,14 @@
-"""Whether the end of a compressed file is missing, which decoders do not report.
+"""Whether a part of a compressed file is missing, or would be left out, which decoders do not report.
 
 They conceal a frame that is cut and stop quietly at the end of a file. The frames, pages and elements of a file, and
 the lengths that it declares, show whether there should be more.
 """
 
-import os
+import mmap
 import struct
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
-
-_BUFFER_BYTES = 1 << 12
-_WINDOW_BYTES = 1 << 20
+from typing import NamedTuple
 
 # ISO 11172-3 and 13818-3: bit rates in kbit/s by index, for (is MPEG-1, layer).
 _LOW_KBPS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
@@ -28,116 +25,92 @@ _AC3_HZ = (48_000, 44_100, 32_000)
 _PARENT_ELEMENTS = frozenset({0x18538067, 0x1F43B675})  # Segment and Cluster, whose children are checked
 
 
-class MpegFrames(NamedTuple):
-    """Count the frames of an MPEG audio file (mp2, mp3) and their samples, and say what is missing.
-
-    `declared` is the number of frames by a Xing, Info or VBRI header, 0 without one. That header is not counted.
-    """
-
-    frames: int
-    samples: int
-    declared: int
-    flaw: str | None
-
-
-class OggPages(NamedTuple):
-    """Say whether several streams follow one another in an Ogg file, and what is missing."""
-
-    is_chained: bool
-    flaw: str | None
-
-
 class _Frame(NamedTuple):
     kind: tuple[int, int, int]  # version, layer, index of the sample rate
     size: int
     samples: int
 
 
-def mpeg_frames(path: Path) -> MpegFrames:
-    """Follow the frames of an MPEG audio file, also inside a wav, by their headers.
+def mpeg_frames(path: Path) -> tuple[int, int, int, str | None]:
+    """Count the frames of an MPEG audio file (mp2, mp3), also inside a wav, and their samples; say what is missing.
 
-    Tags and the like between frames are skipped. Free-format frames, which do not declare their size, do not count.
+    Returns frames, samples, the frames that a Xing, Info or VBRI header declares (0 without one; it does not count) and
+    the flaw. Tags and the like between frames are skipped. Free-format frames, which do not declare their size, do not
+    count.
     """
-    total = os.path.getsize(path)
-    frames = 0
-    with open(path, "rb", buffering=_WINDOW_BYTES) as file:
-        found = _next_frame(file, _after_id3(file, 0), None)
-        if found is None:
-            return MpegFrames(0, 0, 0, None)
-        position, first = found
-        file.seek(position)
-        declared = _declared_frames(file.read(min(first.size, 256)))
-        position += first.size if declared is not None else 0
-        while position + 4 <= total:
-            file.seek(position)
-            frame = _mpeg_frame(file.read(4))
-            if frame is None or frame.kind != first.kind:
-                found = _next_frame(file, _after_id3(file, position), first.kind)
-                if found is None:
-                    is_cut = False
-                    break
-                position, frame = found
-            frames += 1
-            position += frame.size
-        else:
-            file.seek(position)
-            is_cut = position > total or file.read(1) == b"\xff"
-    flaw = "truncated: its last MPEG frame is cut" if is_cut else None
+    data = _content(path)
+    found = _next_frame(data, _after_id3(data, 0))
+    if found is None:
+        return 0, 0, 0, None
+    position, first = found
+    declared = _declared_frames(data[position : position + min(first.size, 256)])
+    position += first.size if declared is not None else 0
+    frames, flaw = 0, None
+    while found is not None and position + 4 <= len(data):
+        frame = _mpeg_frame(data[position : position + 4])
+        if frame is None or frame.kind != first.kind:
+            start = _after_id3(data, position)
+            found = _next_frame(data, start, first.kind)
+            other = _next_frame(data, start, followers=2)
+            if other is not None and other[1].kind != first.kind and (found is None or other[0] < found[0]):
+                flaw = f"its sample rate or its layer changes after {frames} MPEG frames: several files put end to end?"
+            if found is None:
+                break
+            position, frame = found
+        frames += 1
+        position += frame.size
+    if found is not None and (position > len(data) or data[position : position + 1] == b"\xff"):
+        flaw = "truncated: its last MPEG frame is cut"
     if flaw is None and frames + 1 < (declared or 0):  # encoders may count one more
         flaw = f"truncated: it declares {declared} MPEG frames and holds {frames}"
-    return MpegFrames(frames, frames * first.samples, declared or 0, flaw)
+    return frames, frames * first.samples, declared or 0, flaw
 
 
-def ogg_pages(path: Path) -> OggPages:
-    """Follow the pages of an Ogg file (RFC 3533)."""
-    total = os.path.getsize(path)
+def ogg_pages(path: Path) -> tuple[bool, str | None]:
+    """Follow the pages of an Ogg file (RFC 3533), and return whether several streams follow one another, and a flaw."""
+    data = _content(path)
     position = 0
     has_end = has_data = is_chained = False
-    with open(path, "rb", buffering=_BUFFER_BYTES) as file:
-        while 0 <= position < total:
-            file.seek(position)
-            head = file.read(27)
-            if not head.startswith(b"OggS"):
-                position = _find(file, b"OggS", position + 1)
-                continue
-            lacing = file.read(head[26]) if len(head) == 27 else b""
-            position += 27 + len(lacing) + sum(lacing)
-            if len(head) < 27 or len(lacing) < head[26] or position > total:
-                has_end = False
-                break
-            begins, has_end = bool(head[5] & 2), bool(head[5] & 4)
-            is_chained = is_chained or (begins and has_data)
-            has_data = has_data or not begins
-    flaw = None if has_end else "truncated: its last Ogg page is cut, or does not end the stream"
-    return OggPages(is_chained, flaw)
+    while 0 <= position < len(data):
+        head = data[position : position + 27]
+        if not head.startswith(b"OggS"):
+            position = data.find(b"OggS", position + 1)
+            continue
+        lacing = data[position + 27 : position + 27 + head[26]] if len(head) == 27 else b""
+        position += 27 + len(lacing) + sum(lacing)
+        if len(head) < 27 or len(lacing) < head[26] or position > len(data):
+            has_end = False
+            break
+        begins, has_end = bool(head[5] & 2), bool(head[5] & 4)
+        is_chained = is_chained or (begins and has_data)
+        has_data = has_data or not begins
+    return is_chained, None if has_end else "truncated: its last Ogg page is cut, or does not end the stream"
 
 
 def matroska_flaw(path: Path) -> str | None:
     """Follow the elements of a Matroska or WebM file (RFC 8794) and say if the last one is cut."""
     cut = "truncated: its last Matroska element is cut"
-    total = os.path.getsize(path)
+    data = _content(path)
     position = 0
-    with open(path, "rb", buffering=_BUFFER_BYTES) as file:
-        while position < total:
-            file.seek(position)
-            head = file.read(12)
-            id_bytes = 9 - head[0].bit_length()
-            if id_bytes > 4:
-                return None  # not an element: something else follows
-            if len(head) <= id_bytes:
-                return cut
-            size_bytes = 9 - head[id_bytes].bit_length()
-            if size_bytes > 8 or len(head) < id_bytes + size_bytes:
-                return cut if len(head) < id_bytes + 8 else None
-            size = int.from_bytes(head[id_bytes : id_bytes + size_bytes]) & ((1 << 7 * size_bytes) - 1)
-            is_known = size != (1 << 7 * size_bytes) - 1
-            position += id_bytes + size_bytes
-            if is_known and position + size > total:
-                return cut
-            if int.from_bytes(head[:id_bytes]) not in _PARENT_ELEMENTS:
-                if not is_known:
-                    return None
-                position += size
+    while position < len(data):
+        head = data[position : position + 12]
+        id_bytes = 9 - head[0].bit_length()
+        if id_bytes > 4:
+            return None  # not an element: something else follows
+        if len(head) <= id_bytes:
+            return cut
+        size_bytes = 9 - head[id_bytes].bit_length()
+        if size_bytes > 8 or len(head) < id_bytes + size_bytes:
+            return cut if len(head) < id_bytes + 8 else None
+        size = int.from_bytes(head[id_bytes : id_bytes + size_bytes]) & ((1 << 7 * size_bytes) - 1)
+        is_known = size != (1 << 7 * size_bytes) - 1
+        position += id_bytes + size_bytes
+        if is_known and position + size > len(data):
+            return cut
+        if int.from_bytes(head[:id_bytes]) not in _PARENT_ELEMENTS:
+            if not is_known:
+                return None
+            position += size
     return None
 
 
@@ -181,38 +154,35 @@ def _declared_frames(frame: bytes) -> int | None:
     return None
 
 
-def _next_frame(file: BinaryIO, position: int, kind: tuple[int, int, int] | None) -> tuple[int, _Frame] | None:
-    """Find the next frame, of a kind if one is given, that another frame of the same kind follows."""
-    while (position := _find(file, b"\xff", position)) >= 0:
-        file.seek(position)
-        frame = _mpeg_frame(file.read(4))
-        if frame is not None and kind in (None, frame.kind):
-            file.seek(position + frame.size)
-            after = _mpeg_frame(file.read(4))
-            if after is not None and after.kind == frame.kind:
-                return position, frame
+def _next_frame(
+    data: mmap.mmap, position: int, kind: tuple[int, int, int] | None = None, *, followers: int = 1
+) -> tuple[int, _Frame] | None:
+    """Find the next frame, of a kind if one is given, that so many others of the same kind follow."""
+    while (position := data.find(b"\xff", position)) >= 0:
+        first = _mpeg_frame(data[position : position + 4])
+        if first is not None and kind in (None, first.kind):
+            frames, after = [first], position
+            while len(frames) <= followers:
+                after += frames[-1].size
+                frame = _mpeg_frame(data[after : after + 4])
+                if frame is None or frame.kind != first.kind:
+                    break
+                frames.append(frame)
+            else:
+                return position, first
         position += 1
     return None
 
 
-def _after_id3(file: BinaryIO, position: int) -> int:
+def _after_id3(data: mmap.mmap, position: int) -> int:
     """Return the end of the ID3v2 tag that starts at a position, or the position if no tag does."""
-    file.seek(position)
-    head = file.read(10)
+    head = data[position : position + 10]
     if len(head) < 10 or not head.startswith(b"ID3"):
         return position
     size = sum(byte << 7 * place for place, byte in enumerate(reversed(head[6:10])))
     return position + 10 + size
 
 
-def _find(file: BinaryIO, what: bytes, position: int) -> int:
-    """Return the next position of some bytes, -1 if there is none."""
-    while True:
-        file.seek(position)
-        content = file.read(_WINDOW_BYTES)
-        at = content.find(what)
-        if at >= 0:
-            return position + at
-        if len(content) < _WINDOW_BYTES:
-            return -1
-        position += len(content) - len(what) + 1
+def _content(path: Path) -> mmap.mmap:
+    with open(path, "rb") as file:  # a private map, as some file systems have no shared ones
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)

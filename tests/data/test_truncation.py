@@ -119,6 +119,19 @@ def test_files_put_end_to_end_are_read_to_the_end_of_the_last(
     assert 5.9 < load_waveform(tmp_path / f"both.{suffix}", 16_000).numel() / 16_000 < 6.3
 
 
+@pytest.mark.parametrize("rates", [(16_000, 44_100), (48_000, 32_000), (32_000, 48_000, 32_000)])
+@pytest.mark.parametrize("name", ["mp3 with Xing", "mp3 without Xing", "mp2", "aac", "ac3"])
+def test_files_of_different_rates_put_end_to_end_are_an_error_and_never_read_in_part_or_at_one_rate(
+    tmp_path: Path, name: str, rates: tuple[int, ...]
+) -> None:
+    rates = tuple(32_000 if name == "ac3" and rate_hz == 16_000 else rate_hz for rate_hz in rates)
+    contents = [FORMATS[name][0](tmp_path, rate_hz).read_bytes() for rate_hz in rates]
+    path = tmp_path / f"both.{name[:3]}"
+    path.write_bytes(b"".join(contents))
+    with pytest.raises(UtteranceError, match=r"its sample rate .*changes"):
+        load_waveform(path, 16_000)
+
+
 @pytest.mark.parametrize("size", [0, 0x7FFFF000, 0x7FFFFFDB, 0x80000000, 0xFFFFFFDB, 0xFFFFFFFF])
 def test_a_wav_whose_length_was_never_filled_in_is_read_to_its_end(tmp_path: Path, size: int) -> None:
     path = encode(tmp_path / "a.wav", speech(1.0, 16_000), codec="pcm_s16le", rate_hz=16_000)
