@@ -9,10 +9,9 @@ from conftest import embeddings, rows, run_command, speechlike, write_wav
 
 from balr.main import main
 
-# Read by every Python that starts, so that the processes of a fork server misbehave, too.
+# Read by every Python that starts, so that the processes of a fork server misbehave, too; none in a resource tracker.
 SITECUSTOMIZE = """
-import ctypes, functools, os, signal, time
-from balr.data import decoding, headers
+import ctypes, functools, os, signal, sys, time
 
 faults = {
     "segfault": lambda: ctypes.string_at(0),
@@ -30,8 +29,11 @@ def with_faults(whole, prefix):
         return whole(path, *arguments, **settings)
     return faulty
 
-decoding.load_waveform = with_faults(decoding.load_waveform, "")
-headers.read_header = with_faults(headers.read_header, "header-")
+if "resource_tracker" not in str(sys.orig_argv):
+    from balr.data import decoding, headers
+
+    decoding.load_waveform = with_faults(decoding.load_waveform, "")
+    headers.read_header = with_faults(headers.read_header, "header-")
 """
 REASONS = {
     "exit": "exit code 7",
