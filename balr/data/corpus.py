@@ -95,19 +95,17 @@ class Corpus:
         if not folder.is_dir():
             raise InputError(f"{path}: no such folder.")
         found = read_dir(folder, audio_formats)
-        containers = (
-            []
-            if found
-            else [file for below in (folder, folder / "data") for file in sorted(below.glob("*")) if is_container(file)]
-        )
+        if found:
+            return cls(found, folder)
+        containers = [
+            one for below in (folder, folder / "data") for one in sorted(below.glob("*")) if is_container(one)
+        ]
         if containers:
-            found = read_containers(containers, audio_formats)
-        elif not found and any(folder.glob("*.arrow")):
+            return cls(read_containers(containers, audio_formats), folder)
+        if any(folder.glob("*.arrow")):
             raise InputError(f"{path}: Arrow files; write them with Dataset.to_parquet, and give those.")
-        elif not found:
-            searched = ", ".join(suffixes_of(audio_formats))
-            raise InputError(f"{folder}: no audio files; searched for {searched} (see audio_formats).")
-        return cls(found, folder)
+        searched = ", ".join(suffixes_of(audio_formats))
+        raise InputError(f"{folder}: no audio files; searched for {searched} (see audio_formats).")
 
     @classmethod
     def _from_list(

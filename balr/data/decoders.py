@@ -85,14 +85,9 @@ def open_audio(path: Path, part: Part = WHOLE, *, scan: bool = True) -> OpenAudi
     if seeks:
         start = min(round(part.start_seconds * file.samplerate), samples)
         end = None if part.end_seconds is None else round(part.end_seconds * file.samplerate)
-    return OpenAudio(
-        rate_hz=file.samplerate,
-        channels=file.channels,
-        samples=samples,
-        seconds=samples / file.samplerate if samples else None,
-        seeks=seeks,
-        blocks=_read_blocks(file, start, end, flaw),
-    )
+    seconds = samples / file.samplerate if samples else None
+    blocks = _read_blocks(file, start, end, flaw)
+    return OpenAudio(file.samplerate, file.channels, samples, seconds, seeks, blocks)
 
 
 class _Forward(soundfile.SoundFile):
@@ -169,14 +164,9 @@ def _open_with_ffmpeg(path: Path) -> OpenAudio:
         if not rate_hz:
             raise UtteranceError("not readable as audio: an unknown codec, or no sample rate")
         declared_seconds = _declared_seconds(container, stream)
-        return OpenAudio(
-            rate_hz=rate_hz,
-            channels=stream.codec_context.channels,
-            samples=round(declared_seconds * rate_hz),
-            seconds=max(0.0, (container.duration or 0) / 1_000_000) or None,
-            seeks=False,
-            blocks=_read_ffmpeg_blocks(container, stream, path, declared_seconds),
-        )
+        samples, seconds = round(declared_seconds * rate_hz), max(0, container.duration or 0) / 1_000_000 or None
+        blocks = _read_ffmpeg_blocks(container, stream, path, declared_seconds)
+        return OpenAudio(rate_hz, stream.codec_context.channels, samples, seconds, seeks=False, blocks=blocks)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ class Header(NamedTuple):
 
 
 class HeaderCache:
-    """Remember the headers of files by their paths, with a path of its own in a csv for later runs, too."""
+    """Remember the headers of files by their paths, in a csv for later runs, too, if it is given one."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._log = None if path is None else CommitLog(path, COLUMNS)
