@@ -48,7 +48,7 @@ class HeaderCache:
             if self._log.has_begun:
                 self._log.append(map(_row, found.items()), durably=False)
             else:
-                self._log.begin(map(_row, self.known.items()))
+                self._log.write(map(_row, self.known.items()))
 
 
 def headers(
