@@ -2,6 +2,7 @@
 
 import os
 import re
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from difflib import get_close_matches
 from textwrap import shorten
@@ -25,63 +26,38 @@ from balr.errors import BalrError, ConfigError, one_line
 _EXTRAS = {"hydra/launcher/ray": "ray", "hydra/launcher/submitit_slurm": "slurm", "hydra/sweeper/optuna": "optuna"}
 
 
-def checked_arguments(argv: Sequence[str]) -> list[str]:
-    """Return arguments as Hydra wants them, its flags, which may stand anywhere, before the overrides.
+def parsed(argv: Sequence[str]) -> tuple[Namespace, ArgumentParser]:
+    """Return Hydra's arguments and their parser; flags may stand anywhere among the overrides.
 
-    Raises ConfigError for what Hydra would reject without a clear reason, or unpickle, and Hydra's own error where an
-    override cannot be parsed.
+    Raises ConfigError for what Hydra would reject without a clear reason, or take for something else, and Hydra's own
+    error where an override cannot be parsed.
     """
     parser = get_args_parser()
     vars(parser)["error"] = _refuse
-    given, unknown = parser.parse_known_intermixed_args(argv)
-    if unknown:
-        _refuse(f"{unknown[0]}: no such flag")
+    given = parser.parse_intermixed_args(argv)
     if given.experimental_rerun:
         raise ConfigError("--experimental-rerun: refused, as it unpickles a file.")
-    flags, overrides = vars(given), vars(given).pop("overrides")
-    if given.config_dir is not None:
-        flags["config_dir"] = os.path.expanduser(given.config_dir)
-        if not os.path.isdir(flags["config_dir"]):
-            raise ConfigError(f"--config-dir {given.config_dir}: no such folder.")
-    _refuse_odd_overrides(overrides)
-    words = {f"--{name.replace('_', '-')}": value for name, value in flags.items() if value not in (None, False)}
-    return [*(flag if value is True else f"{flag}={value}" for flag, value in words.items()), *overrides]
-
-
-def is_flag(word: str) -> bool:
-    """Return whether a word is a flag of Hydra's."""
-    return any(word in action.option_strings for action in get_args_parser()._actions)
+    given.config_dir = given.config_dir and os.path.expanduser(given.config_dir)
+    overrides = OverridesParser.create().parse_overrides(given.overrides)
+    is_evaluated = {"evaluation", "experiment"} & {one.key_or_group for one in overrides}
+    for override in overrides:
+        _refuse_no_name(override)
+        if override.key_or_group.startswith("evaluation.") and not is_evaluated:
+            raise ConfigError(f"{override.input_line}: of a run that is evaluated; add +evaluation=trials.")
+    return given, parser
 
 
 def _refuse(message: str) -> NoReturn:
     raise ConfigError(f"{message}; --hydra-help shows all.")
 
 
-def _refuse_odd_overrides(overrides: Sequence[str]) -> None:
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    chosen = {override.key_or_group for override in parsed}
-    for override in parsed:
-        _refuse_no_name(override)
-        if override.key_or_group.startswith("evaluation.") and not chosen & {"evaluation", "experiment"}:
-            raise ConfigError(f"{override.input_line}: of a run that is evaluated; add +evaluation=trials.")
-
-
 def _refuse_no_name(override: Override) -> None:
-    """Refuse an override that means a group and does not name it, or chooses a config by something else than a name."""
-    group, typed, root = override.key_or_group, override.input_line or "", config_dir()
-    if re.fullmatch(r"[\w.]+", group) and not list((root / group).glob("*.yaml")):
-        wanted = group.replace(".", "/")
-        meant = [f"{one}={typed.partition('=')[2] or 'NAME'}" for one in groups() if _is_meant(one, wanted)]
-        if meant:
-            raise ConfigError(f"{typed}: a config is chosen by its group; did you mean {' or '.join(meant)}?")
-    names = sorted(path.stem for path in (root / group).glob("[!_]*.yaml")) if ".." not in group else []
+    """Refuse an override that chooses a config by something else than GROUP=NAME; Hydra would merge a list of them."""
+    key, group = override.key_or_group, override.key_or_group.replace(".", "/")
     is_name = override.is_delete() or override.is_sweep_override() or isinstance(override.value(), str)
-    if names and not is_name:
-        raise ConfigError(f"{typed}: a config is chosen by its name; there are {', '.join(names)}.")
-
-
-def _is_meant(group: str, wanted: str) -> bool:
-    return group == wanted or group.endswith(f"/{wanted}") or (group.startswith(f"{wanted}/") and wanted != "hydra")
+    if group in groups() and not (is_name and key == group):
+        names = sorted(path.stem for path in (config_dir() / group).glob("[!_]*.yaml"))
+        raise ConfigError(f"{override.input_line}: a config is chosen by {group}=NAME; there are {', '.join(names)}.")
 
 
 def explain(error: Exception) -> str:
@@ -90,11 +66,10 @@ def explain(error: Exception) -> str:
         return _missing_config(error, error.missing_cfg_file)
     if isinstance(error, ConfigCompositionException):
         reason = one_line(error.__cause__ or error)
-        if re.search("is not in struct|not in '[A-Z][a-z]+Config'", reason):
+        if re.search("is not in struct|not in '[A-Z][a-z]+Config'|override 'embeddings'", reason):
             return _unknown_key(str(error), reason)
         what = str(error).removeprefix("Error merging override ")
         why = str(error.__cause__ or "").partition("full_key")[0]
-        why = re.sub(r"Invalid type assigned: (\w+) is not .*", r"a mapping is expected, not \1", why)
         return one_line(f"{what}: {why}").rstrip(": ")
     if isinstance(error, OverrideParseException):
         expected = "after the one input, KEY=VALUE is expected, with quotes around special characters"

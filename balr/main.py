@@ -3,13 +3,14 @@
 import sys
 from collections.abc import Sequence
 
-import hydra
+from hydra import version
+from hydra._internal.utils import _run_hydra
 from hydra.core.utils import env_override
 
 from balr.composition import register
 from balr.config import config_dir
 from balr.errors import one_line
-from balr.hydra_errors import checked_arguments, explain
+from balr.hydra_errors import explain, parsed
 from balr.jobs import DONE, REFUSED, run_job
 from balr.logs import open_missing_streams
 from balr.shutdown import end_process
@@ -25,11 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     register()
     open_missing_streams()
-    typed = sys.argv
+    version.setbase("1.3")
     try:
-        sys.argv = [typed[0], *checked_arguments(typed[1:] if argv is None else argv)]
+        arguments, parser = parsed(sys.argv[1:] if argv is None else argv)
         with env_override({"HYDRA_FULL_ERROR": "1"}):  # Hydra raises what it would print itself, over many lines
-            hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(run_job)()
+            _run_hydra(arguments, parser, run_job, config_path=str(config_dir()), config_name="config")
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as ended:
@@ -37,8 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # Hydra and launchers raise many kinds
         sys.stderr.write(f"ERROR {one_line(explain(error))}\n")
         return REFUSED
-    finally:
-        sys.argv = typed
     return DONE
 
 

@@ -44,7 +44,7 @@ def suggest(error: Exception, argv: Sequence[str]) -> str:
     message = one_line(error.format_message() if hasattr(error, "format_message") else error)
     option = getattr(error, "option_name", None)
     if option:
-        return _suggest_key(option, argv) or message
+        return _suggest_key(option) or message
     if message.startswith("No such command"):
         word = next(word for word in argv if not word.startswith("-"))
         if set(word) & set("/.=") or Path(word).exists():
@@ -52,15 +52,12 @@ def suggest(error: Exception, argv: Sequence[str]) -> str:
     return message
 
 
-def _suggest_key(option: str, argv: Sequence[str]) -> str | None:
-    from balr.hydra_errors import is_flag
+def _suggest_key(option: str) -> str | None:
+    from hydra._internal.utils import get_args_parser
 
-    if is_flag(option):
+    if option in get_args_parser()._option_string_actions:
         return f"{option}: a flag of Hydra's, and no option here; python -m balr.main {option} takes it."
     key = option.lstrip("-").replace("-", "_")
     key = next((group for group in groups() if group.rpartition("/")[2] == key), key)
-    if key not in (*groups(), *known_keys()):
-        return None
-    after = shlex.join(argv).partition(f"{option} ")[2] or next((w for w in argv if w.startswith(f"{option}=")), "")
-    value = after.removeprefix(f"{option}=").split(" ")[0]
-    return f"{option}: no such option; did you mean {key}={value if value and value[0] != '-' else 'VALUE'}?"
+    is_known = key in (*groups(), *known_keys())
+    return f"{option}: no such option; did you mean {key}=VALUE?" if is_known else None

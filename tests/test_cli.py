@@ -137,11 +137,11 @@ def test_help_of_the_other_entry_point_fits_80_columns_and_names_every_config(
 @pytest.mark.parametrize(
     ("typed", "suggested"),
     [
-        ("extract recordings --model campplus_lm", "did you mean embeddings/model=campplus_lm?"),
-        ("--model=campplus_lm recordings", "did you mean embeddings/model=campplus_lm?"),
-        ("extract recordings --channel 1", "did you mean channel=1?"),
+        ("extract recordings --model campplus_lm", "did you mean embeddings/model=VALUE?"),
+        ("--model=campplus_lm recordings", "did you mean embeddings/model=VALUE?"),
+        ("extract recordings --channel 1", "did you mean channel=VALUE?"),
         ("extract --info", "python -m balr.main --info"),
-        ("extract recordings model=campplus_lm", "did you mean embeddings/model=campplus_lm?"),
+        ("extract recordings model=campplus_lm", "did you mean embeddings/model?"),
         ("recordings", "did you mean balr extract recordings?"),
         ("recordings/ --force", "did you mean balr extract recordings/ --force?"),
         ("extrakt recordings", "Did you mean 'extract'"),

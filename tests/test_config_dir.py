@@ -58,7 +58,7 @@ def test_a_folder_may_be_below_one_s_home(
 
 def test_a_folder_that_is_not_there_is_blamed_itself(one_error_line: Callable[[], str]) -> None:
     assert main(["input=x", "--config-dir", "nope", "embeddings/model=mine"]) == 2
-    assert "--config-dir nope: no such folder" in one_error_line()
+    assert "nope' not found" in one_error_line()
 
 
 def test_a_run_that_would_be_unpickled_is_refused(one_error_line: Callable[[], str]) -> None:
