@@ -13,7 +13,6 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.core.utils import env_override
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -55,7 +54,6 @@ class SweepTable(Callback):
         bars = SweepBars(Path(config.hydra.sweep.dir))
         bars.start()
         self._at_the_end.callback(bars.stop)
-        self._at_the_end.enter_context(env_override({"HF_HUB_OFFLINE": "1"}))  # for jobs, which inherit it
         self._at_the_end.enter_context(handle_signals(partial(self._exit, config.hydra.launcher._target_)))
 
     def _exit(self, launcher: str, number: int, _: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on 127.0.0.1 that serves folders: just what `hf_hub_download` and `list_repo_files` ask for."""
+"""A Hugging Face Hub on 127.0.0.1 that serves folders: just what `hf_hub_download` and `model_info` ask for."""
 
 import json
 import threading
@@ -67,14 +67,12 @@ class FakeHub:
         return None
 
     def _list(self, request: BaseHTTPRequestHandler, path: str) -> None:
-        repo, _, revision = path.removeprefix("/api/models/").partition("/tree/")
+        repo, _, revision = path.removeprefix("/api/models/").partition("/revision/")
         folder = self.repositories.get((repo, revision))
         if folder is None:
             return _refuse(request, "RevisionNotFound")
-        files = sorted(folder.iterdir())
-        body = json.dumps(
-            [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40} for f in files]
-        ).encode()
+        names = [{"rfilename": file.name} for file in sorted(folder.iterdir())]
+        body = json.dumps({"id": repo, "siblings": names}).encode()
         _send(request, body, with_body=True, commit=_commit(repo, revision))
         return None
 

@@ -44,7 +44,7 @@ def silent_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     """Take connections and never answer."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         point_to(f"http://127.0.0.1:{server.getsockname()[1]}", monkeypatch, tmp_path / "cache")
-        monkeypatch.setattr("balr.hub.ANSWER_SECONDS", 0.5)
+        monkeypatch.setattr("balr.hub.TIMEOUT_SECONDS", (0.5, 0.5))
         yield
 
 
@@ -175,13 +175,26 @@ def test_a_hub_that_does_not_answer_is_given_up_soon_with_the_ways_out(
     assert not (tmp_path / "mistyped").exists()
 
 
-def test_a_cached_repository_is_used_while_the_hub_is_silent(
+def test_a_cached_repository_is_not_asked_for_again_also_where_its_main_has_moved(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    WespeakerModel("me/mine", "avg_model.pt")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with caplog.at_level(logging.INFO):
-        assert WespeakerModel("me/mine", "avg_model.pt").files.source == "me/mine@main"
+    before = WespeakerModel("me/mine", "avg_model.pt").files
+    hub.requests.clear()
+    caplog.clear()
+    for is_offline in (False, True):
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", is_offline)
+        with caplog.at_level(logging.INFO):
+            assert WespeakerModel("me/mine", "avg_model.pt").files == before
+    assert not hub.requests and "looking for" not in caplog.text
+
+
+def test_a_run_says_that_it_looks_on_the_hub_and_does_not_list_each_request(
+    hub: FakeHub, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["embeddings.model.model_repo=me/mine", "embeddings.model.model_name=avg_model.pt"]
+    assert main([f"input={corpus}", "data=serial", "save_dir=out", *model]) == 0 and hub.requests
+    told = capsys.readouterr().err
+    assert "INFO looking for me/mine on the Hub…\n" in told and "HTTP" not in told
 
 
 def test_a_run_asks_which_file_is_meant_where_a_folder_holds_two(
