@@ -29,6 +29,9 @@ _NAMES_NO_VARIANT = (
     *("evaluation", "evaluation.trials", "evaluation.bootstrap", "evaluation.scores", "evaluation.allow_missing"),
 )
 
+_NO_VARIANT = {"precision": "fp32", "channel": "null"}
+_WORTH_COMPILING = 500  # utterances, which take minutes; compiling takes seconds
+
 
 def register() -> None:
     """Register the schema and the resolvers of `conf/` with Hydra; calling it again changes nothing."""
@@ -114,6 +117,16 @@ def build(node: Mapping[str, Any], kind: type[_T], **arguments: object) -> _T:
     return cls(**settings, **arguments)
 
 
+def settle_engine(cfg: RunConfig, utterances: int, *, begun_with: str | None = None) -> None:
+    """Put an engine in the place of `auto`: that of the folder's embeddings, else torch for little work.
+
+    For much work it stays `auto`, which the model decides as it loads. All shards go by the size of the whole corpus.
+    """
+    model = cfg.embeddings["model"]
+    if model.get("engine") == "auto" and (begun_with or utterances < _WORTH_COMPILING):
+        model["engine"] = begun_with or "torch"
+
+
 def corpus_name(path: str) -> str:
     """Name a corpus after its path below the current folder, `A-wav`, or else after its last two parts.
 
@@ -148,7 +161,7 @@ def job_label(choice: str, overrides: Iterable[str], *, is_sweep: bool) -> str:
         f"{key.removeprefix(_MODEL)}-{value}"
         for key, value in sorted(given.items())
         if key.startswith(("embeddings.", "experiment"))
-        or (key == "precision" and value != "fp32")
+        or _NO_VARIANT.get(key, value) != value
         or (is_sweep and key not in shared and not key.startswith(("hydra", "shard")))
     ]
     return _as_folder_name([choice, *variants], distinct=True)

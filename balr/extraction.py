@@ -8,11 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from balr.composition import build
+from balr.composition import build, settle_engine
 from balr.config import RunConfig
 from balr.data.corpus import Corpus
 from balr.data.sharding import shard_of
-from balr.engines import settle_engine
 from balr.errors import LockedError, OutputError
 from balr.records import Failure, Utterance
 from balr.reuse import reuse_beside
@@ -42,12 +41,11 @@ def run(cfg: RunConfig, *, run_dir: Path, stop: Stop, job: str = "embedding") ->
     corpus = _corpus(cfg)
     part = shard_of(corpus, cfg.shard)
     if not cfg.save_output:
-        settle_engine(cfg, None, corpus)
+        settle_engine(cfg, len(corpus))
         return _compute_only(cfg, part, stop, job)
     folder = corpus.output_dir or run_dir.absolute()
     _refuse_input_in(folder, cfg.input)
     with locked(folder, cfg.shard):
-        settle_engine(cfg, folder, corpus)
         files = open_folder(folder, cfg, corpus, cfg.shard)
         left = [utterance for utterance in _audible(part) if utterance.id not in files.completed]
         _log_start(cfg, part, left)
@@ -55,6 +53,8 @@ def run(cfg: RunConfig, *, run_dir: Path, stop: Stop, job: str = "embedding") ->
         model = _model(cfg) if left else None
         if model is not None:
             facts |= model.describe()
+            if files.completed:
+                files.record.refuse_other_weights(facts.get("checkpoint", {}))
             files.model["settings"]["engine"] = facts.get("engine", "torch")
             files.begin(model.embedding_dim, corpus)
         tally = _Follower(files, cfg, stop, todo=len(left), job=job, report_to=report_file(run_dir))

@@ -14,7 +14,7 @@ LAYERS = (
     {"stores"},
     {"data"},
     {"embeddings", "runs", "evaluation"},
-    {"extraction", "export", "evaluate", "report", "reuse", "engines"},
+    {"extraction", "export", "evaluate", "report", "reuse"},
     {"jobs", "launchers", "sweeps"},
     {"main"},
     {"cli", "store_commands", "evaluation_commands", "overrides", "suggestions"},

@@ -108,6 +108,8 @@ SECOND = "Wespeaker/wespeaker-voxceleb-resnet293-LM"
         ([], "resnet34_lm", "resnet34_lm"),
         (["input=x", "force=true", "save_dir=y", "hydra/launcher=z"], "resnet34_lm", "resnet34_lm"),
         (["device=cpu"], "resnet34_lm", "resnet34_lm+device-cpu"),
+        (["channel=0"], *["resnet34_lm+channel-0"] * 2),
+        (["channel=null"], "resnet34_lm", "resnet34_lm+channel-null"),
         (["precision=fp32"], "resnet34_lm", "resnet34_lm+precision-fp32"),
         (["precision='bf16'"], "resnet34_lm+precision-bf16", "resnet34_lm+precision-bf16"),
         (["+experiment=mine"], "resnet34_lm+experiment-mine", "resnet34_lm+experiment-mine"),

@@ -12,6 +12,7 @@ from untrained_checkpoint import write_checkpoint
 from balr.embeddings.exact.openvino import CompiledNetwork
 from balr.embeddings.wespeaker import WespeakerModel
 from balr.errors import ConfigError
+from balr.extraction import merge
 from balr.stores.reading import load_embeddings
 
 
@@ -44,7 +45,7 @@ def engine_of(folder: str) -> tuple[str, str]:
 @pytest.fixture
 def much(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Let six utterances be much work."""
-    monkeypatch.setattr("balr.engines.WORTH_COMPILING", 6)
+    monkeypatch.setattr("balr.composition._WORTH_COMPILING", 6)
     return corpus
 
 
@@ -65,6 +66,24 @@ def test_a_folder_keeps_its_engine_however_much_is_left(balr: Command, much: Pat
     assert engine_of("out") == ("torch", "torch") and not compiled
     assert balr(f"input={much}", "save_dir=out", "force=true") == 0
     assert engine_of("out") == ("openvino", "openvino") and compiled == [1]
+
+
+def test_shards_that_are_begun_at_once_with_unlike_engines_are_put_together(
+    balr: Command, much: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = ("save_dir=out", "shard.count=2")
+    assert balr(f"input={much}", *shard, "shard.index=0", "embeddings.model.engine=torch") == 0
+    names = ("run.0-of-2.json", "metadata.0-of-2.csv")
+    for name in names:  # the other shard begins before there are any
+        Path("out", name).rename(name)
+    with monkeypatch.context() as patch:
+        patch.setattr("balr.extraction.merge", lambda *_, **__: None)
+        assert balr(f"input={much}", *shard, "shard.index=1", "embeddings.model.engine=openvino") == 0
+    for name in names:
+        Path(name).rename(Path("out", name))
+    assert merge(Path("out")) == (6, 0, 0)
+    assert [run["engine"] for run in json.loads(Path("out/run.json").read_text())["runs"]] == ["torch", "openvino"]
+    assert balr(f"input={much}", "save_dir=out") == 0
 
 
 def test_torch_does_what_the_engine_would_change_or_is_not_there_for(

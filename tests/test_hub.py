@@ -9,8 +9,9 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-from conftest import Command, rows
+from conftest import XVECTOR, Command, rows
 from fake_hub import FakeHub
+from untrained_checkpoint import write_checkpoint
 
 from balr import cli, load_model
 from balr.checkpoints import find_checkpoint, pinned_revision, published_checkpoints
@@ -195,6 +196,24 @@ def test_a_run_says_that_it_looks_on_the_hub_and_does_not_list_each_request(
     assert main([f"input={corpus}", "data=serial", "save_dir=out", *model]) == 0 and hub.requests
     told = capsys.readouterr().err
     assert "INFO looking for me/mine on the Hub…\n" in told and "HTTP" not in told
+
+
+def test_a_main_that_has_moved_to_other_weights_does_not_go_on_in_the_same_folder(
+    hub: FakeHub, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [f"input={corpus}", "embeddings.model.model_repo=me/mine", "data=serial", "save_dir=out"]
+    command += ["embeddings.model.model_name=avg_model.pt"]
+    assert main(command) == 0
+    hub.repositories["me/mine", "main"] = write_checkpoint(tmp_path / "moved", "XVEC", XVECTOR, seed=9)
+    point_to(hub.url, monkeypatch, tmp_path / "another_cache")
+    assert main(command) == 0, "nothing is left to do"
+    next(Path("out").rglob("*_emb.npy")).unlink()
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "ERROR" in (told := capsys.readouterr().err) and "other weights of me/mine@main" in told
+    assert main([*command, "force=true"]) == 0
+    next(Path("out").rglob("*_emb.npy")).unlink()
+    assert main(command) == 0
 
 
 def test_a_run_asks_which_file_is_meant_where_a_folder_holds_two(

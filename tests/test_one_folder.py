@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import XVECTOR, Command, embeddings, interrupt_at, rows, speechlike, wait_until, write_wav
 from typer.testing import CliRunner
 from untrained_checkpoint import write_checkpoint
 
+from balr import load_embeddings
 from balr.cli import app
 from balr.embeddings.wespeaker import WespeakerModel
 from balr.main import main
@@ -57,6 +59,24 @@ def test_another_model_or_feature_setting_is_refused_in_the_same_folder(
     after = embeddings(tmp_path / "out")
     assert all(after[name] != before[name] for name in before)
     assert balr(f"input={corpus}", "save_dir=out", povey[0]) == 0
+
+
+@pytest.mark.parametrize("store", ["files", "parquet"])
+def test_another_channel_of_the_corpus_is_refused_in_the_same_folder(
+    balr: Command, corpus: Path, one_error_line: OneLine, capsys: pytest.CaptureFixture[str], store: str
+) -> None:
+    for number, path in enumerate(sorted(corpus.rglob("*.wav"))):
+        write_wav(path, np.stack([speechlike(0.6, seed=2 * number + side) for side in (0, 1)], axis=1))
+    command = [f"input={corpus}", "save_dir=out", f"store={store}"]
+    assert balr(*command, "channel=0") == 0
+    before = load_embeddings("out")[1]
+    capsys.readouterr()
+    for channel, shown in (("channel=1", "1"), ("device=cpu", "null")):
+        assert balr(*command, channel) == 2
+        assert f"holds embeddings of channel=0, and this is channel={shown};" in one_error_line()
+    assert np.array_equal(load_embeddings("out")[1], before)
+    assert balr(*command, "channel=1", "force=true") == 0
+    assert not (load_embeddings("out")[1] == before).all(axis=1).any()
 
 
 def test_a_corpus_reached_through_a_link_is_the_same_corpus(balr: Command, corpus: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from balr.composition import build
+from balr.composition import build, settle_engine
 from balr.config import RunConfig
 from balr.data.containers import container_of
 from balr.data.corpus import Corpus
@@ -55,7 +55,9 @@ class RunFolder:
 
 def open_folder(folder: Path, cfg: RunConfig, corpus: Corpus, shard: Shard) -> RunFolder:
     """Read what a locked folder holds. Raises OutputError where that is of another corpus, model or store."""
-    record, model = Record.of(folder, shard), identity(cfg.embeddings["model"], cfg.precision)
+    record = Record.of(folder, shard)
+    settle_engine(cfg, len(corpus), begun_with=record.engine if record.forcing or not cfg.force else None)
+    model = identity(cfg.embeddings["model"], cfg.precision)
     settings: Any = OmegaConf.to_container(cfg.store, resolve=True)
     record.refuse_another_corpus(corpus.root_dir)
     record.refuse_another_store(settings)
@@ -63,11 +65,14 @@ def open_folder(folder: Path, cfg: RunConfig, corpus: Corpus, shard: Shard) -> R
     completed = frozenset(store.completed())
     if completed and not cfg.force and corpus.output_dir is not None:
         record.refuse_another_model(model)
+    if not cfg.force:
+        record.refuse_another_channel(cfg.channel)
     if cfg.force and shard.tag:
         raise ConfigError(
             "force=true with shard.count: shards would remove the work of others; remove save_dir instead."
         )
-    starts_over = cfg.force and not (record.forcing and record.is_of(model))
+    begun = (record.model.get("files"), record.model.get("settings"), record.corpus.get("channel"))
+    starts_over = cfg.force and not (record.forcing and begun == (model["files"], model["settings"], cfg.channel))
     record.store = settings
     record.corpus = {
         "input": os.path.abspath(os.path.expanduser(cfg.input)),

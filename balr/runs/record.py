@@ -99,6 +99,24 @@ class Record:
                 f"{here}; choose another save_dir."
             )
 
+    def refuse_another_channel(self, channel: int | None) -> None:
+        """Raise OutputError where the folder was begun with another channel of the corpus; its ids are the same."""
+        before = self.corpus.get("channel", channel)
+        if self.model and before != channel:
+            raise OutputError(
+                f"{self.path.parent}: holds embeddings of channel={json.dumps(before)}, and this is channel="
+                f"{json.dumps(channel)}; choose another save_dir, or force=true to embed all again."
+            )
+
+    def refuse_other_weights(self, checkpoint: Facts) -> None:
+        """Raise OutputError where the last run that loaded a model had other weights: those of a `main` that moved."""
+        before = next((run["checkpoint"] for run in reversed(self.runs) if run.get("checkpoint")), checkpoint)
+        if before.get("weights_sha256") != checkpoint.get("weights_sha256"):
+            raise OutputError(
+                f"{self.path.parent}: holds embeddings by other weights of {checkpoint.get('source')}, which has moved "
+                "on; set embeddings.model.revision, or force=true to embed all again."
+            )
+
     def refuse_another_model(self, model: Facts) -> None:
         """Raise OutputError, with what differs, where the folder holds embeddings of another model or features."""
         if not self.model:
@@ -130,8 +148,14 @@ class Record:
             )
 
     def is_of(self, model: Facts) -> bool:
-        """Return whether the embeddings are of this model, wherever its files are."""
-        return all(self.model.get(name) == model.get(name) for name in ("files", "settings"))
+        """Return whether the embeddings are of this model, wherever its files are and whatever computed them."""
+        settings = [{**one.get("settings", {}), "engine": None} for one in (self.model, model)]
+        return self.model.get("files") == model.get("files") and settings[0] == settings[1]
+
+    @property
+    def engine(self) -> str | None:
+        """Return the engine that the folder was begun with, None where it was not."""
+        return self.model.get("settings", {}).get("engine", "torch") if self.model else None
 
     @contextmanager
     def of_run(self, facts: Facts) -> Iterator[Facts]:
