@@ -19,7 +19,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from balr.checkpoints import files_in, published_checkpoints, published_names
 from balr.config import EvaluationConfig, RunConfig, demo_checkpoint, flat, known_keys
-from balr.errors import ConfigError
+from balr.errors import CheckpointError, ConfigError
 
 _T = TypeVar("_T")
 _LONGEST_NAME_BYTES = 150
@@ -59,7 +59,7 @@ def check(cfg: DictConfig) -> RunConfig:
     for key in leaves:
         if key not in known and not key.startswith("store."):  # whose constructor knows its keys
             raise ConfigError(f"{key}: no such key; --cfg job shows all keys.")
-    _take_local_checkpoint(cfg.embeddings.model)
+    take_local_checkpoint(cfg.embeddings.model, _overrides())
     run = cast(RunConfig, OmegaConf.to_object(cfg))
     run.embeddings, run.store = cfg.embeddings, cfg.store  # nodes, which `build` instantiates
     legal = {
@@ -107,14 +107,14 @@ def build(node: Mapping[str, Any], kind: type[_T], **arguments: object) -> _T:
         cls = None
     if not isinstance(cls, type) or not cls.__module__.startswith("balr.") or not issubclass(cls, kind):
         raise ConfigError(f"_target_={target}: not a class of balr that fits here ({kind.__name__}); see conf/.")
-    known = [name for name in signature(cls).parameters if name not in arguments]
-    settings: dict[str, Any] = {}
-    for key, value in node.items():
-        if key not in ("_target_", *known):
-            raise ConfigError(f"{key}: {cls.__name__} has no such key; it has {', '.join(known) or 'none'}.")
-        settings[key] = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
-    del settings["_target_"]
-    return cls(**settings, **arguments)
+    plain = {key: OmegaConf.to_object(value) if OmegaConf.is_config(value) else value for key, value in node.items()}
+    del plain["_target_"]
+    try:
+        signature(cls).bind(**plain, **arguments)
+    except TypeError as error:
+        known = [name for name in signature(cls).parameters if name not in arguments]
+        raise ConfigError(f"{cls.__name__} {error}; it has {', '.join(known) or 'none'}.") from error
+    return cls(**plain, **arguments)
 
 
 def settle_engine(cfg: RunConfig, utterances: int, *, begun_with: str | None = None) -> None:
@@ -198,20 +198,22 @@ def _label_of_this_job(*, _root_: DictConfig) -> str:
     return job_label(hydra.runtime.choices["embeddings/model"], _overrides(), is_sweep=is_sweep)
 
 
-def _take_local_checkpoint(model: DictConfig) -> None:
-    """Take the files of `model_dir` under any names, unless the command names a model. Raises CheckpointError."""
-    given = _by_key(_overrides())
-    is_chosen = model.model_repo and ("embeddings/model" in given or f"{_MODEL}model_repo" in given)
-    if is_chosen or not model.model_dir:
+def take_local_checkpoint(model: DictConfig, overrides: Iterable[str]) -> None:
+    """Take the files of `model_dir` under any names, unless the command names a model. Raises CheckpointError.
+
+    A folder without files that has no name of a model is mistyped: the default model would be downloaded to it.
+    """
+    given = _by_key(overrides)
+    if not model.model_dir or (model.model_repo and {"embeddings/model", f"{_MODEL}model_repo"} & given.keys()):
         return
     folder, names = Path(model.model_dir).expanduser(), (model.model_name, model.config_name)
-    is_named = f"{_MODEL}model_name" in given or f"{_MODEL}config_name" in given
-    if is_named or all((folder / name).is_file() for name in names):
-        found = names if folder.is_dir() and any(folder.iterdir()) else None
-    else:
-        found = files_in(folder)
+    is_named = {f"{_MODEL}model_name", f"{_MODEL}config_name"} & given.keys()
+    is_there = folder.is_dir() and any(folder.iterdir())
+    found = names if is_there and (is_named or all((folder / name).is_file() for name in names)) else files_in(folder)
     if found is not None:
-        model.model_repo, model.model_name, model.config_name = "", *found
+        model.model_repo, (model.model_name, model.config_name) = "", found
+    elif model.model_repo and f"{_MODEL}model_dir" in given:
+        raise CheckpointError(f"{folder}: no such checkpoint; embeddings/model=NAME would download one to it.")
 
 
 def _in_a_sweep(run: RunConfig, label: str) -> RunConfig:

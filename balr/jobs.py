@@ -5,7 +5,9 @@ import logging
 import math
 import multiprocessing
 import os
+import re
 import signal
+import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,11 +20,10 @@ from balr.atomic import whole_file
 from balr.composition import check, register
 from balr.config import RunConfig
 from balr.errors import BalrError, one_line
-from balr.launchers import end_as_stopped, process_above
 from balr.logs import name_lines
 from balr.runs.progress import is_in_job_process
 from balr.runs.summary import Summary
-from balr.shutdown import Stop, end_with_process, stop_on_signals
+from balr.shutdown import Stop, stop_on_signals
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +34,7 @@ _REASON_CHARACTERS = 60  # the whole is in the log of the job
 
 @dataclass(frozen=True)
 class JobResult:
-    """What became of a job: its exit code, the counts of its run if it got so far, else the reason why not.
-
-    `shard_of` is the folder that a shard shares with others, `evaluated_in` that of embeddings that were evaluated.
-    """
+    """What became of a job: its exit code, the counts of its run if it got so far, else the reason why not."""
 
     job: str
     exit_code: int
@@ -45,9 +43,7 @@ class JobResult:
     x_real_time: float | None = None
     folder: str = ""
     reason: str = ""
-    shard_of: str = ""
     eer: float | None = None
-    evaluated_in: str = ""
 
     @property
     def objective(self) -> float:
@@ -56,14 +52,17 @@ class JobResult:
             return self.eer
         return 1 / self.x_real_time if self.x_real_time else math.inf
 
-    def cells(self) -> tuple[str, ...]:
-        """Return the row of the table."""
-        if self.embedded is None or self.failed is None:
-            return (self.job, "-", "-", "-", "-", self.reason[:_REASON_CHARACTERS])
-        eer = "-" if self.eer is None else f"{100 * self.eer:.2f}%"
-        speed = f"{self.x_real_time:.0f} x" if self.embedded else "-"
+    def cells(self) -> dict[str, str]:
+        """Return the row of the table by its columns."""
         above = self.folder.removesuffix(self.job)  # the table would be too wide with the name twice
-        return (self.job, f"{self.embedded:,}", f"{self.failed:,}", speed, eer, f"{above}…" if above else self.folder)
+        return {
+            "job": self.job,
+            "embedded": "-" if self.embedded is None else f"{self.embedded:,}",
+            "failed": "-" if self.failed is None else f"{self.failed:,}",
+            "x real time": f"{self.x_real_time:.0f} x" if self.embedded else "-",
+            "EER": "-" if self.eer is None else f"{100 * self.eer:.2f}%",
+            "embeddings": (f"{above}…" if above else self.folder) or self.reason[:_REASON_CHARACTERS],
+        }
 
 
 def run_job(cfg: DictConfig) -> float:
@@ -73,19 +72,17 @@ def run_job(cfg: DictConfig) -> float:
     """
     register()  # again, as a job of a parallel sweep runs in a process of its own
     is_of_sweep, is_elsewhere = HydraConfig.get().mode == RunMode.MULTIRUN, is_in_job_process()
-    above = process_above() if is_elsewhere else None
-    with stop_on_signals() as stop:
-        if above is not None:
-            end_with_process(above, signal.SIGTERM)
+    pool = multiprocessing.parent_process() if is_elsewhere else None  # joblib's, whose end is that of the sweep
+    with stop_on_signals(parent=None if pool is None else pool.pid) as stop:
         result = _run(cfg, stop, is_of_sweep=is_of_sweep)
-    if above not in (None, os.getppid()):  # a launcher's process would wait for more work, and none will come
+    if pool is not None and pool.pid != os.getppid():  # this process would wait for more work, and none will come
         os._exit(result.exit_code)
     if is_of_sweep and (stop.exit_code is None or is_elsewhere):
         with whole_file(_run_dir() / RESULT) as file:
             file.write(json.dumps(asdict(result)).encode())
     elif result.exit_code:
         raise SystemExit(result.exit_code)
-    if is_elsewhere and stop.number is not None and multiprocessing.parent_process() is None:
+    if is_elsewhere and stop.number is not None and pool is None:
         end_as_stopped(stop.number, result.exit_code)
     return result.objective
 
@@ -111,18 +108,8 @@ def _run(cfg: DictConfig, stop: Stop, *, is_of_sweep: bool) -> JobResult:
         reason = f"unexpected {type(error).__name__}: {one_line(error)}"
         log.exception("%s (traceback in %s)", reason, _run_dir() / f"{HydraConfig.get().job.name}.log")
         return JobResult(name, REFUSED, reason=reason)
-    shard_of = os.path.abspath(settings.save_dir) if settings.save_dir and settings.shard.tag else ""
-    return JobResult(
-        name,
-        code,
-        summary.embedded,
-        summary.failed,
-        summary.x_real_time,
-        folder=summary.embeddings_in,
-        shard_of=shard_of,
-        eer=eer,
-        evaluated_in="" if eer is None else os.path.abspath(summary.embeddings_in),
-    )
+    speed, folder = summary.x_real_time, summary.embeddings_in
+    return JobResult(name, code, summary.embedded, summary.failed, speed, folder=folder, eer=eer)
 
 
 def _close(settings: RunConfig, summary: Summary, stop: Stop) -> int:
@@ -151,3 +138,28 @@ def _evaluated(settings: RunConfig) -> float | None:
 
 def _run_dir() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
+
+
+def end_as_stopped(number: int, exit_code: int) -> None:
+    """Pass a signal on to the launcher, which may have the job started again, and end without a result for it.
+
+    Returns where it will not be started again: submitit says so by an exception.
+    """
+    try:
+        signal.raise_signal(number)
+    except Exception as error:  # or SLURM, which is starting the job again, has ended the command that asked for it
+        log.error("%s", one_line(error))
+        if type(error).__name__ == "UncompletedJobError":
+            return
+    if not _is_cancelled():
+        raise SystemExit(exit_code)  # with a result, the sweep would take the job for done
+
+
+def _is_cancelled() -> bool:
+    """Return whether SLURM ends this job for good, and counts no new start of it."""
+    if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
+        return False
+    job, starts = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_RESTART_COUNT", "0")
+    command = ["scontrol", "show", "job", "--oneliner", job]  # one line for each job of an array
+    shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout  # noqa: S603
+    return bool(re.search(rf"^JobId={job} .*JobState=COMPLETING .* Restarts={starts} ", shown, re.MULTILINE))

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
@@ -37,26 +37,37 @@ class Stop(threading.Event):
         return None if self.number is None else 128 + self.number
 
     def handle(self, number: int, _: FrameType | None) -> None:
-        """Take a signal: set the flag, or end the process where it is set by one already."""
-        if self.number is not None:
+        """Take a signal: set the flag, or end the process where it is set by one already.
+
+        SIGHUP counts as none: at the end of a process above, Linux sends it once for each of its threads.
+        """
+        if self.number is None:
+            self.number = number
+            self.set()  # once: a handler that interrupts it would wait for its lock
+        elif signal.SIGHUP not in (self.number, number):
             os._exit(128 + number)
-        self.number = number
-        self.set()
+        elif number != signal.SIGHUP:
+            self.number = number
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """Give a flag that SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 set; in a thread that gets no signals, nothing sets it."""
+def stop_on_signals(*, parent: int | None = None) -> Iterator[Stop]:
+    """Give a flag that SIGINT, SIGTERM, SIGUSR1, SIGUSR2 and the end of the process `parent` above this one set.
+
+    In a thread that gets no signals, nothing sets it.
+    """
     stop = Stop()
-    with handle_signals(stop.handle):
+    with handle_signals(stop.handle, (*_NAMES, "SIGHUP") if parent else _NAMES):
+        if parent:
+            end_with_process(parent, signal.SIGHUP)
         yield stop
 
 
 @contextmanager
-def handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Have SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 handled, where this thread gets signals."""
+def handle_signals(handler: Callable[[int, FrameType | None], None], names: Sequence[str] = _NAMES) -> Iterator[None]:
+    """Have SIGINT, SIGTERM, SIGUSR1 and SIGUSR2, or other signals, handled, where this thread gets signals."""
     is_main = threading.current_thread() is threading.main_thread()
-    numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)] if is_main else []
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)] if is_main else []
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in numbers}
     for number in numbers:
         signal.signal(number, handler)

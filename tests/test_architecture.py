@@ -15,7 +15,7 @@ LAYERS = (
     {"data"},
     {"embeddings", "runs", "evaluation"},
     {"extraction", "export", "evaluate", "report", "reuse"},
-    {"jobs", "launchers", "sweeps"},
+    {"jobs", "sweeps"},
     {"main"},
     {"cli", "store_commands", "evaluation_commands", "overrides", "suggestions"},
 )

@@ -166,14 +166,24 @@ def test_a_hub_that_does_not_answer_is_given_up_soon_with_the_ways_out(
     silent_hub: None, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started = time.monotonic()
-    model = ["embeddings.model.model_dir=mistyped", "data=serial"]
+    model = ["embeddings/model=resnet34_lm", "embeddings.model.model_dir=models", "data=serial"]
     assert main([f"input={corpus}", *model]) == 2
     assert time.monotonic() - started < 5
     lines = capsys.readouterr().err.splitlines()
     assert any("looking for Wespeaker/wespeaker-voxceleb-resnet34-LM on the Hub" in line for line in lines)
     (error,) = [line for line in lines if line.startswith("ERROR")]
     assert "the Hub cannot be reached" in error and "balr download Wespeaker/" in error and "HF_ENDPOINT" in error
-    assert not (tmp_path / "mistyped").exists()
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["-m", "precision=fp32", "hydra/launcher=joblib_cpu"]])
+def test_a_mistyped_folder_is_no_place_to_download_the_default_model_to(
+    hub: FakeHub, corpus: Path, tmp_path: Path, one_error_line: Callable[[], str], more: list[str]
+) -> None:
+    hub.repositories["Wespeaker/wespeaker-voxceleb-resnet34-LM", "main"] = tmp_path
+    assert main([f"input={corpus}", "embeddings.model.model_dir=models/campplus_typo", *more]) == 2
+    assert "models/campplus_typo: no such checkpoint; embeddings/model=NAME would download" in one_error_line()
+    assert not hub.requests and not (tmp_path / "models").exists()
 
 
 def test_a_cached_repository_is_not_asked_for_again_also_where_its_main_has_moved(

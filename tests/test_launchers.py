@@ -17,7 +17,7 @@ from fake_hub import FakeHub
 from balr import load_embeddings
 from balr.checkpoints import published_checkpoints
 from balr.errors import CheckpointError
-from balr.launchers import end_as_stopped
+from balr.jobs import end_as_stopped
 from balr.main import main
 
 RAY = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'balr[ray]'")
@@ -122,7 +122,7 @@ def test_models_are_fetched_once_before_the_jobs_which_ask_for_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS[2:])
+@pytest.mark.parametrize("launcher", LAUNCHERS[3:])
 def test_jobs_of_a_stopped_sweep_end_and_the_same_command_goes_on(
     launcher: str, tiny_campplus: Path, tmp_path: Path
 ) -> None:

@@ -110,7 +110,7 @@ def test_an_option_that_a_store_does_not_have_is_one_line(
     balr: Command, corpus: Path, one_error_line: Callable[[], str]
 ) -> None:
     assert balr(f"input={corpus}", "save_dir=out", "store=parquet", "+store.rows=3") == 2
-    assert "rows: ParquetStore has no such key; it has" in one_error_line()
+    assert "ParquetStore got an unexpected keyword argument 'rows'; it has" in one_error_line()
 
 
 def test_force_over_shards_that_are_not_merged_starts_over_also_after_a_kill(

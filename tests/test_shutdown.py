@@ -44,6 +44,31 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGINT, "on\n", "")
 
 
+def test_the_end_of_the_process_above_sets_the_flag_however_many_threads_it_had() -> None:
+    job = (
+        "import os, sys, time\nfrom balr.shutdown import stop_on_signals\n"
+        "with stop_on_signals(parent=os.getppid()) as stop:\n    print('on', file=sys.stderr, flush=True)\n"
+        "    stop.wait(30)\n    time.sleep(0.5)\n    print(stop.signal_name, flush=True)\n"
+    )
+    sweep = (
+        "import os, subprocess, sys, threading, time\n"
+        "for _ in range(4):\n    threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "job = subprocess.Popen([sys.executable, '-c', sys.argv[1]], stderr=subprocess.PIPE)\n"
+        "job.stderr.readline()\nos._exit(143)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", sweep, job], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (143, "SIGHUP\n")
+
+
+@pytest.mark.parametrize("order", [(signal.SIGHUP, signal.SIGINT), (signal.SIGINT, signal.SIGHUP)])
+def test_the_end_of_the_process_above_is_no_second_signal(order: tuple[int, int]) -> None:
+    stop = Stop()
+    stop.handle(order[0], None)
+    with stop._cond:  # as where it comes while the first one is handled
+        stop.handle(order[1], None)
+    assert stop.signal_name == "SIGINT"
+
+
 def test_a_thread_without_signals_gets_a_flag_that_nobody_sets() -> None:
     found: list[bool] = []
 

@@ -88,6 +88,32 @@ def test_a_sweep_names_its_lines_and_ends_with_a_table_of_its_jobs(
     assert "ERROR 2 of 2 jobs failed: " in printed
 
 
+def test_results_that_an_earlier_sweep_left_in_the_folder_are_none_of_this_one(
+    balr: Command, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = ("-m", "save_dir=out", "hydra.sweep.dir=sweep")
+    (corpus / "spk0" / "text.wav").write_text("no audio")
+    assert balr(*sweep, f"input={corpus / 'spk1'},{corpus / 'spk0'}") == 1
+    capsys.readouterr()
+    assert balr(*sweep, f"input={corpus / 'spk1'}") == 0
+    table = capsys.readouterr().err.rpartition("x real time")[2].splitlines()[1:]
+    assert len(table) == 1 and table[0].startswith("corpus-spk1/")
+
+
+def test_a_page_that_cannot_be_drawn_changes_no_exit_code(
+    balr: Command, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def surprise(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("balr.report.report", surprise)
+    (corpus / "text.wav").write_text("no audio")
+    evaluated = ("+evaluation=trials", "evaluation.bootstrap=0", "save_dir=out")
+    assert balr("-m", f"input={corpus}", *evaluated) == 1
+    told = capsys.readouterr().err
+    assert "WARNING no page was written: a bug\nERROR 1 of 1 jobs failed: " in told and "EER" in told
+
+
 def test_a_log_line_of_a_single_run_has_no_name(
     balr: Command, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

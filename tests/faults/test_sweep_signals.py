@@ -1,5 +1,6 @@
 """A parallel sweep that is stopped leaves no process behind, and the same command goes on where its jobs were."""
 
+import json
 import os
 import signal
 import subprocess
@@ -67,7 +68,8 @@ def test_no_job_outlives_a_stopped_sweep_and_the_same_command_completes_it(
     assert sweep.returncode in (-number, 128 + number), told
     assert "Traceback" not in told
     wait_until(lambda: not alive_in_group(sweep.pid), seconds=20)
-    assert len(list(out.rglob("run.json"))) == 2, "the third job was not begun"
+    ends = [json.loads(path.read_text())["runs"][-1]["exit"] for path in out.rglob("run.json")]
+    assert len(ends) == 2 and all(end.startswith("interrupted by SIG") for end in ends), "no third job was begun"
     again = start_sweep()
     _, told = again.communicate(timeout=200)
     assert again.returncode == 0, told
