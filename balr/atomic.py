@@ -41,7 +41,8 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
-            _discard(temporary)
+            with suppress(OSError):  # its folder is no folder, or not ours: nothing was written
+                os.unlink(temporary)
             raise
 
 
@@ -97,8 +98,3 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _discard(path: str) -> None:
-    with suppress(OSError):  # its folder is no folder, or not ours: nothing was written
-        os.unlink(path)

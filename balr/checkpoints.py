@@ -6,13 +6,11 @@ EERs are in % on VoxCeleb1-O, -E, -H as WeSpeaker published them: cosine scores 
 import csv
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 import yaml
 
@@ -26,21 +24,6 @@ DOWNLOADED_FROM = ".downloaded-from"  # in a model_dir: the repository and revis
 
 
 @dataclass(frozen=True)
-class PublishedCheckpoint:
-    """Describe a checkpoint, at the revision that was tested; `conf/embeddings/model/<name>.yaml` names its files."""
-
-    name: str
-    model_repo: str
-    architecture: str
-    revision: str
-    embedding_dim: int
-    parameters_millions: float
-    trained_on: str
-    eer_percent: tuple[float, float, float] | None
-    licence: str
-
-
-@dataclass(frozen=True)
 class CheckpointFiles:
     """Locate the weights and the training config of a checkpoint, and say where they came from."""
 
@@ -50,38 +33,33 @@ class CheckpointFiles:
 
 
 @cache
-def published_checkpoints() -> Mapping[str, PublishedCheckpoint]:
-    """Return the published checkpoints by repository id, ordered by name."""
+def published_checkpoints() -> dict[str, dict[str, str]]:
+    """Return the published checkpoints by repository id, ordered by name, at the revisions that were tested.
+
+    `conf/embeddings/model/<name>.yaml` names their files.
+    """
     with Path(__file__).with_suffix(".csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    found = {}
-    for row in rows:
-        eer = [row.pop(f"eer_{trials}") for trials in "oeh"]
-        facts: dict[str, Any] = {**row, "eer_percent": tuple(map(float, eer)) if all(eer) else None}
-        facts |= {"embedding_dim": int(row["embedding_dim"]), "parameters_millions": float(row["parameters_millions"])}
-        found[row["model_repo"]] = PublishedCheckpoint(**facts)
-    return MappingProxyType(found)
+        return {row["model_repo"]: row for row in csv.DictReader(file)}
 
 
 def pinned_revision(model_repo: str) -> str:
     """Return the revision that balr ships for a repository, `main` for one it does not know."""
-    known = published_checkpoints().get(model_repo)
-    return known.revision if known else "main"
+    return published_checkpoints().get(model_repo, {}).get("revision", "main")
 
 
 def published_names() -> list[str]:
     """Return the names of the published checkpoints, as `balr models` lists them."""
-    return [checkpoint.name for checkpoint in published_checkpoints().values()]
+    return [row["name"] for row in published_checkpoints().values()]
 
 
 def published_table() -> str:
     """Return the published checkpoints as text of two lines each, within 80 columns."""
     lines = [f"{'embeddings/model=':21}  dim  M params  {'EER O/E/H':14}  {'trained on':13}  licence"]
-    for checkpoint in published_checkpoints().values():
-        eer = "/".join(f"{rate:.2f}" for rate in checkpoint.eer_percent or ()) or "-"
-        size = f"{checkpoint.embedding_dim:3}  {checkpoint.parameters_millions:8.1f}"
-        lines.append(f"{checkpoint.name:21}  {size}  {eer:14}  {checkpoint.trained_on:13}  {checkpoint.licence}")
-        lines.append(f"  {checkpoint.model_repo}  {checkpoint.architecture}")
+    for row in published_checkpoints().values():
+        eer = "/".join(f"{float(row[name]):.2f}" for name in ("eer_o", "eer_e", "eer_h") if row[name]) or "-"
+        size = f"{row['embedding_dim']:>3}  {float(row['parameters_millions']):8.1f}"
+        lines.append(f"{row['name']:21}  {size}  {eer:14}  {row['trained_on']:13}  {row['licence']}")
+        lines.append(f"  {row['model_repo']}  {row['architecture']}")
     lines += [f"{'demo':21}  128       1.2  -               LibriSpeech    cc-by-4.0"]
     lines += ["  in balr itself, for demonstrations and tests only  ECAPA_TDNN"]
     lines += ["EER: % on VoxCeleb1-O, -E, -H as WeSpeaker published it, cosine scores without", "normalisation."]
@@ -93,8 +71,7 @@ def hub_settings(name: str) -> dict[str, str]:
 
     Raises CheckpointError that suggests near names.
     """
-    known = published_checkpoints().get(name)
-    name = known.name if known else name
+    name = published_checkpoints().get(name, {}).get("name", name)
     is_repository = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)
     if not is_repository and name not in published_names():
         near = get_close_matches(name, published_names(), n=3, cutoff=0.4) or published_names()

@@ -168,8 +168,7 @@ def job_label(choice: str, overrides: Iterable[str], *, is_sweep: bool) -> str:
 
 
 def _repository_label(repo: str) -> str:
-    known = published_checkpoints().get(repo)
-    return known.name if known else repo.replace("/", "--")
+    return published_checkpoints().get(repo, {}).get("name", repo.replace("/", "--"))
 
 
 def _folder_label(folder: str) -> str:

@@ -1,9 +1,7 @@
 """The schema of a run, with the types and ranges of all settings, and the folder of the config tree. No torch here."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, get_type_hints
 
 from omegaconf import MISSING, OmegaConf
@@ -12,15 +10,13 @@ from balr.errors import ConfigError
 from balr.records import Shard
 
 WINDOWS = ("hamming", "hanning", "povey", "rectangular", "blackman")  # as torchaudio.compliance.kaldi names them
-_RANGES: Mapping[str, tuple[int, int]] = MappingProxyType(
-    {
-        "sample_rate_hz": (4_000, 384_000),
-        "num_mel_bins": (4, 512),
-        "frame_length_ms": (1, 1_000),
-        "frame_shift_ms": (1, 1_000),
-        "samples": (1, 4_096),
-    }
-)
+_RANGES = {
+    "sample_rate_hz": (4_000, 384_000),
+    "num_mel_bins": (4, 512),
+    "frame_length_ms": (1, 1_000),
+    "frame_shift_ms": (1, 1_000),
+    "samples": (1, 4_096),
+}
 
 
 @dataclass(frozen=True)

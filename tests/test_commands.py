@@ -31,7 +31,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iter
         {"feat_dim": 80, "embed_dim": 256},
         model_name="avg_model",
     )
-    revisions = {repo: checkpoint.revision for repo, checkpoint in published_checkpoints().items()}
+    revisions = {repo: checkpoint["revision"] for repo, checkpoint in published_checkpoints().items()}
     served = {(RESNET34, revisions[RESNET34]): small, (RESNET293, revisions[RESNET293]): tiny_checkpoint}
     with FakeHub(served).serving() as serving:
         yield serving
@@ -80,7 +80,7 @@ def test_the_second_example_works_as_written_save_for_the_device(hub: FakeHub, p
     hub.requests.clear()
     done = run_command("balr", *arguments.split(), *overrides, cwd=project, **environment(hub, project))
     assert done.returncode == 0, done.stderr
-    revision = published_checkpoints()[RESNET293].revision
+    revision = published_checkpoints()[RESNET293]["revision"]
     assert {request.rpartition("/")[0] for request in hub.requests} == {f"/{RESNET293}/resolve/{revision}"}
     assert len(list((project / "D").rglob("*_emb.npy"))) == 2
 

@@ -60,9 +60,9 @@ IN_README = [
 def hub(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
     served = {("me/my-model", "main"): tiny_checkpoint}
     for repo, checkpoint in published_checkpoints().items():
-        folder = served[repo, checkpoint.revision] = tmp_path_factory.mktemp(checkpoint.name)
+        folder = served[repo, checkpoint["revision"]] = tmp_path_factory.mktemp(checkpoint["name"])
         for key, file in (("model_name", "avg_model.pt"), ("config_name", "config.yaml")):
-            (folder / hub_settings(checkpoint.name)[key]).symlink_to(tiny_checkpoint / file)
+            (folder / hub_settings(checkpoint["name"])[key]).symlink_to(tiny_checkpoint / file)
     with FakeHub(served).serving() as serving:
         yield serving
 
@@ -208,11 +208,12 @@ def test_the_model_table_holds_the_published_facts_and_the_measured_speeds() -> 
     speeds = re.compile(r"^\| (\w+) \| speech.*?^\| balr \| ([\d.]+)", flags=re.MULTILINE | re.DOTALL)
     measured = {network: float(speed) for network, speed in speeds.findall(TEXTS["docs/benchmarks.md"])}
     for checkpoint in published_checkpoints().values():
-        dim, size, eer, speed, licence = table[checkpoint.name]
-        assert (dim, size) == (str(checkpoint.embedding_dim), f"{checkpoint.parameters_millions:.1f} M")
-        assert eer == (" / ".join(f"{rate:.2f}" for rate in checkpoint.eer_percent or ()) or "-")
-        ratio = measured.get(checkpoint.architecture, 0) / measured["ResNet34"]
-        assert speed == (f"{ratio:.2g}" if ratio else "-") and licence == checkpoint.licence
+        dim, size, eer, speed, licence = table[checkpoint["name"]]
+        assert (dim, size) == (checkpoint["embedding_dim"], f"{float(checkpoint['parameters_millions']):.1f} M")
+        rates = [checkpoint[f"eer_{trials}"] for trials in "oeh"]
+        assert eer == (" / ".join(f"{float(rate):.2f}" for rate in rates) if all(rates) else "-")
+        ratio = measured.get(checkpoint["architecture"], 0) / measured["ResNet34"]
+        assert speed == (f"{ratio:.2g}" if ratio else "-") and licence == checkpoint["licence"]
 
 
 def test_the_columns_that_the_readme_names_are_those_of_a_run(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

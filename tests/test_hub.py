@@ -90,7 +90,7 @@ def test_a_repository_that_balr_does_not_ship_is_taken_from_main(hub: FakeHub) -
 
 def test_every_shipped_revision_is_whole_or_main() -> None:
     for checkpoint in published_checkpoints().values():
-        assert checkpoint.revision == "main" or len(checkpoint.revision) == 40
+        assert checkpoint["revision"] == "main" or len(checkpoint["revision"]) == 40
     assert len(published_checkpoints()) == 16
 
 

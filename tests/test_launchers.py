@@ -77,7 +77,7 @@ def test_models_of_an_experiment_that_the_command_replaces_are_not_asked_for(mon
     monkeypatch.setattr("balr.sweeps.SweepBars", begin)
     models = ["+experiment=compare_models", "embeddings/model=campplus_lm,resnet293_lm"]
     assert main(["-m", "input=x", "hydra/launcher=joblib_cpu", *models]) == 3
-    names = {checkpoint.name: repo for repo, checkpoint in published_checkpoints().items()}
+    names = {checkpoint["name"]: repo for repo, checkpoint in published_checkpoints().items()}
     assert asked == [names["campplus_lm"], names["resnet293_lm"]]
 
 
