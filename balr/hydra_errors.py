@@ -97,7 +97,7 @@ def _missing_config(error: MissingConfigException, file: str) -> str:
 def _unknown_key(message: str, reason: str) -> str:
     found = re.search(r"full_key: (\S+)", reason) or re.search("'(.+?)'", message)
     key = found[1] if found else reason
-    keys = [*groups(), *known_keys()]
+    keys = sorted({*groups(), *known_keys()})
     same_end = [known for known in keys if re.split(r"[./]", known)[-1] == key]
     near = same_end or get_close_matches(key, keys, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "--cfg job shows all keys."

@@ -130,8 +130,11 @@ def test_a_save_dir_that_names_the_job_is_taken_as_it_is(balr: Command, corpus: 
 
 
 @pytest.mark.filterwarnings("ignore")  # those of Optuna
-def test_a_sweeper_that_optimises_gets_the_eer(corpus: Path, tiny_checkpoint: Path) -> None:
+def test_a_sweeper_that_optimises_gets_the_eer(
+    corpus: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Run the real Optuna sweeper: what it minimises is what evaluation.json says."""
+    monkeypatch.setattr("balr.report.report", lambda *_: None)  # whose page takes seconds
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install 'balr[optuna]'")
     model = [f"embeddings.model.model_dir={tiny_checkpoint}", "data=serial", "embeddings.model.model_name=avg_model.pt"]
     sweeper = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1"]

@@ -32,6 +32,7 @@ OneLine = Callable[[], str]
         ("data.num_workers=1.5", "data.num_workers=1.5: Value '1.5' of type 'float' could not be converted to Integer"),
         ("data.batch_size=abc", "data.batch_size=abc: Value 'abc' of type 'str' could not be converted to Integer"),
         ("data=null", "data=null: a config is chosen by data=NAME; there are auto, cpu, gpu, serial."),
+        ("store.rows=3", "store.rows: no such key; did you mean store?"),
         ("data.batch_size=[1]", "could not be converted to Integer"),
         ("audio_formats=[[wav]]", "must be suffixes"),
         ("embeddings.model.features.int16_scale=3.5", "features.int16_scale=3.5: Value '3.5' is not a valid bool"),
