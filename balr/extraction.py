@@ -53,10 +53,7 @@ def run(cfg: RunConfig, *, run_dir: Path, stop: Stop, job: str = "embedding") ->
         model = _model(cfg) if left else None
         if model is not None:
             facts |= model.describe()
-            if files.completed:
-                files.record.refuse_other_weights(facts.get("checkpoint", {}))
-            files.model["settings"]["engine"] = facts.get("engine", "torch")
-            files.begin(model.embedding_dim, corpus)
+            files.begin(model.embedding_dim, corpus, facts)
         tally = _Follower(files, cfg, stop, todo=len(left), job=job, report_to=report_file(run_dir))
         with files.record.of_run({**facts, "hydra": str(run_dir.absolute()), **software(), **machine()}) as entry:
             try:

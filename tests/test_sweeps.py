@@ -107,7 +107,7 @@ def test_a_page_that_cannot_be_drawn_changes_no_exit_code(
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr("balr.report.report", surprise)
-    (corpus / "text.wav").write_text("no audio")
+    (corpus / "spk0" / "text.wav").write_text("no audio")
     evaluated = ("+evaluation=trials", "evaluation.bootstrap=0", "save_dir=out")
     assert balr("-m", f"input={corpus}", *evaluated) == 1
     told = capsys.readouterr().err

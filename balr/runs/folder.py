@@ -33,8 +33,14 @@ class RunFolder:
     completed: Set[str]
     starts_over: bool = False
 
-    def begin(self, embedding_dim: int | None, corpus: Corpus) -> None:
-        """Note whose embeddings the folder holds from now on; where they replace others, after those are gone."""
+    def begin(self, embedding_dim: int | None, corpus: Corpus, described: Facts) -> None:
+        """Note whose embeddings the folder holds from now on; where they replace others, after those are gone.
+
+        `described`: what the loaded model says of itself. Raises OutputError where others are by other weights.
+        """
+        if self.completed:
+            self.record.refuse_other_weights(described.get("checkpoint", {}))
+        self.model["settings"]["engine"] = described.get("engine", "torch")
         if self.starts_over:
             self.store.clear()
             self.failures.clear()

@@ -221,7 +221,7 @@ def test_nan_in_an_embedding_is_named(tmp_path: Path) -> None:
     ids, matrix = speaker_embeddings()
     matrix[5, 3] = np.nan
     store = write_store(tmp_path / "store", ids, matrix)
-    with pytest.raises(BalrError, match="s0/5: numbers that are not finite"):
+    with pytest.raises(BalrError, match=r"1 embeddings have NaN.* s0/5"):
         judged(store, mean="none")
 
 
@@ -251,7 +251,7 @@ def test_a_run_evaluates_itself_and_a_sweep_shows_eers_and_writes_a_page(
     table = capfd.readouterr().err
     assert "EER" in table and table.count("evaluation.mean-") >= 2
     [(folders, page)] = pages
-    assert sorted(folders) == sorted(one.parent for one in Path("sweep").absolute().rglob("metadata.csv"))
+    assert sorted(folders) == sorted(one.parent for one in Path("sweep").rglob("metadata.csv"))
     assert len(folders) == 2
     assert page.name == "report.html" and f"page     {page}\n" in table
 
