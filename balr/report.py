@@ -11,6 +11,7 @@ import numpy as np
 
 from balr.atomic import whole_file
 from balr.config import EvaluationConfig
+from balr.errors import InputError, one_line
 from balr.evaluate import evaluate
 from balr.evaluation.figures import evaluation_figures
 from balr.evaluation.inspection import Inspection, inspect
@@ -82,7 +83,10 @@ def _read(folder: Path) -> Run:
     files = sorted(folder.glob(f"evaluation/*/{EVALUATION}"), key=lambda file: file.stat().st_mtime)
     if not files and (own.speakers >= 0).all() and 1 < len(set(own.names)) < len(own.names):
         files = [evaluate(folder, EvaluationConfig())[1] / EVALUATION]
-    found = [json.loads(files[-1].with_name(name).read_text("utf-8")) for name in (EVALUATION, CURVES) if files]
+    try:
+        found = [json.loads(files[-1].with_name(name).read_text("utf-8")) for name in (EVALUATION, CURVES) if files]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{files[-1].parent}: not an evaluation ({one_line(error)}); run balr evaluate.") from error
     return Run(folder, own, Record.of(folder), *(found or ({}, {})))
 
 

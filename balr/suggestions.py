@@ -43,7 +43,7 @@ def suggest(error: Exception, argv: Sequence[str]) -> str:
     """Put an error of usage into one line that says what may have been meant."""
     message = one_line(error.format_message() if hasattr(error, "format_message") else error)
     option = getattr(error, "option_name", None)
-    if option:
+    if option and (argv[0] == "extract" or argv[0].startswith("-")):  # other commands take no keys
         return _suggest_key(option) or message
     if message.startswith("No such command"):
         word = next(word for word in argv if not word.startswith("-"))

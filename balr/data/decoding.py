@@ -1,5 +1,6 @@
 """From a plan to decoded batches, read in this process or others; a bad utterance becomes a Failure."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -83,7 +84,7 @@ def _read_here(
 ) -> Iterator[tuple[int, list[Any]]]:
     for number, batch in enumerate(plan):
         while not stop.is_set() and not may_start(number):
-            stop.wait(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_SECONDS_BETWEEN_LOOKS)  # a signal that interrupts stop.wait would wait for its lock
         if stop.is_set():
             return
         yield number, [_read_or_error(reader, tasks[index]) for index in batch]

@@ -74,7 +74,10 @@ def headers(
         found = _read_isolated(new, timeout_seconds, stop, beside_threads=beside_threads)
     else:
         found = {file: read_header(file) for file in new if not stop.is_set()}
-    cache.add({str(file): header for file, header in found.items() if header != Header()})
+    known = {file: header for file, header in found.items() if header != Header()}
+    if not stop.is_set():  # what ended or held up its reader may not do so again, but batches are to be the same
+        known |= {file: Header() for file in new if file not in found}
+    cache.add({str(file): header for file, header in known.items()})
     return [cache.known.get(str(file), Header()) for file in files]
 
 

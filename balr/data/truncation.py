@@ -51,8 +51,8 @@ def mpeg_frames(path: Path) -> tuple[int, int, int, str | None]:
         if frame is None or frame.kind != first.kind:
             start = _after_id3(data, position)
             found = _next_frame(data, start, first.kind)
-            other = _next_frame(data, start, followers=2)
-            if other is not None and other[1].kind != first.kind and (found is None or other[0] < found[0]):
+            other = _next_frame(data, start, followers=2, end=found[0] if found else len(data))
+            if other is not None and other[1].kind != first.kind:
                 flaw = f"its sample rate or its layer changes after {frames} MPEG frames: several files put end to end?"
             if found is None:
                 break
@@ -155,10 +155,16 @@ def _declared_frames(frame: bytes) -> int | None:
 
 
 def _next_frame(
-    data: mmap.mmap, position: int, kind: tuple[int, int, int] | None = None, *, followers: int = 1
+    data: mmap.mmap,
+    position: int,
+    kind: tuple[int, int, int] | None = None,
+    *,
+    followers: int = 1,
+    end: int | None = None,
 ) -> tuple[int, _Frame] | None:
-    """Find the next frame, of a kind if one is given, that so many others of the same kind follow."""
-    while (position := data.find(b"\xff", position)) >= 0:
+    """Find the next frame that starts before `end`, of a kind if one is given, and that so many of its kind follow."""
+    end = len(data) if end is None else end
+    while (position := data.find(b"\xff", position, end)) >= 0:
         first = _mpeg_frame(data[position : position + 4])
         if first is not None and kind in (None, first.kind):
             frames, after = [first], position

@@ -42,8 +42,11 @@ class EmbeddingsModel(ABC):
     embedding_dim: int | None = None
     on_progress: Callable[[float], None] = staticmethod(lambda _: None)  # with the seconds of a chunk that is done
     _most_samples: float = math.inf
-    _batching: dict[str, Any]  # of the last run
     _room: AudioBudget  # shared by batches; an utterance that has no room beside them gets all of it
+
+    @cached_property
+    def _batching(self) -> dict[str, Any]:
+        return {}  # until a corpus is embedded
 
     @cached_property
     def stages(self) -> StageTimer:

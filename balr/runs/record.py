@@ -114,7 +114,7 @@ class Record:
         if before.get("weights_sha256") != checkpoint.get("weights_sha256"):
             raise OutputError(
                 f"{self.path.parent}: holds embeddings by other weights of {checkpoint.get('source')}, which has moved "
-                "on; set embeddings.model.revision, or force=true to embed all again."
+                "on; set embeddings.model.revision to the earlier commit, or choose another save_dir."
             )
 
     def refuse_another_model(self, model: Facts) -> None:

@@ -82,7 +82,7 @@ def verify(folder: Path, corpus: Corpus | None = None) -> Verdict:
     record, findings = _record(folder)
     dims = Counter(sizes.values())
     recorded = None if record is None else record.embedding_dim
-    dim = dims.most_common(1)[0][0] if dims else recorded
+    dim = dims.most_common(1)[0][0] if dims and recorded not in dims else recorded
     if recorded not in (None, dim):
         findings.append(Finding("contradiction", RUN, f"embeddings of {recorded} numbers, found of {dim}"))
     odd = {id_: size for id_, size in sizes.items() if size != dim}

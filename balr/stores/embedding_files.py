@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,9 @@ def _read(path: Path) -> Any:
     if path.suffix == ".npy":
         return np.load(path, allow_pickle=False)
     if path.suffix == ".txt":
-        return np.array(path.read_text(encoding="ascii").split(), np.float32)
+        with warnings.catch_warnings():  # of an empty file, which the caller refuses
+            warnings.simplefilter("ignore")
+            return np.loadtxt(path, dtype=np.float32, ndmin=1)
     if path.suffix == ".pkl":
         with path.open("rb") as file:
             return _ArrayUnpickler(file).load()

@@ -47,7 +47,7 @@ class FilesStore(ListedStore):
         self._suffix = f".{format}"
         self._root, self._output_dir = str(corpus.root), None if corpus.is_beside_audio else str(self.folder)
         dim = corpus.embedding_dim
-        self._bytes = len(encode(np.zeros(dim, np.float32), ".npy")) if dim else None
+        self._dim, self._bytes = dim, len(encode(np.zeros(dim, np.float32), ".npy")) if dim else None
         files = [self._file(utterance) for utterance in self.audible]
         refuse_shared_files(self.audible, files, folds_case=folds_case(self.folder))
         if not corpus.is_beside_audio:
@@ -81,7 +81,8 @@ class FilesStore(ListedStore):
             with suppress(OSError, InputError):
                 if os.path.isfile(file):
                     embedding, content = read_usable(Path(file)), read_content(file)
-                    if self._suffix == ".txt" or content == encode(embedding, ".npy"):
+                    is_whole = self._dim in (None, embedding.size) and content == encode(embedding, self._suffix)
+                    if is_whole:
                         found[utterance.id] = Listed(self._place(utterance), checksum(content))
         return found
 

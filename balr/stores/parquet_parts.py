@@ -121,10 +121,13 @@ def drop_rows(folder: Path, ids: Set[str]) -> None:
     for part in parts_in(folder):
         found = [part.name] if part.name in ids else read_part(part, ["id"])["id"].to_pylist()
         kept = [number for number, id_ in enumerate(found) if id_ not in ids]
-        if kept and len(kept) < len(found):
+        if len(kept) == len(found):
+            continue
+        if kept:
             write_part(part.with_suffix(".parquet"), read_part(part).take(kept))
-        elif not kept:
+        else:
             part.unlink()
+        part.with_suffix(".arrows").unlink(missing_ok=True)  # or it would count again once its part is gone
 
 
 def write_part(part: Path, table: pa.Table) -> None:

@@ -15,6 +15,7 @@ import torch
 from conftest import Command, embeddings, rows, speechlike, write_wav
 
 from balr.data.audio import load_waveform
+from balr.data.truncation import mpeg_frames
 from balr.errors import UtteranceError
 from balr.stores.embedding_files import read_embedding
 
@@ -133,6 +134,12 @@ def test_a_file_of_one_sample_a_second_does_not_burst_when_resampled(tmp_path: P
     assert "more than 600 s" in str(made)
     made = bounded(lambda: load_waveform(path, 16_000, max_seconds=4_000).numel(), mib=1_200, seconds=30)
     assert made == 4_000 * 16_000
+
+
+def test_frames_between_which_others_lie_are_looked_for_in_time_that_grows_with_the_file(tmp_path: Path) -> None:
+    frame = bytes.fromhex("fff348c4") + bytes(140)  # MPEG-2, layer III, 32 kbit/s at 16 kHz
+    (tmp_path / "a.mp3").write_bytes((2 * frame + bytes(50)) * 8_000)
+    assert bounded(lambda: mpeg_frames(tmp_path / "a.mp3")[0], mib=60, seconds=15) == 16_000
 
 
 def test_a_thousand_channels_are_read_in_blocks(tmp_path: Path) -> None:

@@ -101,11 +101,13 @@ print(len(pairs), "embedded,", len(pairs.failures), "failed")
 def test_a_header_that_ends_or_hangs_its_reader_costs_no_other_file_its_length(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text("""
 from pathlib import Path
-from balr.data.headers import headers
+from balr.data.headers import HeaderCache, headers
 
 files = sorted(Path("corpus").iterdir())
-found = headers(files, isolated=True, timeout_seconds=2.0)
+cache = HeaderCache(Path("durations.csv"))
+found = headers(files, cache=cache, isolated=True, timeout_seconds=2.0)
 print(len(files), *(file.stem for file, header in zip(files, found) if header.seconds is None))
+print(headers(files, cache=HeaderCache(Path("durations.csv"))) == found)
 """)
     done = run_command("python", "script.py", cwd=tmp_path, PYTHONPATH="faults")
-    assert done.stdout.split() == ["15", "header-hang", "header-segfault"], done.stderr
+    assert done.stdout.split() == ["15", "header-hang", "header-segfault", "True"], done.stderr

@@ -16,7 +16,7 @@ import pytest
 from conftest import Command, break_off_after, embeddings, interrupt_at, rows, run_command, speechlike, write_wav
 
 from balr import cli
-from balr.stores.embedding_files import encode, read_embedding
+from balr.stores.embedding_files import checksum, encode, read_embedding
 
 
 def verify(*arguments: object) -> tuple[int, str]:
@@ -203,6 +203,18 @@ def test_a_record_that_does_not_fit_forgets_nothing(out: Path) -> None:
     code, told = verify(out, "--forget")
     assert code == 1 and "embeddings of 512 numbers, found of 32" in told and embeddings(out) == before
     assert "0 taken off the list" in told
+
+
+def test_embeddings_of_the_recorded_size_are_kept_however_many_have_another(out: Path) -> None:
+    right, *others = sorted(out.rglob("*_emb.npy"))
+    text = (out / "metadata.csv").read_text()
+    for path in others:
+        before = checksum(path.read_bytes())
+        write(path, read_embedding(path)[:16].copy())
+        text = text.replace(before, checksum(path.read_bytes()))
+    (out / "metadata.csv").write_text(text)
+    assert verify(out, "--forget")[1].splitlines()[-1].startswith("5 taken off the list")
+    assert [row["embedding"] for row in rows(out / "metadata.csv")] == [str(right.relative_to(out))]
 
 
 def test_a_name_that_is_not_utf_8_is_told_all_the_same(out: Path) -> None:

@@ -46,7 +46,7 @@ def test_every_kind_of_damage_is_noticed(tmp_path: Path, kind: str) -> None:
     assert not is_taken(path)
 
 
-@pytest.mark.parametrize("text", ["", "1.5x\n", "0.5\nnan\n", "0\n0\n", "(1,)", "\xff"])
+@pytest.mark.parametrize("text", ["", "1.5x\n", "0.5\n0.25", "0.5 0.25\n", "0.5\nnan\n", "0\n0\n", "(1,)", "\xff"])
 def test_a_damaged_text_is_noticed_too(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a_emb.txt"
     path.write_bytes(encode(WHOLE, ".txt"))

@@ -14,6 +14,7 @@ from balr.runs.verify import forget, verify
 from balr.stores.base import StoredCorpus
 from balr.stores.kaldi import KaldiStore
 from balr.stores.parquet import ParquetStore
+from balr.stores.reading import load_embeddings
 
 ROOT = Path("/corpus")
 RECORD = '{"model": {}, "forcing": false, "embedding_dim": 5, "runs": [{"counts": {"total": 3}}]}'
@@ -65,3 +66,12 @@ def test_a_part_that_cannot_be_read_is_forgotten_whole(out: Path, spoil: Callabl
     spoil(out / "part-00001.parquet")
     assert forget(out, verify(out)) == 1
     assert ParquetStore(corpus, rows_per_part=1).completed() == {"u0", "u2"}
+
+
+def test_rows_of_a_run_that_was_killed_stay_forgotten(out: Path) -> None:
+    ParquetStore(StoredCorpus(out, UTTERANCES, ROOT), rows_per_part=10).write(embedded(0, 1, 2))
+    first, second, *_ = UTTERANCES
+    for left in ([first, second], [first]):
+        assert forget(out, verify(out, Corpus(left, ROOT))) == 1
+        assert load_embeddings(out)[0] == [one.id for one in left]
+    assert [part.name for part in out.glob("part-*")] == ["part-00000.parquet"]
