@@ -193,7 +193,7 @@ def test_the_table_of_folders_gives_the_folders(
 ) -> None:
     table = re.compile(r"^\| `(balr extract [^`]+)` \| `([^`]+)` \|$", flags=re.MULTILINE)
     listed = table.findall(TEXTS["docs/configuration.md"])
-    assert len(listed) == 6
+    assert len(listed) == 7
     for line, folder in listed:
         capsys.readouterr()
         run(f"{line} --cfg job --resolve", "the table", monkeypatch)
