@@ -60,7 +60,7 @@ def headers(
     beside_threads: bool = False,
     stop: Stop | None = None,
 ) -> list[Header]:
-    """Return the header of each file, empty where it cannot be read; only those that `cache` does not know are read.
+    """Return the header of each file, empty where it cannot be read; a file that `cache` knows is not opened.
 
     `isolated` reads in processes of their own, so that a file that crashes its reader, or takes over `timeout_seconds`,
     gives an empty header; `beside_threads`: these are not forked. Setting `stop` leaves headers out. Raises OutputError
@@ -75,7 +75,7 @@ def headers(
     else:
         found = {file: read_header(file) for file in new if not stop.is_set()}
     known = {file: header for file, header in found.items() if header != Header()}
-    if not stop.is_set():  # what ended or held up its reader may not do so again, but batches are to be the same
+    if not stop.is_set():  # a file that ended its reader may not do so in the next run, whose batches must be the same
         known |= {file: Header() for file in new if file not in found}
     cache.add({str(file): header for file, header in known.items()})
     return [cache.known.get(str(file), Header()) for file in files]

@@ -55,7 +55,7 @@ def _versions() -> dict[str, str]:
 def _commit() -> str | None:
     """Return the commit of a checkout of balr, with `-dirty` where its files were changed."""
     checkout = Path(__file__).resolve().parents[2]
-    where = (f"--git-dir={checkout / '.git'}", f"--work-tree={checkout}")  # whatever GIT_DIR says
+    where = (f"--git-dir={checkout / '.git'}", f"--work-tree={checkout}")  # not those of GIT_DIR
     command = ("git", "--no-optional-locks", *where, *_DESCRIBE)
     with suppress(OSError, subprocess.SubprocessError):  # no git, no checkout
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_GIT_SECONDS)  # noqa: S603

@@ -148,7 +148,7 @@ class Record:
             )
 
     def is_of(self, model: Facts) -> bool:
-        """Return whether the embeddings are of this model, wherever its files are and whatever computed them."""
+        """Return whether the embeddings are of this model, wherever its files are, by any engine."""
         settings = [{**one.get("settings", {}), "engine": None} for one in (self.model, model)]
         return self.model.get("files") == model.get("files") and settings[0] == settings[1]
 

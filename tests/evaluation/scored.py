@@ -11,6 +11,9 @@ from unittest import mock
 import numpy as np
 import numpy.typing as npt
 
+from balr.config import EvaluationConfig
+from balr.evaluate import evaluate
+from balr.evaluation.judgement import Judgement
 from balr.records import NOTHING, Embedded, Utterance
 from balr.stores.base import StoredCorpus
 from balr.stores.files import FilesStore
@@ -69,3 +72,8 @@ def write_store(
     store.write([Embedded(one, row, 2.0) for one, row in zip(utterances, matrix, strict=True)])
     store.close()
     return folder
+
+
+def judged(store: Path, **settings: object) -> Judgement:
+    """Evaluate a store with few draws."""
+    return evaluate(store, EvaluationConfig(**{"bootstrap": 20, **settings}))[0]

@@ -3,23 +3,19 @@
 import json
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import Command, rows
-from evaluation.scored import speaker_embeddings, write_store
+from evaluation.scored import judged, speaker_embeddings, write_store
 from typer.testing import CliRunner
 
 from balr import cli
-from balr.atomic import whole_file
 from balr.config import EvaluationConfig
-from balr.errors import BalrError, OutputError
+from balr.errors import BalrError
 from balr.evaluate import evaluate
-from balr.evaluation.judgement import Judgement
 
 Folder = Path
 
@@ -35,10 +31,6 @@ def pairs_of(ids: list[str]) -> list[tuple[str, str, int]]:
         for number, one in enumerate(ids)
         for other in ids[number + 1 :]
     ]
-
-
-def judged(store: Folder, **settings: object) -> Judgement:
-    return evaluate(store, EvaluationConfig(**{"bootstrap": 20, **settings}))[0]
 
 
 def test_all_pairs_are_the_list_of_all_pairs(store: Folder, tmp_path: Path) -> None:
@@ -70,33 +62,6 @@ def test_results_say_what_they_are_of_and_scores_are_listed(store: Folder, tmp_p
     evaluate(store, EvaluationConfig(trials=str(trials), bootstrap=0, scores="parquet"))
     assert pq.read_table(folder / "scores.parquet")["score"].to_pylist() == pytest.approx(scores, abs=1e-6)
     assert not (folder / "scores.csv").exists()
-
-
-def test_an_id_that_is_not_utf8_is_escaped_in_parquet_and_as_it_is_in_csv(tmp_path: Path) -> None:
-    ids, matrix = speaker_embeddings(speakers=3, each=2)
-    store = write_store(tmp_path / "store", [id_.replace("s0", "s\udce9") for id_ in ids], matrix)
-    judged(store, scores="parquet", bootstrap=0)
-    folder = store / "evaluation" / "all-pairs"
-    assert pq.read_table(folder / "scores.parquet")["enrollment"][0].as_py() == "s\\xe9/0"
-    judged(store, scores="csv", bootstrap=0)
-    assert b"\ns\xe9/0," in (folder / "scores.csv").read_bytes()
-
-
-@pytest.mark.parametrize("name", ["curves.json", "scores.csv", "evaluation.json"])
-def test_an_evaluation_that_was_killed_leaves_no_numbers_of_another(
-    name: str, store: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def write(path: Path, *_: object) -> AbstractContextManager[BinaryIO]:
-        if path.name == name:
-            raise KeyboardInterrupt
-        return whole_file(path)
-
-    judged(store, bootstrap=0)
-    monkeypatch.setattr("balr.evaluation.results.whole_file", write)
-    monkeypatch.setattr("balr.evaluation.results.write_csv", write)
-    with pytest.raises(KeyboardInterrupt):
-        judged(store, bootstrap=0, mean="none")
-    assert not (store / "evaluation/all-pairs/evaluation.json").exists()
 
 
 def test_speakers_are_taken_from_target_trials_or_from_folders_where_no_list_names_them(tmp_path: Path) -> None:
@@ -209,12 +174,6 @@ def test_intervals_that_no_draw_can_give_are_left_out(tmp_path: Path) -> None:
     store = write_store(tmp_path / "store", *speaker_embeddings(speakers=2, each=2))
     for bootstrap in (1, 2, 3):  # a draw of one speaker alone has no nontarget trial
         assert judged(store, bootstrap=bootstrap).metrics["eer"] >= 0
-
-
-def test_results_that_cannot_be_written_are_one_line(store: Folder, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="file/x"):
-        judged(store, out=str(tmp_path / "file" / "x"))
 
 
 def test_nan_in_an_embedding_is_named(tmp_path: Path) -> None:
