@@ -31,7 +31,7 @@ def split_commas(values: Sequence[str] | None) -> list[str] | None:
 
 
 def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Tell the input from the overrides, in any order. Raises BadParameter if there are two inputs."""
+    """Separate the input from the overrides, in any order. Raises BadParameter if there are two inputs."""
     rest = [word for word in words if _is_override(word)]
     inputs = [word for word in words if word not in rest]
     given = inputs + [word.removeprefix("input=") for word in rest if word.startswith("input=")]

@@ -20,7 +20,7 @@ _AT_A_TIME = 1_024
 def reuse_beside(utterances: Sequence[Utterance], store: Store, *, embedding_dim: int | None, stop: Stop) -> Set[str]:
     """Store the embeddings of whole files that lie beside them, unless it has them, and return the ids of all of these.
 
-    No record says which model made them. Those that cannot be read, have NaN or another size than `embedding_dim` are
+    No record says which model made them. Files that cannot be read, have NaN or another size than `embedding_dim` are
     left to be embedded. When `stop` is set, the others are left, too.
     """
     before = frozenset(store.completed())

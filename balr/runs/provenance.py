@@ -47,7 +47,7 @@ def machine() -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     found = {}
     for name in _PACKAGES:
-        with suppress(PackageNotFoundError):  # an extra that is not installed
+        with suppress(PackageNotFoundError):  # not installed, or under another name
             found[name] = version(name)
     return found
 

@@ -30,7 +30,7 @@ def is_store(folder: Path) -> bool:
 
 
 def has_parts(folder: Path) -> bool:
-    """Return whether a folder holds parquet parts, or what is to be one; needs no pyarrow."""
+    """Return whether a folder holds parquet parts, or streams that will be parts; needs no pyarrow."""
     return any(path.suffix in (".parquet", ".arrows") for path in folder.glob("part-*"))
 
 
